@@ -34,8 +34,8 @@ import ctrl
 from ctrl.control_model import require_expanded
 from ctrl.divergence import masked_mean, mse
 from ctrl.numerics import lerp
-from experiments.config import ArmConfig
 from experiments.methods import MethodContext
+from experiments.methods.config import ArmConfig
 from experiments.models.base import SHIPPED, load_base
 from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision, device

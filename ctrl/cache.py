@@ -15,15 +15,34 @@ from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache
 
 from ctrl.control import Control
 
-_OWNERS: weakref.WeakKeyDictionary[Cache, weakref.ref[Control]] = weakref.WeakKeyDictionary()
+FILLER = "filled_by_control"  # attribute of a cache
 FILLED_BY_OTHER = (
-    "past_key_values was filled by an expansion that ctrl.swap or ctrl.unload has taken off: keys and values of its "
-    "copies are in it. Pass a new cache"
+    "past_key_values was filled by another expansion, of other layers or one that ctrl.swap or ctrl.unload has taken "
+    "off: keys and values of its copies are in it. Pass a new cache"
 )
 FILLED_ALONE = (
     "past_key_values was filled while the expanded layers did not run (by the base model, or inside ctrl.pretrained): "
     "pass a new cache"
 )
+
+
+class _Filler:
+    """Name the expansion that fills a cache. A copied cache names it too, a pickled one its layers alone."""
+
+    def __init__(self, layers: list[int], control: Control | None = None) -> None:
+        self.layers, self.control = layers, None if control is None else weakref.ref(control)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Filler:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _Filler, (self.layers,)
+
+    def is_other(self, control: Control) -> bool:
+        """Whether it is another expansion whose copies are not those of a model that is alive and the same."""
+        filled_by = self.control() if self.control is not None else control  # None: the expansion is gone
+        gone = filled_by is not control and (filled_by is None or filled_by.owner is None)
+        return gone or self.layers != control.layers
 
 
 def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -83,12 +102,12 @@ def _counting_copies(control: Control, config: Any) -> Iterator[None]:
 
 
 def _check_owner(control: Control, cache: Any) -> None:
-    """Raise ValueError for a cache that another expansion of this model has filled, before a `ctrl.swap`."""
-    filled_by = _OWNERS.get(cache, lambda: None)()
-    if filled_by is not None and filled_by is not control and filled_by.owner is None and cache.get_seq_length():
+    """Raise ValueError for a cache that another expansion has filled: of other layers, or before a `ctrl.swap`."""
+    filler = vars(cache).get(FILLER)
+    if filler is not None and filler.is_other(control) and cache.get_seq_length():
         raise ValueError(FILLED_BY_OTHER)
-    if filled_by is not control:
-        _OWNERS[cache] = weakref.ref(control)
+    if filler is None or filler.control is None or filler.control() is not control:
+        setattr(cache, FILLER, _Filler(control.layers, control))
 
 
 def _append(control: Control, cache: Any) -> None:

@@ -44,6 +44,11 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
     meta = {"format": FORMAT, **description(model)}
+    if missing := [name for name in names if name not in state]:
+        raise CheckpointError(
+            f"state_dict has no {missing[0]}, but {next(iter(state), 'nothing')}: pass the state dict of the model "
+            "itself, not of a wrapper (DDP, torch.compile) and with all that trains, or leave state_dict out"
+        )
     trained = in_memory(model, {name: state[name] for name in names})
     write_once(trained, lambda tensors: _write(folder, tensors, meta))
     return folder

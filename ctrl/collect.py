@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError
 from ctrl.passes import ForwardPass, mean_divergence
-from ctrl.training import check_gradients
+from ctrl.training import check_gradients, refuse_synced_reference
 
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "
@@ -114,11 +114,7 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
         raise ConfigError(
             f"{type(trainer).__name__} has no compute_loss: use ctrl.collect_divergence in its training step"
         )
-    if getattr(changed.args, "sync_ref_model", False):
-        raise ConfigError(
-            "sync_ref_model=True writes the model's parameters into the reference's one by one, and an expanded model "
-            "has more of them than its base: frozen weights would be overwritten. Set sync_ref_model=False"
-        )
+    refuse_synced_reference(changed)
     if changed.args.n_gpu > 1:
         raise ConfigError(IN_THREADS)
     if not hasattr(changed.compute_loss, "without_divergence"):

@@ -39,7 +39,8 @@ class ControlConfig:
     alpha: `learned` trains the scalar theta in alpha = sigmoid(theta), `fixed` does not. The other parameters of an
         interpolation (a gate, a matrix) always train, except those that get a gradient only from a divergence of
         hidden states: without such a divergence they are frozen.
-    alpha_start: alpha before training, in [0, 1]; 0, 1 and what is next to them are excluded if alpha is learned.
+    alpha_start: alpha before training, in [0, 1]; 0, 1 and what is next to them are excluded if alpha is learned. At 0
+        no copy ever gets a gradient, and with moe none below 0.5 unless the gate differs much between tokens.
     divergence: distance between the two outputs, added to the loss; a name in `ctrl.divergence.DIVERGENCES`.
     divergence_weight: factor of the divergence in the loss, from 0 to 1e9 (the paper uses 1). With 0 none is computed,
         except for `ctrl.diagnostics`.
@@ -127,7 +128,13 @@ class ControlConfig:
 def without_effect(config: ControlConfig) -> list[str]:
     """Describe the fields that differ from their defaults and change nothing, each with what it needs."""
     needed = {name: _needed(name, config) for name in changed_fields(config)}
-    return [f"{name} has no effect: it needs {needs}" for name, needs in needed.items() if needs]
+    found = [f"{name} has no effect: it needs {needs}" for name, needs in needed.items() if needs]
+    if config.structure != "stack" and config.alpha_start == 0:
+        found.append(
+            "alpha_start=0 keeps every copy out of the output, so the loss gives it no gradient and it never trains: "
+            "start above 0"
+        )
+    return found
 
 
 def changed_fields(config: ControlConfig) -> list[str]:
@@ -137,15 +144,18 @@ def changed_fields(config: ControlConfig) -> list[str]:
 
 def _needed(name: str, config: ControlConfig) -> str:
     """Return what a field needs to have an effect; empty if it has one."""
+    gated = INTERPOLATIONS[config.interpolation].per_token
     if config.structure == "stack" and name in OF_TWO_OUTPUTS:
         return "structure concat or hybrid: a stacked copy has no second output to be compared or mixed with"
     if config.divergence == "none" and name in OF_DIVERGENCE:
         return "a divergence"
     if name == "margin" and config.divergence not in ("cosine", "cosine_smooth", "norm"):
         return "divergence cosine, cosine_smooth or norm"
+    if name == "interpolation" and config.alpha == "fixed" and config.alpha_start == 1 and gated:
+        return "an alpha_start below 1: at a fixed 1 its gate gets no gradient and never changes"
     if name == "detach_alpha" and not config.scale_by_alpha:
         return "scale_by_alpha"
-    if name == "detach_alpha" and config.alpha == "fixed" and not INTERPOLATIONS[config.interpolation].per_token:
+    if name == "detach_alpha" and config.alpha == "fixed" and not gated:
         return "an alpha that trains: alpha learned, or an interpolation whose alpha depends on the token"
     return "expanded: lora" if name == "lora_rank" and config.expanded == "full" else ""
 

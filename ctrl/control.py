@@ -43,6 +43,7 @@ class Control:
     alphas: list[list[Tensor]] = field(default_factory=list, repr=False)  # of the open blocks of ctrl.at_alpha
     lasting: list[Tensor | None] = field(default_factory=list, repr=False)  # the layers' alphas outside of these blocks
     batch_dim: int | None = None  # of hidden states, see ctrl.streams
+    trained: set[str] = field(default_factory=set, repr=False)  # names of the parameters that expand trains
     log: Any = None  # ctrl.diagnostics' log while one is open
     looked: bool = False  # whether a training pass has looked at what trains
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
@@ -70,7 +71,7 @@ class Control:
         Passes hold graph tensors, which cannot be copied; log, warning and blocks belong to the original.
         """
         copied = Control(self.config, list(self.layers), self.total, self.enabled, batch_dim=self.batch_dim)
-        copied.off = int(not self.enabled)
+        copied.off, copied.trained = int(not self.enabled), self.trained
         copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
         copied.computes, copied.samples, copied.part_prints = self.computes, self.samples, self.part_prints
         if self.used is not None:

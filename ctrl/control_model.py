@@ -152,16 +152,21 @@ class ControlModel(nn.Module):
             )
         if "peft_config" not in vars(self):
             warnings.warn(
-                "PEFT freezes the copies of this expanded model, and its save_pretrained writes adapters alone: loaded "
-                "onto the plain base these are another model. Keep the copies too: ctrl.save before get_peft_model "
-                "(then load both: ctrl.load, PeftModel.from_pretrained), or merge_and_unload() and then ctrl.save",
+                "PEFT freezes the copies of this expanded model until its adapters are merged or unloaded, and its "
+                "save_pretrained writes adapters alone: loaded onto the plain base these are another model. Keep the "
+                "copies too: ctrl.save before get_peft_model (then load both: ctrl.load, PeftModel.from_pretrained), "
+                "or merge_and_unload() and then ctrl.save",
                 stacklevel=4,
             )
         vars(self)["peft_config"] = value
 
     @peft_config.deleter
     def peft_config(self) -> None:
+        """PEFT deletes it with the last adapter (merged, unloaded or deleted): what expand trains then trains again."""
         del vars(self)["peft_config"]
+        for name, parameter in self.named_parameters():
+            if name.replace(".base_layer", "") in self.control.trained:
+                parameter.requires_grad_(True)
 
     def save_pretrained(
         self,

@@ -134,6 +134,8 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
     Raises ConfigError if the number is wrong or a value is not finite.
     """
     layers = expanded_layers(model)
+    given: Any = alpha
+    alpha = given.tolist() if hasattr(given, "tolist") else alpha  # a tensor or an array
     if isinstance(alpha, bool | str) or not isinstance(alpha, int | float | Iterable | None):
         raise ConfigError(f"alpha must be a number, or one per expanded layer, but got {alpha!r}")
     if isinstance(alpha, int | float):

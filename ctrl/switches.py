@@ -92,6 +92,7 @@ def set_alpha(model: nn.Module, alpha: float | Sequence[float]) -> None:
 
 def _numbers(alpha: float | Sequence[float], count: int) -> list[Tensor]:
     """Return one alpha for each of `count` layers. Raises ConfigError for another number of them."""
+    alpha = alpha.tolist() if hasattr(alpha, "tolist") else alpha  # a tensor or an array
     if not isinstance(alpha, list | tuple):
         return [_number(alpha)] * count  # type: ignore[arg-type]
     if len(alpha) != count:
@@ -117,7 +118,7 @@ def _number(alpha: float) -> Tensor:
         finite = False
     if not finite:
         raise ConfigError(f"alpha={alpha!r} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
-    return torch.tensor(float(alpha))
+    return torch.tensor(float(alpha), dtype=torch.float32)  # whatever torch's default is
 
 
 def _fix(gates: Sequence[Interpolation], alphas: Sequence[Tensor | None]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from ctrl.layer import expanded_layers
+from ctrl.errors import ConfigError
+from ctrl.layer import ADDED, expanded_layers
 from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
 
@@ -21,12 +23,22 @@ def warn_of_what_trains(model: Any) -> None:
     if model.control.looked or torch.compiler.is_compiling():
         return
     model.control.looked = True
+    _refuse_trainer_above()
     watch_optimizers(model)
     copies = (p for layer in expanded_layers(model) for p in layer.expanded.parameters())
     if "peft_config" not in vars(model) and not any(p.requires_grad for p in copies):
         warnings.warn(
             "a training pass, but no copy trains: all their parameters are frozen (PEFT's prompt tuning and "
             "prepare_model_for_kbit_training do that). Call the latter before ctrl.expand, or unfreeze the copies",
+            stacklevel=5,
+        )
+    frozen = [(layer, name, p) for layer in expanded_layers(model) for name, p in layer.named_parameters()]
+    moving = [f"layer {one.index}, {name}" for one, name, p in frozen if p.requires_grad and not name.startswith(ADDED)]
+    if moving and "peft_config" not in vars(model):
+        warnings.warn(
+            f"{len(moving)} weights of the pretrained layers next to copies train too (first: {moving[0]}), so the "
+            "model is not kept to its base: the divergence and ctrl.pretrained use the layers as they are now. "
+            "model.requires_grad_() after ctrl.expand does that: unfreeze other parts by name",
             stacklevel=5,
         )
     references = filter(None, (made() for made in model.control.references))
@@ -37,6 +49,22 @@ def warn_of_what_trains(model: Any) -> None:
             "ctrl.reference after you unfreeze",
             stacklevel=5,
         )
+
+
+def refuse_synced_reference(trainer: Any) -> None:
+    """Raise ConfigError for a trainer (TRL's) that copies the model's parameters into a reference, one by one."""
+    if getattr(getattr(trainer, "args", None), "sync_ref_model", False) is True:
+        raise ConfigError(
+            "sync_ref_model=True writes the model's parameters into the reference's one by one, and an expanded model "
+            "has more of them than its base: frozen weights would be overwritten. Set sync_ref_model=False"
+        )
+
+
+def _refuse_trainer_above() -> None:
+    """Call `refuse_synced_reference` for the trainer that runs this pass: it may not be attached."""
+    frame = sys._getframe()
+    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+        refuse_synced_reference(frame.f_locals.get("self"))
 
 
 def check_gradients(model: nn.Module, *passes: ForwardPass) -> None:

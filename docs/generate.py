@@ -22,7 +22,7 @@ from docs.sections import control_table, fields_table, variant, variants
 from docs.verdicts import architectures
 from experiments.cli import catalogue
 from experiments.cli.main import parser
-from experiments.config import SHIPPED, ArmConfig, ExperimentConfig
+from experiments.config import SHIPPED, ExperimentConfig
 from experiments.data.chosen import ReplayChoice
 from experiments.data.config import DataConfig
 from experiments.data.grader import Grader
@@ -36,6 +36,7 @@ from experiments.evaluation.kept_tasks.tasks import KEPT_TASKS
 from experiments.evaluation.suites import SUITES
 from experiments.methods import AVERAGES, LOSS_TERMS, METHODS, TUNINGS
 from experiments.methods.base import Average, LossTerm, Tuning
+from experiments.methods.config import ArmConfig
 from experiments.methods.tuning import Control
 from experiments.reporting.figures_page import figures_markdown
 from experiments.reporting.table import Table

@@ -30,12 +30,13 @@ if TYPE_CHECKING:  # the only list of the names: type checkers read it, and so d
     from experiments.desk.answers import answers
     from experiments.desk.buttons import Buttons
     from experiments.desk.compared import comparison_hover
+    from experiments.desk.dial import Dial
     from experiments.desk.explore import Picture, branches_hover, forgetting_hover, projection_hover
     from experiments.desk.grid import Grid
     from experiments.desk.listing import Results, open_result
     from experiments.desk.picker import Picker
     from experiments.desk.search import StudyView
-    from experiments.desk.watch import start, stop, watch
+    from experiments.desk.watch import start, stop, watch, watch_async
     from experiments.evaluation.suites.alignment import branch_table, hidden_states, layer_table, sentences
     from experiments.evaluation.weights import update_sizes
     from experiments.measure.callback import ForgettingCallback

@@ -19,8 +19,11 @@
 # - **control**: Control LLM. The pretrained layers are frozen. Copies of eight of them train next to them, and the two
 #   outputs are mixed half and half. The *divergence*, their distance, is added to the loss.
 #
-# The answer below, of one seed: both know more than nine of ten facts afterwards. Full tuning lost a tenth of its
-# accuracy on tasks that the model knew, Control LLM nothing that can be seen. The table says how sure that is.
+# The answer, of one seed: both know more than nine of ten facts afterwards (gain .99 and .93). Full tuning lost a tenth
+# of its accuracy on tasks that the model knew (retention .90, interval .84 to .97), Control LLM nothing that can be
+# seen (.97, interval .91 to 1.03).
+#
+# ![Retention against gain of both arms, from the base model on](pictures/01.png)
 #
 # This notebook runs the same pipeline as `make quickstart`. Change a number and run it again: finished arms are not run
 # twice.
@@ -42,10 +45,9 @@ root = None  # where results go; None: the project's mlruns/
 # %%
 from os.path import relpath
 
-import pandas as pd
 from IPython.display import HTML, Image, display
 
-from experiments import Grid, answers, arms_table, load_config, quiet, replies, run_experiment, start, watch
+from experiments import Grid, answers, arms_table, load_config, quiet, replies, run_experiment, start, watch_async
 
 quiet()  # progress bars stay, the libraries' chatter goes
 config = load_config(
@@ -80,7 +82,7 @@ config = load_config(
 
 # %%
 if live:
-    watch(start(config, root), root)
+    await watch_async(start(config, root), root)
 outcome = run_experiment(config, root)  # what has ended is read
 
 # %% [markdown]
@@ -92,29 +94,28 @@ outcome = run_experiment(config, root)  # what has ended is read
 # %%
 display(Grid(arms_table(outcome.results)))
 
-# %%
+# %% tags=["answer"]
 display(Image(outcome.folder / "forgetting.png", width=900))
 
 # %% [markdown]
 # ## Replies side by side
-# The first two of the held-out questions, then two that have nothing to do with the invented people.
+# A rule chooses the questions: the first two held-out ones, and of `full` the clearest lost, won and kept answer, those
+# whose right option changed most in its lead over the best wrong one.
 
 # %%
 asked = config.data.new[0].held_out(new_items, config.seed).test[:2]
 print("to learn:", *(f"{item.question} {item.answer}." for item in asked), sep="\n")
-prompts = [item.question for item in asked]
-prompts += ["What is the capital of France?", "Write one sentence about the sea."]
-with pd.option_context("display.max_colwidth", None):
-    display(HTML(replies(outcome.folder, list(rates.items()), prompts, reply_tokens).to_html()))
+turned = answers(outcome.folder, count=3)
+prompts = [item.question for item in asked] + turned.sample()
+display(Grid.of(replies(outcome.folder, list(rates.items()), prompts, reply_tokens), prose=True))
 
 # %% [markdown]
 # ## Which answers turned
-# Of each arm the answers that were lost, won and kept, of the new task and the kept ones. A rule chooses them: those
-# whose right option changed most in its lead over the best wrong one. In a running notebook the menus filter the table;
-# `answers(outcome.folder).frame` has all of them.
+# Of each arm the answers that were lost, won and kept, of the new task and the kept ones, by the same rule. The menus
+# filter the table; `turned.frame` has all of them.
 
 # %%
-display(answers(outcome.folder, count=3))
+display(turned)
 
 # %% [markdown]
 # ## Where to look next

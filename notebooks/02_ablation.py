@@ -16,6 +16,13 @@
 # distance in the loss. This notebook takes parts away and compares what is left, on the same data and the same
 # questions. Then it turns a dial: after training, how much of the copies should be mixed in?
 #
+# The answer, of one seed: what protects is that the pretrained layers stay frozen. The four arms with frozen layers and
+# copies keep what the model knew (retention 1.00 to 1.04). The same layers trained in place keep .72 of it, all weights
+# .53, both significantly less than `control`. Without mixing or without the penalty the KL to the base is significantly
+# higher; with an alpha for each token the gain is.
+#
+# ![A row for each arm, a panel for each figure](pictures/02.png)
+#
 # It is a small experiment, with few steps and few questions. The study `table5` asks the same of all variants in the
 # paper: `control-llm study table5`.
 
@@ -34,14 +41,15 @@ base_model = "smollm2-135m-instruct"
 root = None  # where results go; None: the project's mlruns/
 
 # %%
-from IPython.display import HTML, display
-from ipywidgets import FloatSlider, Text, interact
+from IPython.display import display
 
 from experiments import (
     Buttons,
+    Dial,
     Grid,
     Picker,
     Picture,
+    answers,
     asked_in,
     compare,
     comparison_figure,
@@ -89,7 +97,7 @@ display(picker)
 
 # %% [markdown]
 # The same with menus, whose choices are those of the config. Each click shows the line of Python that it equals, and
-# nothing trains before *Run*, which starts a process of its own; `watch(picker.folder)` follows it.
+# nothing trains before *Run*, which starts a process of its own; `await watch_async(picker.folder)` follows it.
 
 # %%
 display(Buttons(picker))
@@ -103,7 +111,7 @@ outcome = run_experiment(picker.config, root)
 # `control` is significant (p below .05 after Holm's correction over the arms). Hollow: it is not. Under the mouse: the
 # numbers.
 
-# %%
+# %% tags=["answer"]
 runs = read_runs([f"{outcome.folder}:{r.arm}-{r.learning_rate:g}" for r in outcome.results])  # not what the dial made
 comparison = compare(runs, "control-" + f"{learning_rate:g}", draws=2_000)
 title = "What each part is worth"
@@ -122,22 +130,23 @@ asked = asked_in(picker.config.to_dict())
 results = run_posthoc(outcome.folder, "control", learning_rate, "dial", alphas)
 display(Picture(dial_figure(results, "control: share of the trained copies", asked, trained=0.5)))
 
+# %% [markdown]
+# A rule chooses the prompts: the first two held-out questions, and the clearest lost, won and kept answer of `control`.
+
 # %%
 model = load_trained(outcome.folder, "control", learning_rate)
-tokenizer = load_base(base_model, load_config("sums").data.system)[1]
-prompts = ["38 - 5 =", "What is 12 + 7?"]
-prompts += ["What is the capital of France?"]
-display(HTML(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0], reply_tokens).to_html()))
+tokenizer = load_base(base_model, picker.config.data.system)[1]
+prompts = [item.question for item in picker.config.data.new[0].held_out(new_items, picker.config.seed).test[:2]]
+prompts += answers(outcome.folder).sample(f"control-{learning_rate:g}")
+display(Grid.of(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0], reply_tokens), prose=True))
 
 # %% [markdown]
-# Turn it by hand (in a running notebook):
+# Turn it by hand (in a running notebook). The base model's replies stay next to it, and the line above the table is the
+# same in Python.
 
 # %%
-dial = interact(
-    lambda alpha, prompt: display(replies_at(model, tokenizer, [prompt], [alpha], reply_tokens)),
-    alpha=FloatSlider(0.5, min=0, max=1.5, step=0.1, continuous_update=False),
-    prompt=Text("23 + 18 =", continuous_update=False),
-)
+display(Dial(model, tokenizer, prompts, alpha=0.5, tokens=reply_tokens))
+
 # %% [markdown]
 # ## Where to look next
 # One seed and few questions decide little. `"seed": 1` in the changes above makes a run of its own with another seed.

@@ -16,6 +16,12 @@
 # frozen ones. Accuracy shows the result. This notebook looks inside: how far did the hidden states move, in which
 # layers, and are the states of related words still close to each other?
 #
+# The answer, of one seed: with full tuning all layers moved, the last ones most, and sentences got other neighbours
+# (mean CKA 0.889). With control the states stayed close to the base model's (0.992). The first forgot (retention 0.61),
+# the second did not (1.01).
+#
+# ![How far the hidden states moved, by layer and arm](pictures/03.png)
+#
 # The sentences are the paper's: 30 analogies such as *king is to queen* or *Paris is to France*, each also the other
 # way round. The state of each sentence's last token is compared, layer by layer.
 
@@ -31,13 +37,13 @@ base_model = "smollm2-135m-instruct"
 root = None  # where results go; None: the project's mlruns/
 
 # %%
-import io
-
 import torch
-from IPython.display import Image, display
+from IPython.display import display
 
 import ctrl
 from experiments import (
+    Grid,
+    Picture,
     alignment_figure,
     branch_table,
     hidden_states,
@@ -94,29 +100,24 @@ after = {arm: hidden_states(model.eval(), tokenizer) for arm, model in models.it
 #
 # Dark: far from the base model.
 
-# %%
+# %% tags=["answer"]
 tables = {}
 for arm in models:
     tables[arm] = layer_table(before, after[arm])
     tables[arm]["update"] = update_sizes(base, models[arm])
-buffer = io.BytesIO()
-alignment_figure(tables, "Hidden states of the probe sentences against the base").savefig(buffer, dpi=80)
-display(Image(buffer.getvalue()))
+display(Picture(alignment_figure(tables, "Hidden states of the probe sentences against the base")))
 
 # %%
 for arm, table in tables.items():
-    print(arm)
-    print(table.loc[[i for i in shown if i in table.index]].round(3).to_string(), "\n")
+    display(Grid.of(table.loc[[i for i in shown if i in table.index]], above=arm))
 
 # %% [markdown]
 # ## Do analogies stay together?
 # The 30 sentences on the two principal axes of the base's states. Hollow: base; filled: trained, joined by a line.
 
 # %%
-buffer = io.BytesIO()
 visible = [i for i in shown if i < len(before.layers)]
-projection_figure(before, after, visible, "Probe sentences, base to tuned").savefig(buffer, dpi=60)
-display(Image(buffer.getvalue()))
+display(Picture(projection_figure(before, after, visible, "Probe sentences, base to tuned")))
 
 # %% [markdown]
 # ## Inside the expanded layers
@@ -131,13 +132,11 @@ with ctrl.diagnostics(control) as log, torch.no_grad():
         ids = tokenizer(sentence, return_tensors="pt")["input_ids"].to(control.device)
         control(input_ids=ids, labels=ids)
 inside["divergence"] = log.mean("divergence")
-print(inside.round(4).to_string())
+display(Grid.of(inside, places=4))
 
 # %%
-buffer = io.BytesIO()
-title = "Expanded against pretrained branch"
-alignment_figure({"control": inside[["cosine", "relative_l2", "divergence", "alpha"]]}, title).savefig(buffer, dpi=80)
-display(Image(buffer.getvalue()))
+branches = inside[["cosine", "relative_l2", "divergence", "alpha"]]
+display(Picture(alignment_figure({"control": branches}, "Expanded against pretrained branch")))
 
 # %% [markdown]
 # ## Where to look next

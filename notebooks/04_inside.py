@@ -15,7 +15,11 @@
 # An expanded layer has two branches: the frozen layer and its trained copy. This notebook asks where they part: in
 # which layers, and for which sentences. Under the mouse each point names its sentence.
 #
-# The answer below, of one small run: the copies part from the frozen layers only a little, and most in the early ones.
+# The answer, of one small run: the copies part from the frozen layers only a little, and most in the early ones. Over
+# all layers the states of `control` are at a mean distance of 0.113 from the base model's, those of `full` at 0.528.
+#
+# ![Distance of the two branches, by layer](pictures/04.png)
+#
 # It reads the run of notebook 03 if it is there, and trains it if not.
 
 # %% tags=["parameters"]
@@ -34,6 +38,7 @@ import pandas as pd
 from IPython.display import display
 
 from experiments import (
+    Grid,
     Picture,
     alignment_figure,
     branch_table,
@@ -81,7 +86,7 @@ after = {arm: hidden_states(load_trained(outcome.folder, arm, learning_rate).eva
 # The distance of the copy's output from the frozen layer's, relative to its length, for each of 60 sentences in each
 # expanded layer. 0: the copy does what the frozen layer does. One model, so points are sentences, not seeds.
 
-# %%
+# %% tags=["answer"]
 inside = branch_table(after["control"])
 still = alignment_figure({"control": inside[["relative_l2", "cosine", "alpha"]]}, "Trained copy against frozen layer")
 display(Picture(still, branches_hover(after["control"])))
@@ -105,7 +110,7 @@ moved = {
     for arm, states in after.items()
 }
 table = pd.DataFrame(moved, index=pd.Index([text for _, text in sentences()], name="sentence"))
-display(table.sort_values("control", ascending=False).head(8).round(4))
+display(Grid.of(table.sort_values("control", ascending=False).head(8)))
 
 # %% [markdown]
 # ## Where to look next

@@ -1,4 +1,4 @@
-"""The gpu tier: what only a CUDA device can show. Skipped, with the reason, where there is none."""
+"""The gpu tier: what only a CUDA device can show. Skipped, with the reason, if there is none."""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ COVERED_BY = {
     # the records summed by a sample are those of every figure
     "experiments.scorecard.sample": "experiments/scorecard/test_card.py",
     # small parts of one neighbour, tested through it
+    "experiments.studies.trial_results": "experiments/studies/report/test_same_gain.py",
     "experiments.cli.compare": "experiments/comparison/test_compare.py",
     "experiments.data.columns": "experiments/data/test_files.py",
     "experiments.data.sampling": "experiments/data/test_base_text.py",
@@ -59,6 +60,7 @@ COVERED_BY = {
 
 # test files of no single module, next to tests/*.py
 OF_SEVERAL = {
+    "desk_browser/test_hostile_pages.py",  # MLflow and optuna-dashboard on text of others
     "desk_browser/test_lab.py",  # JupyterLab in a browser
     "desk_browser/test_pages.py",  # MLflow, optuna-dashboard and reports in a browser
     "experiments/evaluation/suites/lm_eval/test_settings.py",  # the settings of the suite in its folder
@@ -70,6 +72,7 @@ OF_SEVERAL = {
     "experiments/test_face.py",  # the names that `import experiments` gives
     "notebooks/test_by_hand.py",
     "notebooks/test_notebooks.py",
+    "notebooks/test_openings.py",  # docs/openings.py
 }
 # the examples of the documentation are run through the contracts of the built-in variants
 RUNS_CONTRACTS = "test_examples.py"

@@ -161,6 +161,7 @@ def report_command(args: argparse.Namespace) -> int:
 
 def attach(name: str, root: Path, folder: Path) -> str:
     """Add a report's files to the study's MLflow run, in the folder `report`. Returns why that was not possible."""
+    from experiments.common.errors import TrackingError
     from experiments.common.files import read_note
     from experiments.studies.storage import study_folder
     from experiments.tracking.store import last_line
@@ -175,7 +176,9 @@ def attach(name: str, root: Path, folder: Path) -> str:
             if path.suffix in REPORT:
                 client.log_artifact(run_id, str(path), "report")
     except Exception as error:
-        return f"the report is complete, but MLflow did not accept its files: {last_line(error)}"
+        # the last line of ours is what to do; the first is the reason
+        reason = str(error).partition("\n")[0] if isinstance(error, TrackingError) else last_line(error)
+        return f"the report is complete, but MLflow did not accept its files: {reason}"
     return ""
 
 

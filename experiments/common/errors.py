@@ -64,3 +64,11 @@ class StudyError(BenchError):
 
 class TrackingError(BenchError):
     """A local MLflow store that cannot be opened, or nothing to send to it; raised before anything is trained."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, an interrupted kernel, or a click on Stop: no fault, so a notebook shows one line and no traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Called by IPython."""
+        return [str(self)]

@@ -117,13 +117,17 @@ class LocalFile(Columns, Finite):
         inside = sorted(path.rglob("*")) if path.is_dir() else [path]
         files = [file for file in inside if file == path or _known(file)]
         if odd := next((file for file in files if not (file.is_file() or file.is_dir())), None):
-            raise ConfigError(f"data file {odd} is no regular file (a pipe or a device has no end): save it as a file")
+            why = "is a link to nothing: correct it, or delete it"
+            if odd.exists():
+                why = "is no regular file (a pipe or a device has no end): save it as a file"
+            raise ConfigError(f"data file {odd} {why}")
         data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
+        links = [file for file in inside if file.is_symlink() and file.is_dir() and file != path]
         if not data or not _known(data[0]):
             known = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
-            raise ConfigError(f"data file {self.path}: no file of a known kind; known: {known}")
+            linked = f". Links to folders are not read: name {links[0]} itself" if links else ""
+            raise ConfigError(f"data file {self.path}: no file of a known kind; known: {known}{linked}")
         described = [file for file in files if file not in data]
-        links = [file for file in inside if file.is_symlink() and file.is_dir() and file != path]
         reasons = {"they describe the data": described, "they are links to folders": links}
         return data, [
             f"not read, because {why}: {', '.join(str(file.relative_to(path)) for file in left)}"

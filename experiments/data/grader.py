@@ -32,9 +32,11 @@ class Grader(Section):
 
     It is called as a verifier is: (reply, entry) -> score; 1 is right, and an exception wrong. entry: question, answer
     and metadata of the item. main: the field that `{name: value}` sets. by_choice: no reply is written; the model
-    chooses the likeliest option. by_likelihood: no reply is written; that of the data is scored.
+    chooses the likeliest option. by_likelihood: no reply is written; that of the data is scored. version: raise it when
+    a change of the code changes grades of this grader alone (else `replies.GRADING`), so that none are mixed.
     """
 
+    version: ClassVar[int] = 1
     main: ClassVar[str | None] = None
     by_choice: ClassVar[bool] = False
     by_likelihood: ClassVar[bool] = False
@@ -67,7 +69,8 @@ class Grader(Section):
 
     def digest(self) -> str:
         """Return sixteen hex digits that change whenever a grade could."""
-        return short_digest(type(self).__name__, self.model_dump_json())
+        version = [f"version {self.version}"] if self.version > 1 else []
+        return short_digest(type(self).__name__, self.model_dump_json(), *version)
 
 
 class Exact(Grader):
@@ -126,7 +129,7 @@ class Numeric(Grader):
         several = [one for one in answers if len(NUMBER.findall(mixed_as_one(in_one_spelling(one)))) > 1]
         scaled = [one for one in answers if SCALE.search(one) and one not in several]
         return [
-            f"{len(found):,} of {len(answers):,} answers {what}, such as {_short(found[0])!r}: read as "
+            f"{len(found):,} of {len(answers):,} answers {what}, such as {shortened(found[0])!r}: read as "
             f"{last_number(found[0]):f}"
             for found, what in (
                 (several, "hold several numbers"),
@@ -230,7 +233,7 @@ def _unclear(cell: Any, options: Sequence[str], answer: str, raw: Any) -> dict[s
     return {READ: BOTH} if options[int(answer)] != answer else {}
 
 
-def _short(text: str) -> str:
+def shortened(text: str) -> str:
     return text if len(text) <= SHOWN else f"... {text[-SHOWN:]}"
 
 

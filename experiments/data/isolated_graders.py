@@ -8,22 +8,25 @@ import importlib
 import importlib.util
 import math
 import re
+import sys
 import textwrap
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from experiments.data.grader import Grader, refused
+from experiments.data.grader import Grader, refused, shortened
 from experiments.data.isolated import ALLOWED, Isolated, supported
 from experiments.data.items import Item, Scorer
 from experiments.data.matching import exact_match, last_line
-from experiments.data.numerals import as_latex
+from experiments.data.numerals import UNIT, as_latex, in_other_base
 from experiments.data.spelling import UNSPACED
 
 ANSWER = "{answer}"  # in a pattern: the answer of the item
 BOX = "\\boxed"
 SMALL, CLOSE = 1e-3, 1e-5  # numbers below SMALL are compared by their digits, with this relative difference
+IMPORTED, MAIN = "reply", '__name__ = "__main__"\n'  # the name of a reply's module, and that of the tests
 FENCE = "```"
 TILDES = re.compile(r"^[ \t]*~{3,}", re.MULTILINE)  # the other fence of Markdown
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
@@ -82,14 +85,22 @@ class Math(InIsolation):
     """The last formula or number of the reply equals the answer as mathematics: 1/2, 0.5 and \\frac{1}{2}.
 
     By math-verify: `pip install math-verify`. It finds formulas in $...$ or \\boxed{...} alone, so the last line is
-    read as a formula too, and a reply that is the answer, as `exact` has it, is right.
+    read as a formula too, and a reply that is the answer, as `exact` has it, is right. Units are not read: 5 m is right
+    if the answer is 5 km, and a run says how many answers have one. 1010_2 and 1010_8 differ; 1010 alone is right.
     """
 
+    version = 2  # bases
     packages: ClassVar[tuple[str, ...]] = ("sympy", "mpmath", "math_verify", "latex2sympy2_extended", "antlr4")
 
     def check(self, items: Sequence[Item]) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise refused("math", "the package math-verify is not installed: pip install math-verify")
+
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        found = [item.answer for item in items if UNIT.search(item.answer)]
+        said = f"{len(found):,} of {len(items):,} answers have a unit, such as"
+        why = "only their numbers are compared, so a reply with another unit is right too"
+        return [f"{said} {shortened(found[0])!r}: {why}"] if found else []
 
     def ready(self) -> None:
         self("1", {"answer": "1"})
@@ -103,6 +114,8 @@ class Math(InIsolation):
         wanted = formulas(f"${entry['answer']}$") or formulas(str(entry["answer"]))
         if exact_match(reply, entry):  # \\sqrt{2} without $, or a word
             return 1.0
+        if in_other_base(str(entry["answer"]), reply):
+            return 0.0
         last_box = reply[max(reply.rfind(BOX), 0) :]  # of several boxes math-verify makes a set
         texts = (_plain(one) for one in (reply, last_box, f"${last_line(reply)}$"))
         said = map(formulas, dict.fromkeys(texts))
@@ -112,12 +125,13 @@ class Math(InIsolation):
 class Code(InIsolation):
     """The code of the reply passes tests: Python that runs after it and ends without an exception.
 
-    It runs in a process that can open no file, no connection and no other process (Linux), with limits of time and
-    memory. It could still fool its own tests. The code is that of the reply's blocks marked as
-    Python, or else all of it.
+    It runs in a process that can open no file, no connection, no other process and no thread (Linux), with limits of
+    time and memory. It could still fool its own tests. The code is that of the reply's blocks marked as Python, or else
+    all of it. What it has under `if __name__ == "__main__":` is not run, since it may wait for input.
     """
 
     main = "tests"
+    version = 2  # what is under __main__ is not run
     tests: str = Field("tests", description="column of the tests, a text or a list of lines, or a text with {columns}")
     allow: bool = Field(False, description="must be true: replies of the model are run as code")
     seconds: float = Field(10.0, gt=0, le=600, description="of the processor, for one reply")
@@ -162,18 +176,27 @@ class Code(InIsolation):
                 importlib.import_module(name)
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
-        program = f"{code_of(reply)}\n\n{entry['metadata']['tests']}\n"
-        exec(compile(program, "<reply>", "exec"), {"__name__": "__main__"})
+        tests = entry["metadata"]["tests"]
+        between = "" if _parsed(tests) is None else MAIN  # which would end a function that goes on in the tests
+        module = sys.modules[IMPORTED] = types.ModuleType(IMPORTED)  # classes look their names up there
+        exec(compile(f"{code_of(reply)}\n\n{between}{tests}\n", "<reply>", "exec"), module.__dict__)
         return 1.0
+
+
+def _parsed(tests: str) -> list[ast.stmt] | None:
+    """Return the statements of tests; None if they are no program, as they may go on where the reply ends."""
+    try:
+        return ast.parse(tests).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
 
 
 def _runs_nothing(tests: str) -> bool:
     """Whether nothing in tests can fail: they only define, as those of pytest and HumanEval, which others call."""
-    try:
-        body = ast.parse(tests).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False  # they may go on where the reply ends
-    return all(isinstance(one, DEFINES) or not any(isinstance(x, RUNS) for x in _read(one)) for one in body)
+    body = _parsed(tests)
+    return body is not None and all(
+        isinstance(one, DEFINES) or not any(isinstance(x, RUNS) for x in _read(one)) for one in body
+    )
 
 
 def _read(statement: ast.stmt) -> Iterator[ast.AST]:

@@ -16,6 +16,11 @@ WHOLE = re.compile(rf"[-+]?(?:{_LAKHS}|{_DIGITS})")  # a text that is a number a
 _SIGNED = rf"(?:(?<!{SPACED})(?<![.)])(?<!\d[\u3040-\u9fff])[-+])?"  # not the one of 12-5, or of 3\u6708-5\u6708
 NUMBER = re.compile(rf"{_SIGNED}(?:{_LAKHS}|(?<![\d/]){_DIGITS}/\d+(?![\d/])|{_DIGITS})")
 COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
+_BASED = re.compile(r"(?<![\w.])[0-9A-F.]+_\{?(\d+)\}?(?!\w)")  # 1010_2, FF_{16}
+_NAMED = r"\\(?:text|mathrm|mbox|textrm|textbf|operatorname)\s*\{\s*[A-Za-z]|\^?\s?\{?\\circ|\u00b0|\\?%"
+_SPELLED = r"(?<=\s)(?:[a-z]{2,}|[mgshlVWAJNK](?=\W*$|\^|/))"
+# after a number: 5 km, 5\text{ m}, 5 m^2, 90^\circ, 50\%; a letter alone may be a variable
+UNIT = re.compile(rf"\d\)?\s*(?:\\[,;:! ]\s*)*(?:{_NAMED}|{_SPELLED})", re.I)
 _MINUS = re.compile("[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d)")  # signs and dashes used for a minus
 _SEPARATOR = re.compile("(?<=\\d)[\uff0c\u066c\uff0e\u066b\uff0f\u2044](?=\\d)")  # , . / of other scripts
 _PLAIN = str.maketrans("\uff0c\u066c\uff0e\u066b\uff0f\u2044", ",,..//")
@@ -56,6 +61,12 @@ def as_latex(text: str) -> str:
     text = _POWER.sub(lambda found: f"{Decimal(found[0]):f}", text)
     text = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0]).replace(chr(0x2212), '-')}}}", text)
     return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", text).replace("\u221e", r"\infty ")
+
+
+def in_other_base(answer: str, reply: str) -> bool:
+    """Whether both name the base of their last number, and not the same one: 1010_2 and 1010_8."""
+    wanted, said = _BASED.findall(answer), _BASED.findall(reply)
+    return bool(wanted and said) and wanted[-1] != said[-1]
 
 
 def mixed_as_one(text: str) -> str:

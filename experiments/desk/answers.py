@@ -52,6 +52,19 @@ class Answers:
     def _repr_html_(self) -> str:
         return str(Grid(self.table(), self._words(), CHOOSERS, prose=True).html())
 
+    def sample(self, arm: str = "") -> list[str]:
+        """Return the questions of an arm's clearest lost, won and kept answer: prompts that nobody picked by hand.
+
+        arm: as its folder; default: the first. Raises ConfigError for an arm that is not there.
+        """
+        arm = arm or next(iter(self.found))
+        if arm not in self.found:
+            raise ConfigError(f"no arm {arm!r} among these answers: {nearest(arm, self.found)}")
+        first: dict[str, str] = {}
+        for word, one in self.found[arm]:
+            first.setdefault(word, one.question)
+        return [first[word] for word in WORDS if word in first]
+
     def table(self, words: Sequence[str] = WORDS) -> Table:
         """Make a table of the first ones. words: which of lost, won, kept."""
         return Table("", HEAD, tuple(row for row in self._shown() if row[1] in words))

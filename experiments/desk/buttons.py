@@ -100,7 +100,8 @@ class Buttons:
         return f"picker.remove({name!r})", lambda: self.picker.remove(name)
 
     def _run(self) -> tuple[str, Callable[[], Any]]:
-        return "picker.run()", lambda: print(f"to follow it, in another cell: watch({self.picker.run().name!r})")
+        follow = "to follow it, in another cell: await watch_async({!r})"
+        return "picker.run()", lambda: print(follow.format(self.picker.run().name))
 
     def _stop(self) -> tuple[str, Callable[[], Any]]:
         return "picker.stop()", self.picker.stop

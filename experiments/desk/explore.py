@@ -48,8 +48,7 @@ class Picture:
 def forgetting_hover(results: Sequence[ArmResult], rests: str = "") -> Json:
     """Draw retention against gain from the base model on: a line per arm, with the numbers of each evaluation.
 
-    Hue: method; shade: learning rate. rests: what the figure rests on
-    (`caption`), for the title.
+    Hue: method; shade: learning rate. rests: what the figure rests on (`caption`), for the title.
     """
     name, traces = gain_name(results), []
     colours = line_colours([(r.arm, "" if r.method == MEASURED else r.method, r.learning_rate) for r in results])
@@ -85,7 +84,7 @@ def projection_hover(base: States, tuned: Mapping[str, States], layer: int) -> J
         if not number:
             traces.append(_dots("base", before, hues[:count], texts[:count], "circle-open"))
         traces.append(_dots(arm, after, hues[:count], said[:count], SHAPES[number % len(SHAPES)]))
-    rests = caption(Asked({"probe sentences": len(texts) // 2}), "", "axes without unit")
+    rests = caption(Asked({"probe sentences": len(texts) // 2}), "axes without unit", "")
     title = titled(f"Layer {layer}: sentences, projected", rests)
     return page_of(traces, title, xaxis="first principal axis of the base", yaxis="second")
 
@@ -108,7 +107,7 @@ def branches_hover(states: States) -> Json:
                 ys.append(branch_distance(states, layer, i))
                 said.append(f"{sentences()[i][1]}<br>layer {layer}, alpha {states.alpha[layer][i]:.2f}")
         traces.append(marks(category, xs, ys, [colours[category]] * len(xs), said, "circle"))
-    rests = caption(Asked({"probe sentences": len(sentences())}), "", "relative, without unit")
+    rests = caption(Asked({"probe sentences": len(sentences())}), "relative, without unit", "")
     title = titled("Distance of trained and frozen branch", rests)
     return page_of(traces, title, xaxis="expanded layer", yaxis="|copy - frozen| / |frozen|")
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from experiments.common.hashing import sha256
 from experiments.reporting.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COUNT = count()  # not chance: a notebook that runs again has the same text
 
@@ -28,6 +32,13 @@ class Grid:
         self, table: Table, above: str | Markup = "", choosers: Sequence[str] = (), prose: bool = False
     ) -> None:
         self.table, self.above, self.choosers, self.prose = table, above, choosers, prose
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame, places: int = 3, **options: Any) -> Grid:
+        """Show a pandas table, its index first. places: of numbers. options: as above."""
+        plain = frame.round(places).reset_index()
+        rows = tuple(tuple(str(cell) for cell in row) for row in plain.itertuples(index=False))
+        return cls(Table("", tuple(map(str, plain.columns)), rows), **options)
 
     def _repr_html_(self) -> str:
         return str(self.html())

@@ -20,7 +20,7 @@ from experiments.desk.live import Follower, words_of
 from experiments.desk.overview import Overview, age, figure, gain, read_all, read_config
 from experiments.desk.search import StudyView
 from experiments.records import ArmResult
-from experiments.reporting.plots.caption import asked_in, caption
+from experiments.reporting.plots.caption import SHARES, asked_in, caption
 from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.table import Row, Table
 from experiments.reporting.tables import arms_table
@@ -41,6 +41,19 @@ class Results:
     def names(self) -> list[str]:
         """The names that `open_result` takes."""
         return [one.folder.name for one in self.found]
+
+    def choose(self) -> None:
+        """Show a menu of the names: a choice opens the result, below the line of Python that it equals."""
+        from ipywidgets import interact
+
+        interact(self._open, name=["", *self.names])
+
+    def _open(self, name: str) -> None:
+        from IPython.display import display
+
+        if name:
+            print(f">>> open_result({name!r}, root)")
+            display(open_result(name, self.root))
 
     def _repr_html_(self) -> str:
         if not self.found:
@@ -127,7 +140,7 @@ def _arms(folder: Path) -> list[Any]:
     if not results:
         return []
     asked = asked_in(read_config(folder / "config.yaml"))
-    hover = forgetting_hover(results, caption(asked, "in brackets"))
+    hover = forgetting_hover(results, caption(asked, SHARES, "in brackets"))
     picture = Picture(gained_kept_figure(results, folder.name, asked), hover)
     return [Grid(arms_table(results)), picture]
 

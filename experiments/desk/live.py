@@ -170,7 +170,7 @@ class Follower:
 
 
 def words_of(live: Live) -> str:
-    """Say in one line how far it is, for example `facts: running, 1 of 4 arms done, full-0.001 at step 9 of 60`."""
+    """Say in one line how far it is: `facts: running, 1 of 4 arms done, arm 2 of 4, full-0.001 at step 9 of 60`."""
     one, current = live.overview, live.current
     total = "" if one.total is None else f" of {one.total}"
     parts = [
@@ -178,7 +178,8 @@ def words_of(live: Live) -> str:
         f"{one.done}{total} {'trials' if one.kind == 'study' else 'arms'} done",
     ]
     if live.running and current is not None:
-        parts.append(f"{current.name} at step {current.step} of {live.steps}")
+        place = "" if one.kind == "study" else f"arm {live.arms.index(current) + 1} of {len(live.arms)}, "
+        parts.append(f"{place}{current.name} at step {current.step} of {live.steps}")
     if live.left is not None:
         parts.append(f"about {duration(live.left)} left")
     return ", ".join(parts)

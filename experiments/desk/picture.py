@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import matplotlib
 import seaborn as sns
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.common.colours import arm_colour
-from experiments.desk.live import Live, LiveArm
+from experiments.common.paths import short_path
+from experiments.desk.live import Live, LiveArm, values_of, words_of
+from experiments.reporting.page import few_colours, image_bytes
 from experiments.reporting.plots.caption import SHARES, caption, write_caption
 from experiments.reporting.plots.style import STYLE
+from experiments.reporting.table import Table
 from experiments.scorecard.figures import FIGURES
 
 GREY = "#5b6470"
+PLACES = {"loss": "{:.3f}", "gain": "{:+.2f}", "retention": "{:.2f}", "KL": "{:.3f}", "s/step": "{:.2f}"}
+DPI = 120  # of the picture in a page: a saved notebook stays small
 End = tuple[str, float, float]  # an arm's name, and where its line ends
 LINE, WIDTH = 0.065, 0.5  # of a name, as shares of a panel
 NAMED = 6  # arms: with more, their names would cover the lines; the table has them
+
+
+def html(live: Live) -> str:
+    """Write one look as HTML that needs no other file: a line, a table of the arms, the picture, the report's path."""
+    picture = base64.b64encode(few_colours(image_bytes(live_figure(live), "png", dpi=DPI))).decode()
+    report = live.overview.folder / "report.html"
+    rows = [{name: _text(name, value) for name, value in values_of(arm).items()} for arm in live.arms]
+    parts = [
+        Markup("<p><b>{}</b></p>").format(words_of(live)),
+        Table.of(rows).html(),
+        Markup('<p><img alt="loss, retention against gain, KL, layers" style="max-width: 100%; width: 1000px" ')
+        + Markup('src="data:image/png;base64,{}"></p>').format(picture),
+        Markup("<p>report: {}</p>").format(short_path(report)) if report.is_file() else "",
+    ]
+    return str(Markup("\n").join(parts))
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    return PLACES[name].format(value) if name in PLACES else str(value)
 
 
 def live_figure(live: Live) -> Figure:
@@ -34,7 +62,7 @@ def live_figure(live: Live) -> Figure:
         _layers(layers, live.current)
         for axes in (loss, path, kl, layers):
             sns.despine(ax=axes)
-        write_caption(figure, caption(live.asked, "", f"{SHARES}; a line for each run; hue: method, shade: rate"))
+        write_caption(figure, caption(live.asked, f"{SHARES}; a line for each run; hue: method, shade: rate", ""))
     return figure
 
 
@@ -78,7 +106,7 @@ def _layers(axes: Axes, arm: LiveArm | None) -> None:
     name = f" of {arm.name}" if arm and (divergence or alpha) else ""
     axes.set_title(f"inside the layers{name}", loc="left", fontsize=10)
     axes.set_xlabel("layer")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if divergence:
         axes.bar(list(divergence), list(divergence.values()), color="#cc78bc", width=0.6)
         axes.set_ylabel("divergence", color="#9c4a8c")

@@ -15,7 +15,7 @@ from experiments.desk.answers import Answers, answers
 from experiments.desk.explore import Json, Picture, marks, page_of, titled
 from experiments.desk.front import ClickedFront
 from experiments.desk.grid import Grid
-from experiments.reporting.plots.caption import caption
+from experiments.reporting.plots.caption import SHARES, caption
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES
@@ -23,10 +23,10 @@ from experiments.studies.config import Objective
 from experiments.studies.load import load_study
 from experiments.studies.queue import Store
 from experiments.studies.report.pictures import study_asked
-from experiments.studies.report.plots import importance_figure, pareto_figure, trial_colour
+from experiments.studies.report.plots import importance_figure, objective_label, pareto_figure, trial_colour
 from experiments.studies.space import picks_words
 from experiments.studies.storage import storage_url
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from experiments.studies.trials import Trial
 
 SHOWN = ("gain", "new_nll_drop", "retention", "kl", "nfr")  # figures of a trial's row, those that it has
@@ -44,7 +44,7 @@ class StudyView:
         if not (self.folder / "study.yaml").is_file():
             raise ConfigError(f"{self.folder.name} is no study: open it with open_result, or name a study")
         self.study = load_study(self.folder / "study.yaml")
-        self.store = Store(storage_url(self.root, self.study.storage), self.study)
+        self.store = Store(storage_url(self.root, self.study.storage), name=self.study.name)
 
     @property
     def trials(self) -> list[Trial]:
@@ -81,7 +81,7 @@ class StudyView:
             )
         trials, front = self.trials, self.store.front()
         still = pareto_figure(trials, front, objectives, study_asked(self.study, trials))
-        rests = caption(study_asked(self.study, trials), "")
+        rests = caption(study_asked(self.study, trials), SHARES, "")
         return Picture(still, front_hover(trials, front, objectives, rests))
 
     def clicked(self, count: int = 3) -> ClickedFront:
@@ -138,7 +138,7 @@ def front_hover(
         _points("other trials", [t for t in done if t.number not in front and t.feasible], objectives, "circle"),
         _points("breaks a constraint", [t for t in done if not t.feasible], objectives, "x"),
     ]
-    names = [f"{objective.figure} ({objective.better})" for objective in objectives]
+    names = [objective_label(objective).replace("\n", " ") for objective in objectives[:2]]
     title = titled(f"{len(done)} trials", rests)
     return page_of([trace for trace in traces if trace["x"]], title, xaxis=names[0], yaxis=names[1])
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from experiments.common.commands import command
-from experiments.common.errors import ConfigError, RunError
+from experiments.common.errors import ConfigError, RunError, Stopped
 from experiments.common.files import read_note, write_text
 from experiments.common.paths import default_root, short_path
 from experiments.common.yaml_values import dump_yaml
-from experiments.desk.live import Follower, Live, values_of, words_of
-from experiments.reporting.table import Table
+from experiments.desk.live import Follower, Live, words_of
 from experiments.tracking.journal import PATTERN, Journal
 from experiments.tracking.machine import process_state
 
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
 
 Show = Callable[[Live], None]
 STARTED = "started"  # folder below the root: the config and the output of each run that `start` began
-PLACES = {"loss": "{:.3f}", "gain": "{:+.2f}", "retention": "{:.2f}", "KL": "{:.3f}", "s/step": "{:.2f}"}
-DPI = 120  # of the picture: a saved notebook stays small
 
 
 def start(config: ExperimentConfig | StudyConfig, root: str | Path | None = None) -> Path:
@@ -93,40 +88,99 @@ def watch(source: str | Path, root: str | Path | None = None, every: float = 2.0
     """Show how far a run or a study is until it ends, in a notebook as a picture that is renewed, else as lines.
 
     source: its folder, its name, or the beginning of one. every: seconds between two looks. show: gets each look, in
-    place of the display. In a notebook a button stops the run; interrupting the kernel stops the watching alone. What
-    was shown last stays in a saved notebook: it needs no widget. Raises ConfigError for a name that is not there.
+    place of the display. Interrupting the kernel stops the watching alone. In a notebook that, and a run that is
+    stopped, end the cell with one line (Stopped): what follows must not go on without the run. What was shown last
+    stays in a saved notebook: it needs no widget. Raises ConfigError for a name that is not there.
     """
-    if not 0 < every < 86_400:
-        raise ConfigError(f"every={every}: give the seconds between two looks, for example 2")
-    follower = Follower(str(source), (Path(root) if root else default_root()).resolve())
+    follower = _follower(source, root, every)
     with _display(follower) if show is None else contextlib.nullcontext(show) as shown:
         try:
-            while (live := follower.look()).running:
-                shown(live)
+            for _ in _looks(follower, shown):
                 time.sleep(every)
-            shown(live)
+        except Stopped:
+            raise
         except KeyboardInterrupt:
-            print(f"no longer watched; it goes on. Look again: {command('show', follower.folder)}")
+            _end(f"no longer watched; it goes on. Look again: {command('show', follower.folder)}")
+
+
+async def watch_async(
+    source: str | Path, root: str | Path | None = None, every: float = 2.0, show: Show | None = None
+) -> None:
+    """Do what `watch` does, with a button that stops the run: `await watch_async(...)` in a cell of a notebook.
+
+    A cell that awaits lets clicks in; one that only runs gets them when it has ended.
+    """
+    follower = _follower(source, root, every)
+    with _display(follower, _stop_button(follower.folder)) if show is None else contextlib.nullcontext(show) as shown:
+        try:
+            for _ in _looks(follower, shown):
+                await asyncio.sleep(every)
+        except Stopped:
+            raise
+        except (KeyboardInterrupt, asyncio.CancelledError):  # an interrupted kernel cancels what a cell awaits
+            _end(f"no longer watched; it goes on. Look again: {command('show', follower.folder)}")
+
+
+def _follower(source: str | Path, root: str | Path | None, every: float) -> Follower:
+    if not 0 < every < 86_400:
+        raise ConfigError(f"every={every}: give the seconds between two looks, for example 2")
+    return Follower(str(source), (Path(root) if root else default_root()).resolve())
+
+
+def _looks(follower: Follower, shown: Show) -> Iterator[None]:
+    """Show one look after the other, and yield between them, until the run has ended."""
+    ran = False
+    while (live := follower.look()).running:
+        ran = True
+        shown(live)
+        yield
+    shown(live)
+    if ran and live.overview.status == "stopped" and _in_notebook():
+        _end("stopped, with a checkpoint; the same cell goes on from there")
+
+
+def _end(text: str) -> None:
+    """Say why the watching ends: in a notebook the cell ends with it."""
+    if _in_notebook():
+        raise Stopped(text) from None
+    print(text)
 
 
 @contextlib.contextmanager
-def _display(follower: Follower) -> Any:
-    """Yield what shows a look: in a notebook a picture and a button, else a line when something has changed."""
+def _display(follower: Follower, button: Any = None) -> Iterator[Show]:
+    """Yield what shows a look: in a notebook a picture above a button, else a line when something has changed."""
     if not _in_notebook():
         yield _Lines()
         return
     from IPython.display import HTML, display
-    from ipywidgets import Button
 
-    button = Button(description="Stop the run", tooltip="as Ctrl-C in its shell; the same command goes on later")
-    button.on_click(lambda _: stop(follower.folder))
+    from experiments.desk.picture import html
+
     handle = display(HTML(""), display_id=True)
-    place = display(button, display_id=True)
+    place = display(button or HTML(""), display_id=True)
     try:
         yield lambda live: handle.update(HTML(html(live)))
     finally:
         place.update(HTML(""))  # a saved notebook could not draw the button
-        button.close()
+
+
+def _stop_button(folder: Path) -> Any:
+    """Return a button that stops the run; None outside of a notebook."""
+    if not _in_notebook():
+        return None
+    from ipywidgets import Button
+
+    tip = "as Ctrl-C in its shell; the same command goes on later"
+    button = Button(description="Stop the run", tooltip=tip, layout={"width": "auto"})
+    button.on_click(lambda _: _stop_clicked(button, folder))
+    return button
+
+
+def _stop_clicked(button: Any, folder: Path) -> None:
+    """Do what the button does, and show the line of Python that it equals."""
+    button.disabled, button.description = True, f"stop({folder.name!r})"
+    with contextlib.suppress(RunError):  # it ended in between
+        stop(folder)
 
 
 class _Lines:
@@ -139,30 +193,6 @@ class _Lines:
         if (line := words_of(live)) != self.said:
             print(line, flush=True)
             self.said = line
-
-
-def html(live: Live) -> str:
-    """Write one look as HTML that needs no other file: a line, a table of the arms, the picture, the report's path."""
-    from experiments.desk.picture import live_figure
-    from experiments.reporting.page import few_colours, image_bytes
-
-    picture = base64.b64encode(few_colours(image_bytes(live_figure(live), "png", dpi=DPI))).decode()
-    report = live.overview.folder / "report.html"
-    rows = [{name: _text(name, value) for name, value in values_of(arm).items()} for arm in live.arms]
-    parts = [
-        Markup("<p><b>{}</b></p>").format(words_of(live)),
-        Table.of(rows).html(),
-        Markup('<p><img alt="loss, retention against gain, KL, layers" style="max-width: 100%; width: 1000px" ')
-        + Markup('src="data:image/png;base64,{}"></p>').format(picture),
-        Markup("<p>report: {}</p>").format(short_path(report)) if report.is_file() else "",
-    ]
-    return str(Markup("\n").join(parts))
-
-
-def _text(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    return PLACES[name].format(value) if name in PLACES else str(value)
 
 
 def _owner(folder: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Run no code that comes with a folder of lm_eval tasks, unless it is asked for.
 
-A YAML of lm_eval can name Python functions next to it (`!function`), a script with a metric (`hf_evaluate`), and has
-templates of Jinja, which reach all of Python unless they are in a sandbox.
+A YAML of lm_eval can name Python functions next to it (`!function`), a script with a metric, here or in a repository of
+the Hugging Face Hub (`hf_evaluate`), and has templates of Jinja, which reach all of Python unless they are in a
+sandbox.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def no_code_of_others(allowed: bool) -> Iterator[None]:
         return load(name, base_dir)
 
     def checked_metric(name: str, *args: Any, **kwargs: Any) -> Any:
-        if Path(name).exists():
+        if Path(name).exists() or "/" in name:  # the latter is downloaded from a repository of anybody
             raise ConfigError(_refusal(f"a task names the script {name} as its metric"))
         return metric(name, *args, **kwargs)
 

@@ -44,8 +44,8 @@ class ForgettingCallback(TrainerCallback):
     new: file with questions of the new task that are not trained on. suites, changes: as for `measure`; few questions
     by default. limits: conditions such as "kl <= .1"; stop: end the training when the value of one is broken.
     keep_best: save to `folder`/best the model of the highest gain (without `new`: the latest) whose values keep the
-    limits. folder: of the records, by default below `mlruns/runs`; `compare` and `gate` read it, and a resumed training
-    goes on in it.
+    limits. With load_best_model_at_end the last step is that of the checkpoint that Trainer loads. folder: of the
+    records, by default below `mlruns/runs`; `compare` and `gate` read it, and a resumed training goes on in it.
 
     Figures go to the trainer's `report_to` as `forgetting/retention`, ... and to `state.log_history`; `result` holds
     them for the pictures of the bench. Raises ConfigError before training for wrong settings.
@@ -114,16 +114,19 @@ class ForgettingCallback(TrainerCallback):
             return
         stop = False
         if state.is_world_process_zero and self._watched().budget.allows(2):  # this one and the last
-            stop = self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs))
+            stop = self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs), state.global_step)
         if self.stop and broadcast_object_list([stop])[0]:  # all processes, or none
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        watch = self._watched()
-        if state.global_step not in watch.points:
-            self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs))
+        watch, step = self._watched(), weights_step(args, state)
+        if step < state.global_step:
+            logger.warning("the training ends with the weights of step %d: what was measured later is deleted", step)
+            watch.back_to(step)
+        if step not in watch.points:
+            self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs), step)
         watch.write()
         release(watch.folder)
         if not watch.budget.allows(0):
@@ -145,9 +148,11 @@ class ForgettingCallback(TrainerCallback):
         context = SuiteContext(self.config.seed, self.base or "")
         return Suites.drawn(self.config.evaluation, context, own, self.config.task(own))
 
-    def _measure(self, args: Any, state: TrainerState, control: TrainerControl, model: Any, tokenizer: Any) -> bool:
+    def _measure(
+        self, args: Any, state: TrainerState, control: TrainerControl, model: Any, tokenizer: Any, step: int
+    ) -> bool:
         """Measure, report, and keep the model if it is the best. Returns whether a limit is broken that ends it."""
-        watch, step = self._watched(), state.global_step
+        watch = self._watched()
         card = watch.measure(step, model)
         logs = {PREFIX + name: figure.value for name, figure in headline(card).items()}
         state.log_history.append({**logs, "step": step})
@@ -159,6 +164,17 @@ class ForgettingCallback(TrainerCallback):
         if self.keep_best and not broken:
             watch.keep_best(step, model, tokenizer)
         return bool(broken)
+
+
+def weights_step(args: Any, state: TrainerState) -> int:
+    """Return the step whose weights a model has at the end: Trainer may have loaded its best checkpoint by then.
+
+    It keeps the last ones, with a warning, if the checkpoint is gone: of a training that was moved, for example.
+    """
+    best = state.best_model_checkpoint if getattr(args, "load_best_model_at_end", False) else None
+    if best is None or not Path(best).is_dir():
+        return state.global_step
+    return int(best.rstrip("/").rpartition("-")[2])
 
 
 def check_whole(args: Any) -> None:

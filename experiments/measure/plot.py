@@ -25,8 +25,7 @@ WIDTH = 4.0  # inches of a panel
 def steps_figure(results: Sequence[ArmResult], asked: Asked | None = None) -> Figure:
     """Draw a panel for each figure, and in it a line for each model over its steps. Bands: 95 % intervals.
 
-    The base model is at step 0. A model that was measured once has two points. asked: for the
-    caption.
+    The base model is at step 0. A model that was measured once has two points. asked: for the caption.
     """
     names = [name for name in SHOWN if any(name in point for r in results for point in r.trajectory)]
     figure = Figure(figsize=(WIDTH * max(1, len(names)), 3.4), layout="constrained")
@@ -37,7 +36,7 @@ def steps_figure(results: Sequence[ArmResult], asked: Asked | None = None) -> Fi
             _panel(axes, name, results)
         if len(results) > 1:
             panels[0].legend(frameon=False, fontsize=9)
-        write_caption(figure, caption(asked or Asked(), "bands", SHARES))
+        write_caption(figure, caption(asked or Asked(), SHARES, "bands"))
     return figure
 
 

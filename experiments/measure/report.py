@@ -26,7 +26,7 @@ from experiments.reporting.answers import Turned, cells, lost_answers, question_
 from experiments.reporting.details import alignment_pictures, further_table
 from experiments.reporting.differences import differences_table
 from experiments.reporting.page import inline_svg, write_page
-from experiments.reporting.plots.caption import Asked, asked_in
+from experiments.reporting.plots.caption import Asked, asked_of
 from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.table import Table
 from experiments.reporting.tables import retention_table
@@ -45,6 +45,11 @@ class Report:
     lost: Mapping[str, list[Turned]]
     notes: list[str]
     page: Path
+
+    @property
+    def all_tables(self) -> list[Table]:
+        """The tables of figures, and one of the answers that each model lost."""
+        return [*self.tables, *_lost_tables(self.lost)]
 
     def text(self) -> str:
         """Return words, tables, lost answers and notes for a terminal."""
@@ -130,10 +135,9 @@ def _values(
         "config": session.config,
         "yaml": yaml.safe_dump(session.config.to_dict(), sort_keys=False),
         "words": report.words,
-        "tables": [*report.tables, *_lost_tables(report.lost)],
+        "tables": report.all_tables,
         "pictures": [
-            (title, inline_svg(figure))
-            for title, figure in _pictures(results, runs, asked_in(session.config.to_dict()))
+            (title, inline_svg(figure)) for title, figure in _pictures(results, runs, asked_of(session.base_records()))
         ],
         "notes": report.notes,
         "figures": shown,

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import read_json, read_note, remove, write_json
+from experiments.common.printable import escaped
 from experiments.common.progress import progress
 from experiments.comparison.folders import MODEL, without
 from experiments.data.items import NewTask, NewText
@@ -29,6 +30,8 @@ from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.posthoc.tracked import cut_off
 from experiments.records import MEASURED, ArmResult, Record, read_records
+from experiments.reporting.tables import arms_table
+from experiments.reporting.text import interval_tags
 from experiments.runs.arm_records import is_whole, write_noted
 from experiments.runs.base_records import ITEMS, REWORDED
 from experiments.runs.base_records import is_whole as whole_base
@@ -217,6 +220,8 @@ class Session:
         for step in model.steps:
             run.log_file(self.arm(model) / f"items-{step}.jsonl", "records")
         run.log_file(self.arm(model) / RESULT, "scorecard")
+        run.log_note(escaped(f"{model.address} against {self.base.name}\n\n{arms_table([result]).markdown()}"))
+        run.set_tags(interval_tags(result.scorecard))
 
 
 def draw_suites(

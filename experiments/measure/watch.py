@@ -128,14 +128,8 @@ class Watch:
         evaluation = suites.prepare(model, precision, state=note["suites"])
         records = read_records(folder / "base" / ITEMS)
         watch = cls(folder, config, evaluation, precision, records, Budget(share, float(note.get("seconds", 0.0))))
-        for file in watch.arm.glob("items-*.jsonl"):
-            number = _step_of(file)
-            if number <= step:
-                watch.points[number] = watch.card(read_records(file))
-            else:
-                file.unlink()
-        kept = {name: d for name, d in read_note(watch.arm / DIGESTS).items() if _step_of(Path(name)) <= step}
-        write_json(watch.arm / DIGESTS, kept)
+        watch.back_to(step)
+        watch.points = {_step_of(file): watch.card(read_records(file)) for file in watch.arm.glob("items-*.jsonl")}
         watch.training = str(note.get("training", ""))
         watch.best = best_of(folder, step, watch.training)
         return watch
@@ -146,6 +140,15 @@ class Watch:
 
     def card(self, records: list[Record]) -> Card:
         return score(self.base, [], records, self.config.evaluation.bootstrap, self.config.seed)
+
+    def back_to(self, step: int) -> None:
+        """Delete what was measured after a step: the training goes on, or ends, with the weights of that step."""
+        for file in self.arm.glob("items-*.jsonl"):
+            if _step_of(file) > step:
+                file.unlink()
+        self.points = {number: card for number, card in self.points.items() if number <= step}
+        kept = {name: d for name, d in read_note(self.arm / DIGESTS).items() if _step_of(Path(name)) <= step}
+        write_json(self.arm / DIGESTS, kept)
 
     def measure(self, step: int, model: PreTrainedModel) -> Card:
         """Measure the model at a step, and write its records."""

@@ -69,6 +69,10 @@ class Peft(Tuning):
         except ConfigError:
             raise
         except Exception as error:  # PEFT raises errors of many kinds for a size or a model that a type cannot have
+            if isinstance(error, NotImplementedError) and model.device.type == "meta":
+                raise ConfigError(
+                    f"peft: type {self.type!r} reads the base's weights, so it cannot be planned"
+                ) from error
             raise ConfigError(f"peft: type {self.type!r} cannot adapt this model: {error}") from error
 
     def _adapted(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
@@ -78,7 +82,8 @@ class Peft(Tuning):
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             adapted: PreTrainedModel = get_peft_model(model, self._config(model))
-        self._check_start(adapted, base)
+        if not base.is_meta:  # `control-llm plan` has no values
+            self._check_start(adapted, base)
         _check_merge(adapted)
         return adapted
 

@@ -44,7 +44,8 @@ class Eaft(LossTerm):
 class Talr(LossTerm):
     """Weight by a power of the probability: w = max(p^(1 / tau), floor) (TALR, arXiv 2509.20758).
 
-    tau is the median of -log p over the tokens of one pass of the model, so a token of median loss has weight 1/e.
+    tau is the median of -log p over the tokens of one pass of the model (of an even number of tokens the upper of the
+    two in the middle), so a token of median loss has weight 1/e.
     """
 
     reads_pass: ClassVar[bool] = True

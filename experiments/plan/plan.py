@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments.common.errors import ConfigError
-from experiments.config import ArmConfig, ExperimentConfig
+from experiments.config import ExperimentConfig
+from experiments.methods.config import ArmConfig
 from experiments.models.precision import Precision
 from experiments.plan.accelerators import Device, here
 from experiments.plan.memory import Setup, Sharding, disk, stages, state_bytes, training

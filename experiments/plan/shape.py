@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ctrl.control_model import ControlModel
 from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError
-from experiments.config import ArmConfig, ExperimentConfig
+from experiments.config import ExperimentConfig
 from experiments.methods import Method, MethodContext
+from experiments.methods.config import ArmConfig
 from experiments.models.base import model_config
 from experiments.models.head import inner
 from experiments.models.precision import Precision

@@ -29,6 +29,7 @@ from experiments.records import ArmResult
 from experiments.runs.prepared import Prepared
 from experiments.runs.result_file import RESULT, check_operation_of, whole_results
 from experiments.runs.run import errors_explained, open_run
+from experiments.runs.trained import as_kept
 from experiments.tracking.tracker import Tracker
 
 
@@ -58,6 +59,7 @@ def posthoc(
     shares: list[float | None] = [as_printed(alpha) for alpha in alphas] if alphas else [None]
     for alpha in shares:
         (result,) = whole_results([trained])
+        result = as_kept(result, trained.parent)  # the step of the weights that are changed
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
         options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}

@@ -10,7 +10,10 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from experiments.common.files import read_note, write_json
+from experiments.common.printable import escaped
 from experiments.records import ArmResult
+from experiments.reporting.tables import arms_table
+from experiments.reporting.text import interval_tags
 from experiments.runs.baseline import headline
 from experiments.runs.prepared import Prepared
 from experiments.tracking.journal import Journal, find
@@ -84,6 +87,8 @@ def _log(run: Run, result: ArmResult, folder: Path) -> None:
     run.log_new(figures | {f"cost/{name}": value for name, value in result.cost.items()}, result.steps)
     run.log_file(folder / f"items-{result.steps}.jsonl", "records")
     run.log_file(folder / "result.json", "scorecard")
+    run.log_note(escaped(f"{result.operation}: nothing was trained for it\n\n{arms_table([result]).markdown()}"))
+    run.set_tags(interval_tags(result.scorecard))
 
 
 def run_of(folder: Path, uri: str) -> str | None:

@@ -20,6 +20,8 @@ SHOWN, FEW = 5, 2  # answers of one arm: lost ones; won ones, and lost ones in a
 MANY = 4  # arms
 WORDS = {(True, False): "lost", (False, True): "won", (True, True): "kept"}  # right before, right after
 LONGEST = 70  # characters of a cell
+HEAD = ("arm", "turned", "task", "question", "right", "before", "after")
+FILE = "answers.json"  # of a run: the table, which MLflow and the report of a study show too
 Questions = Mapping[tuple[str, str, str, str], str]  # text by the key of a record
 
 
@@ -101,12 +103,14 @@ def turned_table(base: Sequence[Record], arms: Mapping[str, Sequence[Record]], q
     ]
     if not rows:
         return None
-    note = (
+    return Table("Answers that turned", HEAD, tuple(rows), rule(lost))
+
+
+def rule(lost: int) -> str:
+    """Say which answers a table of so many lost ones shows."""
+    return (
         f"At most {lost} lost and {FEW} won kept answers of each arm: those whose right option lost or won most of its "
         "lead, each question once."
-    )
-    return Table(
-        "Answers that turned", ("arm", "turned", "task", "question", "right", "before", "after"), tuple(rows), note
     )
 
 

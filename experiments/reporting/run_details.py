@@ -63,6 +63,10 @@ class RunRecords:
         """Compare the finished arms with the first of them."""
         return arm_differences(self.base, self.last, self.results, self.config.evaluation.bootstrap, self.config.seed)
 
+    def turned(self) -> Table | None:
+        """Show the answers that each arm lost and won."""
+        return turned_table(self.base, self.last, self.questions)
+
     def tables(
         self,
         drawn: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -79,7 +83,7 @@ class RunRecords:
             stream_table(self.config, self.results),
             trajectory_table(self.base, self.records, draws, seed),
             further_table(self.results),
-            turned_table(self.base, self.last, self.questions),
+            self.turned(),
             posthoc_table(afterwards),
             data_table(drawn),
             packing_table(packed or {}),

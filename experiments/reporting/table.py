@@ -114,7 +114,8 @@ def _one_line(cell: Cell) -> str:
 
 
 def _text(cell: Cell) -> str:
-    return "" if cell is None else str(cell)
+    """Return a cell as text; one that is HTML already (Markup, such as a link) stays so."""
+    return "" if cell is None else cell if isinstance(cell, str) else str(cell)
 
 
 def _cut(text: str, width: int | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.scorecard.figure import RATE, SHARE, Places
 from experiments.scorecard.figures import FIGURES, GAINS
+from experiments.tracking.view import INTERVAL, SPREADS
 
 
 def rate_text(rate: float) -> str:
@@ -58,6 +59,12 @@ def gain_name(results: Sequence[ArmResult]) -> str:
     """Name the gain of these arms: `gain` (accuracy), or `new_nll_drop` if the new task is text."""
     known = {name for r in results for card in (r.scorecard, *r.trajectory) for name in card}
     return next((name for name in GAINS if name in known), GAINS[0])
+
+
+def interval_tags(card: Mapping[str, Estimate]) -> dict[str, str]:
+    """Return the tags of a run in MLflow that hold its gain, retention and KL with their intervals."""
+    names = [next((name for name in GAINS if name in card), ""), *SPREADS]
+    return {f"{INTERVAL}{name}": figure_text(card, name) for name in names if name in card}
 
 
 def gain_text(card: Mapping[str, Estimate], name: str) -> str:

@@ -19,7 +19,7 @@ from experiments.common.printable import escaped
 from experiments.records import ArmResult, Estimate, Record
 from experiments.reporting.stream import stream_card
 from experiments.reporting.tables import arms_table
-from experiments.reporting.text import figure_text, gain_name, gain_text, with_interval
+from experiments.reporting.text import gain_name, gain_text, interval_tags, with_interval
 from experiments.runs.arm_records import ArmRecords
 from experiments.runs.arm_training import ArmTraining, reason
 from experiments.runs.baseline import headline
@@ -31,7 +31,7 @@ from experiments.scorecard.figures import HEADLINE
 from experiments.tracking.journal import find
 from experiments.tracking.run import ParentRun, Run
 from experiments.tracking.tracker import Tracker
-from experiments.tracking.view import INTERVAL, SPREADS, kind_params
+from experiments.tracking.view import kind_params
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
@@ -156,6 +156,8 @@ class ArmRun:
     def _log_start(self, run: Run) -> None:
         run.log_file(self.prepared.folder / "config.yaml")
         run.log_inputs(self.prepared.inputs(self.arm))
+        training = self.prepared.config.training
+        run.log_note(escaped(f"{self.arm.method_name}, {training.steps} steps of {training.batch_size}; not ended yet"))
         run.log_new({name: figure.value for name, figure in self.prepared.base_headline.items()}, 0)
 
     def _drop_unmeasured(self) -> None:
@@ -234,9 +236,7 @@ class ArmRun:
         run.log_params({f"cost/{k}": f"{v:.0f}" for k, v in result.cost.items() if k in CONSTANT})
         run.log_file(self.result_file, "scorecard")
         run.log_note(escaped(arms_table([result]).markdown()))
-        card = result.scorecard
-        known = (name for name in (gain_name([result]), *SPREADS) if name in card)
-        run.set_tags({f"{INTERVAL}{name}": figure_text(card, name) for name in known})
+        run.set_tags(interval_tags(result.scorecard))
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from ctrl.sharded import sharded
 from experiments.common.errors import NotFinite
 from experiments.common.files import write_json
-from experiments.config import ArmConfig
 from experiments.methods import ActiveMethod, Method, MethodContext
+from experiments.methods.config import ArmConfig
 from experiments.methods.saving import facts_of, round_files, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
@@ -86,8 +86,11 @@ class ArmTraining:
         return {**cost, "added_parameters": float(added)}
 
     def _has_trained(self) -> bool:
-        """Whether weights are kept already. Not if `best` was set after the best evaluation: then the last stay."""
-        return bool(self.processes.broadcast("kept weights", (self.folder / TRAINED).is_dir()))
+        """Whether weights are kept already. Not if `best` was set after the best evaluation: then the last stay.
+
+        Of weights without a note nobody knows the step: a process that was killed in between has left them.
+        """
+        return bool(self.processes.broadcast("kept weights", (self.folder / TRAINED / KEPT).is_file()))
 
     def _save(
         self, model: PreTrainedModel, active: ActiveMethod, facts: dict[str, Any], step: int | None = None

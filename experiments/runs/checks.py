@@ -7,9 +7,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import ctrl
 from ctrl.structure import decoder_layers, place
 from experiments.common.errors import ConfigError
-from experiments.config import ArmConfig, ExperimentConfig
+from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.evaluation.evaluate import Suites
+from experiments.methods.config import ArmConfig
 from experiments.models.positions import embedding_rows, positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids

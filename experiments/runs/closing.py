@@ -8,9 +8,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.common.files import read_note, write_bytes
+from experiments.common.files import read_note, write_bytes, write_text
 from experiments.common.printable import escaped
 from experiments.records import ArmResult
+from experiments.reporting.answers import FILE as ANSWERS
 from experiments.reporting.answers import question_texts
 from experiments.reporting.differences import JSON
 from experiments.reporting.page import image_bytes, inline_svg
@@ -18,6 +19,7 @@ from experiments.reporting.plots.caption import asked_in
 from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.run_details import RunRecords
+from experiments.reporting.table import Table
 from experiments.reporting.tables import arms_table, kept_tasks
 from experiments.reporting.text import label
 from experiments.runs.arm import ArmRun
@@ -52,10 +54,11 @@ def close_run(
     )  # fmt: skip
     compared = details.differences()
     more = compared.write(folder, inline_svg(gained_kept_figure(results, "", asked))) if compared else []
+    more += _write_answers(folder, details.turned())
     for name in (*_write_pictures(folder, pictures), *REPORT_FILES, *more):
         run.log_file(folder / name)
-    if compared:
-        run.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": JSON, "type": "table"}])})
+    if shown := [name for name in more if name in (JSON, ANSWERS)]:
+        run.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": name, "type": "table"} for name in shown])})
     run.log_note(escaped(arms_table(results).markdown()))
     return Outcome(folder, list(results), report, command, tracker.run_url(run.id), prepared.base_headline)
 
@@ -64,6 +67,14 @@ def _links(arms: Sequence[ArmRun], tracker: Tracker) -> list[tuple[str, str]]:
     """Return the address of each arm in MLflow, by its label, as far as it has a run there."""
     found = [(arm.folder.name, read_note(arm.folder / "mlflow.json").get("run_id")) for arm in arms]
     return [(name, tracker.run_url(run_id)) for name, run_id in found if run_id]
+
+
+def _write_answers(folder: Path, table: Table | None) -> list[str]:
+    """Write the answers that turned for MLflow and for the report of a study. Returns the name of the file."""
+    if table is None:
+        return []
+    write_text(folder / ANSWERS, json.dumps({"columns": table.head, "data": table.rows}))
+    return [ANSWERS]
 
 
 def _posthoc_results(folder: Path) -> list[ArmResult]:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.config import ArmConfig, ExperimentConfig
+from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.data.chosen import Chooser
 from experiments.data.counts import MOST, NEW, held, lengths, refused, special, too_long
@@ -23,6 +23,7 @@ from experiments.data.source import Source, SourceContext
 from experiments.data.stages import Earlier, stage_parts
 from experiments.data.tokenised import sizes_of_epoch
 from experiments.methods import Batch
+from experiments.methods.config import ArmConfig
 from experiments.runs.held_out import asked, cut_documents, distinct, remarks
 
 OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty

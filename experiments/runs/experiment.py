@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from experiments.common.errors import RunError
 from experiments.common.files import read_note, write_json, write_text
+from experiments.common.printable import escaped
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig
 from experiments.data.counts import MOST
@@ -122,6 +123,7 @@ def _tracked(config: ExperimentConfig, folder: Path, session: Session) -> Iterat
         note=lambda run_id: write_json(note, {"run_id": run_id}),
     ) as run:
         run.log_file(folder / "config.yaml")
+        run.log_note(escaped(f"{config.base_model} learns {config.data.label}; not ended yet"))
         yield run
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from experiments.common.errors import RunError
-from experiments.config import ArmConfig, ExperimentConfig
+from experiments.config import ExperimentConfig
+from experiments.methods.config import ArmConfig
 from experiments.plan.accelerators import Device, here
 from experiments.plan.memory import Sharding
 from experiments.plan.plan import plan_run

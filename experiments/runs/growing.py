@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import ConfigError
-from experiments.config import ArmConfig, ExperimentConfig, check_rates, run_config
+from experiments.config import ExperimentConfig, run_config
+from experiments.methods.config import ArmConfig, check_rates
 
 
 def with_begun_arms(config: ExperimentConfig, folder: Path) -> ExperimentConfig:

@@ -14,10 +14,11 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.common.hashing import json_digest
 from experiments.common.owner import CONFIG, SOURCES
-from experiments.config import ArmConfig, ExperimentConfig
+from experiments.config import ExperimentConfig
 from experiments.evaluation.cache import Elsewhere
 from experiments.evaluation.evaluate import Suites, alone
 from experiments.evaluation.suite import SuiteContext
+from experiments.methods.config import ArmConfig
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, write_records

@@ -145,6 +145,11 @@ def whole_results(files: Iterable[Path]) -> list[ArmResult]:
     return results
 
 
+def is_result(values: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Whether the values of a result's file are a result that is known from elsewhere: the storage of a study."""
+    return json_digest({name: values.get(name) for name in result}) == json_digest(result)
+
+
 def result_values(file: Path) -> dict[str, Any]:
     """Return the plain values of a result, an empty dict without one. Raises DamagedError as `read_result`."""
     values = read_json(file, AGAIN)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.common.errors import BenchError, MachineError, RunError
+from experiments.common.errors import BenchError, MachineError, RunError, Stopped
 from experiments.common.files import remove
 from experiments.common.machine_faults import disk_full, of_the_machine
 from experiments.common.paths import default_root
@@ -110,14 +110,6 @@ def only_one(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise RunError(f"another process is running {folder.name}: wait for it, or stop it first") from None
-
-
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or an interrupted kernel: no fault, so a notebook shows one line instead of a traceback."""
-
-    def _render_traceback_(self) -> list[str]:
-        """Called by IPython."""
-        return [str(self)]
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from pydantic import BaseModel
 
 from ctrl.config import changed_fields, without_effect
 from experiments.common.errors import ConfigError
-from experiments.config import ArmConfig, ExperimentConfig
+from experiments.config import ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
 from experiments.data.tables import kind
+from experiments.methods.config import ArmConfig
 from experiments.methods.tuning import Control, Partial
 from experiments.training.optimizer_fields import unread
 

@@ -37,7 +37,8 @@ def path_figure(cards: Cards, chosen: float | None, asked: Asked | None = None) 
             _against_alpha(axes, cards, name, chosen)
         if gain and both:
             _plane(panels[-1], cards, gain, chosen)
-        write_caption(figure, caption(asked or Asked(), "bands", f"measured on the half that did not choose; {SHARES}"))
+        unit = f"measured on the half that did not choose; {SHARES}"
+        write_caption(figure, caption(asked or Asked(), unit, "bands"))
     return figure
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from experiments.measure.session import Session
 from experiments.posthoc.choice import SHOWN, Point
 from experiments.records import Estimate
 from experiments.reporting.page import inline_svg, write_page
-from experiments.reporting.plots.caption import asked_in
+from experiments.reporting.plots.caption import Asked, asked_of
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
+from experiments.scorecard.halves import of_half
 from experiments.soften.path import WeightPath
 from experiments.soften.plot import path_figure
 
@@ -29,12 +30,16 @@ NAMES = {"weights": "WiSE-FT: alpha is the same in all weights", "depth": "LiNeS
 
 @dataclass(frozen=True)
 class SoftenReport:
-    """What is printed, and where the page is. cards: figures of each point on the items that did not choose."""
+    """What is printed, and where the page is. cards: figures of each point on the items that did not choose.
+
+    asked: how much they rest on, for the caption of a picture.
+    """
 
     words: list[str]
     table: Table
     cards: Mapping[float, Mapping[str, Estimate]]
     page: Path
+    asked: Asked = field(default_factory=Asked)
 
     def text(self) -> str:
         return "\n".join([*self.words, "", self.table.text()])
@@ -55,9 +60,10 @@ def write_report(
     """
     cards = {alpha: half(session, name, False) for alpha, name in measured.items()}
     words = [_sentence(cards, best, rule), *([barrier] if barrier else [])]
-    picture = path_figure(cards, best.alpha if best else None, asked_in(session.config.to_dict()))
+    asked = asked_of(of_half(session.base_records(), choosing=False))
+    picture = path_figure(cards, best.alpha if best else None, asked)
     page = session.folder / "report.html"
-    report = SoftenReport(words, _table(cards, best), cards, page)
+    report = SoftenReport(words, _table(cards, best), cards, page, asked)
     values = {
         "question": f"How far from {session.base.name} to the model?",
         "config": session.config,

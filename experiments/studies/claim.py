@@ -18,7 +18,8 @@ from optuna.trial import TrialState
 
 from experiments.studies.artifacts import attach_pictures
 from experiments.studies.space import Scalar
-from experiments.studies.trial import ShouldPrune, TrialFailed, TrialOutcome, TrialPruned
+from experiments.studies.trial import ShouldPrune, TrialFailed, TrialPruned
+from experiments.studies.trial_results import TrialOutcome
 from experiments.studies.trials import RUNS, SECONDS
 
 STORAGE_FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)

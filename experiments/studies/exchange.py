@@ -20,13 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import part_folder, replacing, sweep
-from experiments.common.hashing import json_digest
 from experiments.common.paths import short_path
 from experiments.records import ArmResult
-from experiments.runs.result_file import RESULT, check_files, result_values
+from experiments.runs.result_file import RESULT, check_files, is_result, result_values
 from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, Archive, open_archive, run_of
 from experiments.studies.config import StudyConfig
-from experiments.studies.trial import TrialFailed, TrialOutcome, conclude
+from experiments.studies.trial import TrialFailed, conclude
+from experiments.studies.trial_results import TrialOutcome
 from experiments.studies.trials import RUNS, SECONDS, TAKEN, Trial
 
 
@@ -115,11 +115,7 @@ def unpacked(trial: optuna.trial.FrozenTrial, root: Path) -> bool:
     A run folder that was there before may be half done, or have figures of another machine. Such a trial is not taken:
     its values would not be those of its records.
     """
-    for run in trial.system_attrs[RUNS]:
-        own = result_values(root / _result_file(run))
-        if json_digest({name: own.get(name) for name in run["result"]}) != json_digest(run["result"]):
-            return False
-    return True
+    return all(is_result(result_values(root / _result_file(run)), run["result"]) for run in trial.system_attrs[RUNS])
 
 
 def _result_file(run: Mapping[str, Any]) -> str:
@@ -170,7 +166,7 @@ def _check_runs(study: StudyConfig, trial: Known, archive: Archive) -> None:
         if config.digest() != digest:
             raise ValueError(f"{place}: its run {run.folder!r} is of other picks or another seed")
         own = archive.values(file) if file in archive.files else {}
-        if json_digest({name: own.get(name) for name in run.result}) != json_digest(run.result):
+        if not is_result(own, run.result):
             raise ValueError(f"{place}: its result is not that of {file}")
     outcome = TrialOutcome(runs=[run.model_dump() for run in trial.runs])
     try:

@@ -13,12 +13,12 @@ from typing import Any
 
 from experiments.common.errors import BenchError
 from experiments.common.files import write_text
-from experiments.common.hashing import file_digest, json_digest
+from experiments.common.hashing import file_digest
 from experiments.common.yaml_values import dump_yaml
-from experiments.runs.result_file import BASE_ITEMS, MADE_FROM, RESULT, result_values
+from experiments.runs.result_file import BASE_ITEMS, MADE_FROM, RESULT, is_result, result_values
 from experiments.studies.archive import run_of
 from experiments.studies.config import StudyConfig
-from experiments.studies.selection import record_files
+from experiments.studies.trial_results import record_files
 from experiments.studies.trials import Trial
 from experiments.tracking.elsewhere import SharedStore
 
@@ -66,7 +66,7 @@ def _download(store: SharedStore, found: Any, part: Path, arm: str, expected: di
         values = result_values(result)
     except BenchError:
         return False
-    if json_digest({name: values.get(name) for name in expected}) != json_digest(expected):
+    if not is_result(values, expected):
         return False
     own = f"arms/{arm}/items-"
     wanted = [

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.common.errors import CompareError
-from experiments.common.paths import default_root, short_path
+from experiments.common.errors import CompareError, ConfigError
+from experiments.common.paths import SHIPPED, default_root, short_path
 from experiments.common.result_folders import find, folders, trial_runs
 from experiments.common.section import nearest
-from experiments.common.yaml_values import load_yaml
+from experiments.common.yaml_values import read_yaml
+from experiments.config import check_unedited, load_config
 from experiments.records import ArmResult, Estimate
-from experiments.runs.result_file import RESULT, whole_results
+from experiments.runs.result_file import RESULT, read_result, whole_results
 from experiments.studies.load import load_study
 from experiments.studies.queue import Store
 from experiments.studies.storage import storage_url
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from experiments.tracking.store import TrackingStore
 
 if TYPE_CHECKING:
@@ -49,8 +52,9 @@ def frame(*sources: str | Path, root: Path | None = None) -> pd.DataFrame:
     A source is the folder of a run, the beginning of its name, the name of a study, or `mlflow:EXPERIMENT`. Without a
     source: all studies, and all runs that are not of a study. root: where they are (default: mlruns). A study has a
     column `pick/NAME` for each dimension, and no rows of trials that repeat another one's picks: they have its runs.
-    low and high: the 95 % interval; MLflow has none. cost/NAME is at the last step.
-    Raises ConfigError or CompareError for a source that is not there, DamagedError for a result that was changed.
+    low and high: the 95 % interval; from MLflow of arms that have ended. cost/NAME is at the last step.
+    Nothing is written. Raises ConfigError, CompareError or StudyError for a source that is not there, DamagedError for
+    a result that was changed.
     """
     import pandas as pd
 
@@ -81,14 +85,25 @@ def _rows(source: str, root: Path) -> Iterator[Row]:
 
 def _run(folder: Path) -> Iterator[Row]:
     files = [*sorted(folder.glob(f"arms/*/{RESULT}")), *sorted(folder.glob(f"posthoc/*/{RESULT}"))]
-    seed = load_yaml((folder / "config.yaml").read_text(encoding="utf-8")).get("seed", 0)
+    seed = _seed(folder)
     for result in whole_results(files):
         yield from _figures(result, {"source": folder.name, "run": str(folder), "seed": seed})
 
 
+def _seed(folder: Path) -> int:
+    """Return the seed of a run. Raises ConfigError for a config that was edited since: it may have another one."""
+    file = folder / "config.yaml"
+    try:
+        config = load_config(file)
+    except ConfigError:  # of another version
+        return int(read_yaml(file, SHIPPED, "config file")[1].get("seed", 0))
+    check_unedited(folder, config)
+    return config.seed
+
+
 def _study(folder: Path, root: Path) -> Iterator[Row]:
     config = load_study(folder / "study.yaml")
-    for trial in Store(storage_url(root, config.storage), config).trials():
+    for trial in Store(storage_url(root, config.storage), name=config.name).trials():
         if trial.repeats is not None:  # its runs are those of that trial: a mean would count them twice
             continue
         picks = {f"pick/{key}": pick for key, pick in trial.picks.items()}
@@ -134,9 +149,20 @@ def _tracked(experiment: str, root: Path) -> Iterator[Row]:
         row = {"source": f"{MLFLOW}{experiment}", "run": run.info.run_id, "status": run.info.status.lower()}
         row |= {"arm": params.get("arm"), "method": params.get("method"), "operation": tags.get("operation")}
         row |= {"learning_rate": _number(params.get("learning_rate")), "seed": _number(params.get("seed"))}
+        ends = _intervals(store.client, run.info.run_id)
         for name in (name for name in run.data.metrics if not name.startswith("system/")):
             for point in store.client.get_metric_history(run.info.run_id, name):
-                yield {**row, "step": point.step, "figure": name, "value": point.value}
+                low, high = ends.get((name, point.step), (None, None))
+                yield {**row, "step": point.step, "figure": name, "value": point.value, "low": low, "high": high}
+
+
+def _intervals(client: Any, run_id: str) -> dict[tuple[str, int], tuple[float | None, float | None]]:
+    """Return the ends of the intervals of an arm by figure and step: metrics have none, its artifact has."""
+    # an arm on its way has none yet, and a server may have no artifacts
+    with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as scratch:
+        result = read_result(Path(client.download_artifacts(run_id, f"scorecard/{RESULT}", scratch)))
+        return {(row["figure"], row["step"]): (row["low"], row["high"]) for row in _figures(result, {})}
+    return {}
 
 
 def _arms(client: Any, experiment: str) -> Iterator[Any]:

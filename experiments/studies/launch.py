@@ -33,7 +33,8 @@ from experiments.studies.queue import Store
 from experiments.studies.report.table import progress_text
 from experiments.studies.space import Scalar
 from experiments.studies.storage import note_progress, public_yaml, storage_url, study_folder
-from experiments.studies.trial import ShouldPrune, TrialOutcome, run_trial, steps_done
+from experiments.studies.trial import ShouldPrune, run_trial, steps_done
+from experiments.studies.trial_results import TrialOutcome
 from experiments.studies.workers import ends_with_parent, worker_starter
 from experiments.tracking.machine import process_state, process_tags, sigterm_raises
 from experiments.tracking.tracker import Tracker

@@ -16,6 +16,7 @@ from experiments.tracking.uri import without_password
 if TYPE_CHECKING:
     from experiments.studies.config import StudyConfig
 
+STORAGE = "STUDY_STORAGE"  # all users of a machine can read a command line, and the URL may contain a password
 KEY = 0x6374726C  # of PostgreSQL's advisory lock
 LOCKED = ("sqlite", "postgresql")  # dialects under which a claim is exclusive
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import optuna
 
 from experiments.common.errors import ConfigError, StudyError
@@ -10,7 +13,7 @@ from experiments.common.section import nearest
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.load import stored_study
-from experiments.studies.locks import engine_options, file_lock, shown, sqlite_file
+from experiments.studies.locks import STORAGE, engine_options, file_lock, shown, sqlite_file
 from experiments.studies.trials import foreign
 
 HEARTBEAT = 60  # seconds, until the study's own is known
@@ -25,10 +28,13 @@ def open_study(
     cannot be used, a study that is not there, has not begun, or has results of another program.
     """
     if config is None and (file := sqlite_file(url)) and not file.is_file():
-        raise StudyError(f"no study {name!r}: there is no database {short_path(file)}")
+        raise StudyError(
+            f"no study {name!r}: there is no database {short_path(file)}. Of a study in another storage, give its "
+            f"--storage, or set {STORAGE}"
+        )
     heartbeat = config.heartbeat if config else HEARTBEAT
     try:
-        with file_lock(url):
+        with contextlib.nullcontext() if config is None and _read_only(url) else file_lock(url):
             storage = optuna.storages.RDBStorage(
                 url, engine_kwargs=engine_options(url), heartbeat_interval=heartbeat, grace_period=2 * heartbeat
             )
@@ -44,6 +50,14 @@ def open_study(
             "move it away: the same study then begins anew, and takes over the run folders that are there"
         ) from error
     return storage, study, config
+
+
+def _read_only(url: str) -> bool:
+    """Whether this process may not write the lock of an SQLite storage: on a disk for reading, or of another user."""
+    if not (file := sqlite_file(url)):
+        return False
+    lock = file.with_name(f"{file.name}.lock")
+    return not os.access(lock if lock.exists() else file.parent, os.W_OK)
 
 
 def check_may_begin(study: optuna.Study, config: StudyConfig, url: str) -> None:

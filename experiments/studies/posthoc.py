@@ -14,8 +14,8 @@ from experiments.common.errors import ConfigError, MachineError, RunError
 from experiments.posthoc.run import operation_name, posthoc, result_folder
 from experiments.runs.result_file import RESULT, check_operation_of, whole_results
 from experiments.studies.config import Posthoc, StudyConfig
-from experiments.studies.selection import ReportRow, choose, has_name, record_files, report_row
-from experiments.studies.trial import result_of
+from experiments.studies.selection import ReportRow, choose, has_name, report_row
+from experiments.studies.trial_results import record_files, result_of
 from experiments.studies.trials import Trial
 
 

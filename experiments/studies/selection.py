@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import DamagedError
-from experiments.posthoc.run import result_folder
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.text import label, rate_text
 from experiments.runs.result_file import RESULT, check_files
@@ -25,7 +24,8 @@ from experiments.scorecard.pairwise import other_questions
 from experiments.scorecard.seeds import Measured
 from experiments.studies.config import StudyConfig
 from experiments.studies.space import picks_words, sets_rate
-from experiments.studies.trial import TrialFailed, figure, result_of
+from experiments.studies.trial import TrialFailed, figure
+from experiments.studies.trial_results import has_records, record_files, result_of
 from experiments.studies.trials import Trial
 
 DRAWS = 10_000  # resamples per scorecard of a half
@@ -167,18 +167,6 @@ def half_trajectory(run: dict[str, Any], root: Path) -> list[dict[str, Any]]:
         card = scorecard(before, now, LEAST_DRAWS)
         points.append({"step": point["step"], **{name: card[name] for name in point if name in card}})
     return points
-
-
-def record_files(run: dict[str, Any], root: Path, step: int | None = None) -> tuple[Path, Path]:
-    """Return the files of the base's item records and of the run's at a step (default: the last)."""
-    result, folder = result_of(run), root / str(run["folder"])
-    own = folder / "arms" / f"{result.arm}-{result.learning_rate:g}"
-    own = result_folder(folder, result) if result.operation else own
-    return folder / "base" / "items.jsonl", own / f"items-{result.steps if step is None else step}.jsonl"
-
-
-def has_records(runs: Sequence[dict[str, Any]], root: Path) -> bool:
-    return all(path.is_file() for run in runs for path in record_files(run, root))
 
 
 def check_records(trials: Sequence[Trial], root: Path) -> None:

@@ -15,7 +15,7 @@ from experiments.common.errors import StudyError
 from experiments.common.files import write_json
 from experiments.common.paths import default_root
 from experiments.common.yaml_values import dump_yaml, load_yaml
-from experiments.studies.locks import public_values, shown, sqlite_url
+from experiments.studies.locks import STORAGE, public_values, shown, sqlite_url
 
 if TYPE_CHECKING:
     from experiments.studies.config import StudyConfig
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 PROGRESS = "progress.json"
-STORAGE = "STUDY_STORAGE"  # all users of a machine can read a command line, and the URL may contain a password
 
 
 def study_folder(root: Path, name: str) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,11 @@ from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig, parts
 from experiments.studies.space import Scalar, picks_words
+from experiments.studies.trial_results import TrialOutcome, result_of
 from experiments.studies.trials import Trial
-from experiments.tracking.run import ParentRun, Run
+from experiments.tracking.run import ParentRun
 from experiments.tracking.tracker import Tracker
 from experiments.tracking.uri import without_password
-from experiments.tracking.view import kind_params
 
 if TYPE_CHECKING:
     from experiments.runs.arm import Observer
@@ -47,23 +46,6 @@ class TrialPruned(Exception):
         self.outcome = outcome
 
 
-@dataclass
-class TrialOutcome:
-    """values: one per objective. constraints: name -> number, satisfied at 0 or below. runs: see `run_record`.
-
-    figures: the headline of the scorecard, means over the seeds. url: of the trial's MLflow run. pictures: files by the
-    names that optuna-dashboard shows; root: where it finds them.
-    """
-
-    values: list[float] = field(default_factory=list)
-    constraints: dict[str, float] = field(default_factory=dict)
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
-    url: str = ""
-    pictures: dict[str, Path] = field(default_factory=dict)
-    root: Path | None = None
-
-
 def run_trial(
     study: StudyConfig,
     number: int,
@@ -79,6 +61,7 @@ def run_trial(
     evaluation, at steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
     """
     from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
+    from experiments.studies.logged import log_figures
 
     note, words = trial_folder(study, root, number) / "mlflow.json", picks_words(study.search, picks)
     saved = read_note(note)
@@ -126,31 +109,12 @@ def run_trial(
                 conclude(study, outcome)
             except TrialFailed as failure:
                 raise TrialFailed(str(failure), outcome.runs) from failure
-            _log_figures(study, outcome, run)
+            log_figures(study, outcome, run, root)
     if failed:
         raise TrialFailed(failed, outcome.runs)
     if pruned:
         raise TrialPruned(outcome, pruned)
     return outcome
-
-
-def _log_figures(study: StudyConfig, outcome: TrialOutcome, run: Run) -> None:
-    """Log the means over the seeds, by which MLflow sorts trials; of one seed only what its arm has not logged.
-
-    Method and rate are those of its arms, so that a trial has the columns that they have.
-    """
-    from experiments.scorecard import mean_card
-    from experiments.scorecard.figures import HEADLINE
-
-    results = [result_of(run) for run in outcome.runs]
-    means = {name: e.value for name, e in mean_card([result.scorecard for result in results]).items()}
-    outcome.figures = {name: means[name] for name in HEADLINE if name in means}
-    named = {o.figure: value for o, value in zip(study.objectives, outcome.values, strict=True)}
-    feasible = {"feasible": float(max(outcome.constraints.values()) <= 0)} if outcome.constraints else {}
-    arm = {*HEADLINE, *(f"cost/{name}" for name in results[0].cost)} if len(results) == 1 else set()
-    run.log_params(kind_params(results[0].method, results[0].learning_rate))
-    logged = {**outcome.figures, **means, **named, **feasible}  # the headline first: Compare opens on the gain
-    run.log_new({name: value for name, value in logged.items() if name not in arm}, max(r.steps for r in results))
 
 
 def repeated(trial: Trial) -> Callable[..., TrialOutcome]:
@@ -187,10 +151,6 @@ def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:
         if folder.is_relative_to(top):  # first without following links: a run may be one to another disk
             return {"seed": seed, "folder": str(folder.relative_to(top)), "result": outcome.results[0].to_dict()}
     return {"seed": seed, "folder": str(folder), "result": outcome.results[0].to_dict()}
-
-
-def result_of(run: Mapping[str, Any]) -> ArmResult:
-    return ArmResult.from_dict(run["result"])
 
 
 def figure(result: ArmResult, name: str) -> float:

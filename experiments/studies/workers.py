@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.common.errors import StudyError
 from experiments.common.progress import PLAIN
-from experiments.studies.storage import STORAGE
+from experiments.studies.locks import STORAGE
 
 PARENT = "STUDY_PARENT"  # environment variable: the id of the process that started a worker
 VISIBLE = "CUDA_VISIBLE_DEVICES"

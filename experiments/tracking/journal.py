@@ -182,10 +182,12 @@ def own_path(journal: Journal, name: str) -> Path | None:
     """Return a file or folder that a line of a journal names; None if it is not the run's.
 
     A journal of somebody else could name any file of this machine. What is the run's is in the journal's folder, or (an
-    arm, an operation) in the folder of the experiment two above. Links are not followed.
+    arm, an operation) in the folder of the experiment two above. That one has a config: else a foreign folder that was
+    unpacked as `arms/x` would make all that is around it the run's. Links are not followed.
     """
     folder = journal.folder.resolve()
-    above = folder.parents[1] if folder.parent.name in PARTS and len(folder.parents) > 1 else folder
+    part = folder.parent.name in PARTS and (folder.parent.parent / "config.yaml").is_file()
+    above = folder.parents[1] if part else folder
     path = Path(os.path.normpath(folder / name))
     inside = path.is_relative_to(above) and path == path.resolve()
     return path if inside and not any(file.is_symlink() for file in path.rglob("*")) else None

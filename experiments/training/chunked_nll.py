@@ -42,7 +42,8 @@ def summed_nll(
     are kept.
     """
     all_log_p = label_log_probs(hidden, weight, bias, labels) if reads_pass else None
-    total: Tensor = _SummedNll.apply(hidden, weight, bias, labels, token_weights, all_log_p, token_penalties)
+    summed = _as_written if token_weights or token_penalties else _SummedNll.apply
+    total: Tensor = summed(hidden, weight, bias, labels, token_weights, all_log_p, token_penalties)
     return total
 
 
@@ -121,6 +122,12 @@ class _SummedNll(torch.autograd.Function):
             raise RuntimeError("summed_nll was differentiated twice: compute the loss again before a second backward")
         slopes, ctx.slopes = ctx.slopes, None
         return (*(None if s is None else s.mul_(slope) for s in slopes), None, None, None, None)
+
+
+@torch.compiler.disable
+def _as_written(*args: Any) -> Any:
+    """Sum up outside of torch.compile, which cannot trace weights and penalties: they note what they see."""
+    return _SummedNll.apply(*args)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

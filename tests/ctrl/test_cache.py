@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+from typing import Any
+
 import pytest
 import torch
 import transformers as tf
@@ -133,13 +138,57 @@ def test_continuous_batching_gives_the_tokens_of_generate(family: str, structure
         assert batched(model, prompts, greedy) == alone() != want
 
 
+TAKEN_OFF = r"filled by another expansion, of other layers or one that ctrl.swap or ctrl.unload has taken off"
+
+
+def half_filled(model: Any) -> DynamicCache:
+    """A cache with the first four tokens of IDS."""
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(IDS[:, :4], past_key_values=cache)
+    return cache
+
+
+def unpickled(value: Any) -> Any:
+    return pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, unpickled])
+def test_a_copied_cache_goes_on_as_the_first_one(copied: Any) -> None:
+    model = disturbed()
+    cache = half_filled(model)
+    expected = model(IDS).logits[:, 4:]
+    for one in (copied(cache), copied(copied(cache)), cache):
+        torch.testing.assert_close(model(IDS[:, 4:], past_key_values=one).logits, expected, rtol=0, atol=1e-5)
+    same = copy.deepcopy(model)  # the same copies, of another object
+    assert torch.isfinite(same(IDS[:, 4:], past_key_values=half_filled(model)).logits).all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, unpickled, lambda cache: cache])
+def test_a_cache_of_copies_of_other_layers_is_refused(copied: Any) -> None:
+    cache, other = copied(half_filled(disturbed())), disturbed(layers=[0, 2])
+    with pytest.raises(ValueError, match=TAKEN_OFF):
+        other(IDS[:, 4:], past_key_values=cache)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: cache])
+def test_a_cache_of_an_expansion_that_is_gone_is_refused(copied: Any) -> None:
+    """`ctrl.unload` keeps nothing of it: new copies of the same layers are others."""
+    model = disturbed()
+    cache = copied(half_filled(model))
+    ctrl.expand(ctrl.unload(model), ctrl.ControlConfig(layers=2))
+    gc.collect()
+    with pytest.raises(ValueError, match=TAKEN_OFF):
+        model(IDS[:, 4:], past_key_values=cache)
+
+
 def test_a_cache_of_an_expansion_that_was_taken_off_is_refused() -> None:
     """Its slots are of other copies, of other layers maybe. One that was swapped in again may go on."""
     model, other = disturbed(), disturbed(layers=[0, 2])
     cache = DynamicCache(config=model.config)
     model(IDS[:, :4], past_key_values=cache)
     waiting = ctrl.swap(model, take_off(other))
-    with pytest.raises(ValueError, match=r"filled by an expansion that ctrl.swap or ctrl.unload has taken off"):
+    with pytest.raises(ValueError, match=TAKEN_OFF):
         model(IDS[:, 4:], past_key_values=cache)
     assert waiting is not None
     ctrl.swap(model, waiting)

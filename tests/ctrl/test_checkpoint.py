@@ -24,6 +24,14 @@ def test_low_rank_checkpoints_hold_no_pretrained_weight(tmp_path: Path) -> None:
     assert not [n for n in read_tensors(tmp_path / "model.safetensors") if "base_layer" in n]
 
 
+def test_the_state_dict_of_a_wrapper_is_refused(tmp_path: Path) -> None:
+    model = disturbed()
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    with pytest.raises(ctrl.CheckpointError, match=r"state_dict has no model\.layers.*, but _orig_mod\.model.*wrapper"):
+        ctrl.save(model, tmp_path, wrapped)
+    ctrl.save(model, tmp_path, model.state_dict())
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     model = disturbed()
     with pytest.raises(ctrl.CheckpointError, match=r"no control_config\.json"):

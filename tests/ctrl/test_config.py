@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from hypothesis import given, settings
 import ctrl
 from ctrl.config import ControlConfig, without_effect
 from ctrl.errors import ConfigError
+from ctrl.interpolation import INTERPOLATIONS
+from ctrl.layer import expanded_layers
 from tests.helpers.control_configs import configs
-from tests.helpers.tiny_llama import tiny
+from tests.helpers.tiny_llama import IDS, tiny
 
 # argument, bad value, what the message says about it
 FAULTS: list[tuple[str, Any, str]] = [
@@ -151,6 +154,8 @@ def test_the_former_name_of_learned_norms_is_taken() -> None:
         ({"detach_alpha": True}, "detach_alpha has no effect: it needs scale_by_alpha"),
         ({"detach_alpha": True, "scale_by_alpha": True}, "detach_alpha has no effect: it needs an alpha that trains"),
         ({"lora_rank": 4}, "lora_rank has no effect: it needs expanded: lora"),
+        ({"alpha_start": 0.0}, "alpha_start=0 keeps every copy out of the output, so the loss gives it no gradient"),
+        ({"interpolation": "dlerp", "alpha_start": 1}, "interpolation has no effect: it needs an alpha_start below 1"),
     ],
 )
 def test_settings_without_effect_are_said(values: dict[str, Any], said: str) -> None:
@@ -170,10 +175,27 @@ def test_settings_without_effect_are_said(values: dict[str, Any], said: str) -> 
         {"scale_by_alpha": True, "detach_alpha": True, "interpolation": "gate"},
         {"expanded": "lora", "lora_rank": 4},
         {"divergence_weight": 0.0},
+        {"alpha_start": 1},
+        {"interpolation": "plerp", "alpha_start": 1},
+        {"interpolation": "moe", "alpha_start": 0.5},
+        {"structure": "hybrid", "interpolation": "moe", "alpha": "learned", "alpha_start": 0.9},
     ],
 )
 def test_nothing_is_said_of_settings_that_have_one(values: dict[str, Any]) -> None:
     assert without_effect(ControlConfig(**values)) == []
+
+
+@pytest.mark.parametrize("interpolation", list(INTERPOLATIONS))
+@pytest.mark.parametrize("start", [0.0, 0.5, 1.0])
+def test_what_is_said_not_to_train_is_what_has_no_gradient(interpolation: str, start: float) -> None:
+    config = ControlConfig(layers=[0], interpolation=interpolation, alpha_start=start)
+    said = without_effect(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ctrl.expand(tiny(depth=2), config).train()
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    copies = [p.grad is not None and bool(p.grad.any()) for p in expanded_layers(model)[0].expanded.parameters()]
+    assert all(copies) != any("keeps every copy out" in fault for fault in said)
 
 
 def test_is_frozen() -> None:

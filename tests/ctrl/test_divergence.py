@@ -117,7 +117,7 @@ class TestEveryDivergence:
     @quick
     @given(mask=masks, seed=st.integers(0, 999), scale=st.sampled_from([0.0, 1e4, -3.0]))
     def test_padding_has_no_influence(self, name: str, mask: Tensor, seed: int, scale: float) -> None:
-        """Reference fault 2: whatever stands at padded places, mean and gradients at real ones keep their bits."""
+        """Reference fault 2: whatever the padded places hold, mean and gradients at real ones keep their bits."""
         a, b = pair(name, len(mask), mask.shape[1], seed)
         pads = (mask[:, None, :, None] if name == "attention" else mask[:, :, None]).logical_not()
         other_a, other_b = (

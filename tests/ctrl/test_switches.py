@@ -268,3 +268,22 @@ def test_what_is_made_of_a_model_inside_a_block_has_nothing_of_it(block: Block, 
     again = expanded().eval()
     again.load_state_dict(state)
     assert torch.equal(logits(again), before)
+
+
+def test_alphas_may_be_a_tensor_and_do_not_depend_on_the_default_dtype() -> None:
+    """bf16 as torch's default would make .3 to .30078; numpy's arrays have `tolist` too."""
+    model = disturbed()
+    with ctrl.at_alpha(model, [0.3, 0.6]):
+        expected = model(IDS).logits
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with ctrl.at_alpha(model, torch.tensor([0.3, 0.6], dtype=torch.float64)):
+            found = model(IDS).logits
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+    merged = ctrl.merge_back(model, torch.tensor([0.3, 0.6], dtype=torch.float64))  # type: ignore[call-overload]
+    assert torch.equal(merged(IDS).logits, ctrl.merge_back(model, [0.3, 0.6])(IDS).logits)
+    for alpha in (torch.tensor(0.25), 0.25):
+        with ctrl.at_alpha(model, alpha):  # type: ignore[arg-type]
+            assert ctrl.merge_back(model, alpha)(IDS).logits.isfinite().all()  # type: ignore[call-overload]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import types
+import warnings
+from typing import Any
+
 import pytest
 import torch
 
 import ctrl
-from tests.helpers.tiny_llama import expanded, sequences
+from tests.helpers.tiny_llama import IDS, expanded, sequences
 
 
 def test_reentrant_checkpointing_is_refused_and_the_other_gives_the_same_gradients() -> None:
@@ -56,3 +60,36 @@ def test_a_weight_that_a_reference_shares_and_that_trains_is_named() -> None:
     with pytest.warns(UserWarning, match=r"lm_head.weight trains, and the model of ctrl.reference shares it"):
         model(**batch)
     assert plain.lm_head.weight is model.lm_head.weight
+
+
+@pytest.mark.parametrize("structure", ["concat", "hybrid"])
+def test_a_pretrained_layer_that_trains_next_to_its_copy_is_said_once(structure: str) -> None:
+    """model.requires_grad_() unfreezes all; another part that was unfrozen by name is as meant."""
+    model = expanded(structure=structure).train()
+    model.lm_head.requires_grad_(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(input_ids=IDS, labels=IDS)
+    model = expanded(structure=structure).train().requires_grad_()  # type: ignore[assignment]
+    with pytest.warns(UserWarning, match=r"18 weights of the pretrained layers .* \(first: layer 1, self_attn.q_proj"):
+        model(input_ids=IDS, labels=IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(input_ids=IDS, labels=IDS)
+
+
+class Synced:
+    """Stands for a trainer of TRL that was not attached."""
+
+    def __init__(self, asked: bool) -> None:
+        self.args = types.SimpleNamespace(sync_ref_model=asked)
+
+    def step(self, model: Any) -> None:
+        model(input_ids=IDS, labels=IDS).loss.backward()
+
+
+def test_a_trainer_that_writes_into_the_base_is_refused_before_it_does() -> None:
+    """TRL's sync_ref_model walks over two lists of parameters that are not of equal length."""
+    with pytest.raises(ctrl.ConfigError, match=r"frozen weights would be overwritten\. Set sync_ref_model=False"):
+        Synced(True).step(expanded().train())
+    Synced(False).step(expanded().train())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -143,8 +144,9 @@ def test_an_arm_is_picked_by_clicks_run_and_watched_in_02(
     shoot(notebook.page, "02-picked")
 
     buttons.get_by_role("button", name="Run").click()
-    buttons.get_by_text("to follow it, in another cell: watch('notebook-02-").wait_for()
-    watched = notebook.add_cell("from experiments import watch\nwatch(picker.folder, root, every=0.2)")
+    buttons.get_by_text("to follow it, in another cell: await watch_async('notebook-02-").wait_for()
+    code = "from experiments import watch_async\nawait watch_async(picker.folder, root, every=0.2)"
+    watched = notebook.add_cell(code)
     notebook.page.wait_for_function(LIVE, timeout=120_000)
     shoot(notebook.page, "02-watched")
     picture, colour = notebook.cells.nth(watched).locator("img"), arm_colour("control", 1e-2)
@@ -157,6 +159,30 @@ def test_an_arm_is_picked_by_clicks_run_and_watched_in_02(
     assert notebook.cells.nth(watched).locator(".jp-OutputArea button:visible").count() == 0  # Stop
     buttons.get_by_role("button", name="Refresh").click()
     buttons.locator("tr", has_text="mine").get_by_text("finished").wait_for()
+    assert notebook.errors == []
+
+
+def test_the_button_stops_a_watched_run_and_the_same_cell_goes_on(
+    opened: Callable[[str], Notebook], project: Path, base: str
+) -> None:
+    """The kernel is busy with the watching when the button is clicked."""
+    train = 2
+    notebook = opened(small(project, "01_forgetting_in_five_minutes", base, steps=STEPS + 1, live=True))
+    notebook.run_all()
+    notebook.page.wait_for_function(LIVE, timeout=120_000)
+    shoot(notebook.page, "01-live")
+    notebook.page.get_by_role("button", name="Stop the run").click()
+    wait_until(lambda: "stopped, with a checkpoint; the same cell goes on from there" in notebook.text(train))
+    said = notebook.text(train)
+    assert re.search(r"notebook-01-\w+: stopped, \d of 2 arms done", said)
+    assert "Traceback" not in said
+    shoot(notebook.page, "01-stopped")
+
+    notebook.run_all()
+    notebook.finished()
+    log = next(path for path in (project / "mlruns" / "started").glob("*.log") if path.stem in said)
+    assert "continues from checkpoint-" in log.read_text()
+    assert "finished, 2 of 2 arms done" in notebook.text(train)
     assert notebook.errors == []
 
 

@@ -2,6 +2,7 @@
 
 python -m tests.helpers.damage finished interrupted cached read study measured softened    # all; an hour of CPU
 python -m tests.helpers.damage study --damages cut NUL --only mlflow.json      # some
+python -m tests.helpers.damage finished read --sample 40 --seed 3 --folder D   # 40 of each by chance; again: goes on
 
 It prints the count of each outcome and every case that is a fault; exit 1: there is one. Healed: the same command
 ends well with the same facts as without damage. Not read: it ends well, and only the file itself is other (`read` tries
@@ -17,6 +18,7 @@ import importlib
 import itertools
 import json
 import os
+import random
 import re
 import shutil
 import sys
@@ -63,20 +65,25 @@ class Roots:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.facts: dict[str, Any] = {}
+        self.made: set[Path] = set()
 
     def whole(self, subject: Subject, seed: int = 0) -> Path:
         root = self.folder / f"{subject.made_as or subject.name}-{seed}"
-        if not root.is_dir():
-            modules = root.with_suffix(".modules")
+        if root in self.made:
+            return root
+        modules = root.with_suffix(".modules")  # written last: without it what is there is half made
 
-            def work() -> int:
-                code = subject.make(self.folder, root, seed)
-                modules.write_text("\n".join(sys.modules))
-                return code
+        def work() -> int:
+            code = subject.make(self.folder, root, seed)
+            modules.write_text("\n".join(sys.modules))
+            return code
 
+        if not modules.is_file():
+            shutil.rmtree(root, ignore_errors=True)
             said = in_child(work, root.with_suffix(".log"))
             assert said.code == 0, said.text
-            have_imported(modules.read_text().split())
+        have_imported(modules.read_text().split())
+        self.made.add(root)
         return root
 
     def files(self, subject: Subject) -> list[str]:
@@ -175,13 +182,34 @@ def every(roots: Roots, subject: Subject, damages: Iterable[str], only: str) -> 
     return [Case(subject, file, damage) for file in roots.files(subject) if only in file for damage in damages]
 
 
-def check(roots: Roots, cases: Sequence[Case], processes: int = 1, say: Any = lambda text: None) -> dict[str, str]:
-    """Return what is wrong, by case. Prints the count of each outcome with `say`."""
-    roots.expected(cases[0].subject)  # once, before the threads
-    roots.whole(cases[0].subject, 1)
+def check(
+    roots: Roots,
+    cases: Sequence[Case],
+    processes: int = 1,
+    say: Any = lambda text: None,
+    done: Path | None = None,
+) -> dict[str, str]:
+    """Return what is wrong, by case. Prints the count of each outcome with `say`.
+
+    done: a file that gets each outcome; cases whose outcome it has are not judged again.
+    """
+    known = dict(map(json.loads, done.read_text().splitlines())) if done and done.is_file() else {}
+    if not all(str(case) in known for case in cases):
+        roots.expected(cases[0].subject)  # once, before the threads
+        roots.whole(cases[0].subject, 1)
     outcomes, faults = Counter[str](), {}
+
+    def judged(case: Case) -> str:
+        if str(case) not in known:
+            outcome = roots.judge(case)
+            if done:
+                with done.open("a") as file:
+                    file.write(json.dumps([str(case), outcome]) + "\n")
+            return outcome
+        return str(known[str(case)])
+
     with ThreadPoolExecutor(processes) as pool:
-        for case, outcome in zip(cases, pool.map(roots.judge, cases), strict=True):
+        for case, outcome in zip(cases, pool.map(judged, cases), strict=True):
             outcomes[outcome.partition(":")[0].partition(" (")[0]] += 1
             if outcome[:5].isupper():  # see `Roots.judge`
                 faults[str(case)] = outcome
@@ -196,16 +224,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--damages", nargs="+", choices=DAMAGES, default=list(DAMAGES), metavar="DAMAGE")
     parser.add_argument("--only", default="", help="files with this text in their path")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--sample", type=int, metavar="CASES", help="of each subject, drawn by chance (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--folder", type=Path, help="is kept; the same command goes on there after it was stopped")
     args = parser.parse_args(argv)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     faults: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="damage-") as folder:
-        roots = Roots(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="damage-") as temporary:
+        folder = (args.folder or Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        roots = Roots(folder)
         for name in args.subjects:
             began = time.monotonic()
-            subject = SUBJECTS[name]
-            cases = every(roots, subject, args.damages, args.only)
-            faults |= check(roots, cases, args.processes, lambda text: print(text, flush=True))
+            cases = every(roots, SUBJECTS[name], args.damages, args.only)
+            random.Random(args.seed).shuffle(cases)
+            cases = cases[: args.sample]
+            faults |= check(roots, cases, args.processes, lambda text: print(text, flush=True), folder / "done.jsonl")
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
     return 1 if faults else 0
 

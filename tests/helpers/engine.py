@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experiments.config import ArmConfig, ExperimentConfig, parse_config
+from experiments.config import ExperimentConfig, parse_config
 from experiments.methods import ActiveMethod, Batch, MethodContext
+from experiments.methods.config import ArmConfig
 from experiments.methods.weights import snapshot
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Hooks
@@ -74,7 +75,7 @@ PRODUCTS: dict[str, dict[str, Any]] = {
 
 
 class Killed(Exception):
-    """Stands for kill -9 here: the objects are dropped, only the folder is left."""
+    """Act as after kill -9: the objects are dropped, only the folder is left."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ def import_graph(package: str) -> Graph:
     """Map each module of an importable package to the modules of the package that it imports.
 
     Counts every import statement: at module level, inside functions, under TYPE_CHECKING. `from p import name` is an
-    import of `p.name` if that is a module, else of `p`. A package stands for its `__init__`.
+    import of `p.name` if that is a module, else of `p`. A package is its `__init__`.
     """
     spec = find_spec(package)
     assert spec is not None, f"{package} cannot be imported"

@@ -1,4 +1,4 @@
-"""Two processes of one machine; accelerate's FSDP2 and DeepSpeed on a CPU: told it is an accelerator, both work."""
+"""Two processes of one machine; FSDP2 and DeepSpeed of accelerate work on a CPU if it is given as the accelerator."""
 
 from __future__ import annotations
 

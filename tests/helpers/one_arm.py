@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.config import ArmConfig, ExperimentConfig, parse_config
+from experiments.config import ExperimentConfig, parse_config
+from experiments.methods.config import ArmConfig
 
 ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from experiments.records import ArmResult, Record, read_records, write_records
+from experiments.runs.result_file import write_result
 from experiments.scorecard import scorecard
 from experiments.scorecard.halves import even
 from experiments.studies.config import Objective
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import open_store
 
 Truth = Mapping[str, tuple[float, float]]  # arm -> accuracy on the new and on the kept task after training
@@ -85,6 +87,7 @@ def synthetic_trial(folder: Path, store: Store, truth: Truth, number: int, picks
     cost = {"tokens": 1e5, "seconds": 60.0, "tokens_per_s": 1666.0, "peak_memory_gb": 1.7, "trainable_parameters": 28e6}
     card = scorecard(base, after, 200)
     result = ArmResult(arm, "full", rate, "finished", None, STEPS[-1], trajectory, card, cost)
+    write_result(run / "arms" / f"{arm}-{rate:g}", result)
     figures = [card[objective.figure].value for objective in store.config.objectives]
     return TrialOutcome(figures, {}, [{"seed": 0, "folder": f"runs/r{number}", "result": result.to_dict()}])
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.cli.servers import is_taken
+
 START = 120.0  # seconds
 
 
@@ -31,3 +33,8 @@ def served(root: Path, *options: str) -> Iterator[tuple[Any, str]]:
     finally:
         process.send_signal(signal.SIGINT)  # which ends the servers; after a kill they would stay
         process.wait(60)
+
+
+def freed(port: int) -> bool:
+    """Whether a port is free soon: the system ends a killed process a moment later."""
+    return any(not is_taken(port) or time.sleep(0.1) for _ in range(50))

@@ -14,7 +14,7 @@ from typing import Any
 from experiments.studies.config import StudyConfig
 from experiments.studies.load import parse_study
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialOutcome
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.small_run import small_values
 
 Run = Callable[..., TrialOutcome]

@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from ctrl.sharded import sharded, whole
 from experiments.cli import main as cli
-from experiments.config import ArmConfig
 from experiments.methods import METHODS, ActiveMethod
+from experiments.methods.config import ArmConfig
 from experiments.training.processes import MainProcessError, Processes
 from experiments.training.trainer import ArmFailed
 from tests.helpers.engine import OPTIONS, PRODUCTS, Killed, arm_config, train

@@ -70,6 +70,12 @@ def test_the_plain_loop_has_the_engines_loss_curve(notebook: dict[str, Any], tmp
     assert curve == pytest.approx(expected, abs=2e-4)  # Trainer rounds what it logs to four digits
 
 
+def test_it_is_as_short_as_it_says() -> None:
+    lines = [line.strip() for line in SCRIPT.read_text(encoding="utf-8").splitlines()]
+    assert "in 60 lines" in "\n".join(lines)
+    assert sum(bool(line) and not line.startswith("#") for line in lines) <= 60
+
+
 def test_the_dial_was_read_at_all_alphas(notebook: dict[str, Any]) -> None:
     assert notebook["alpha"] == 1.0
     assert len(notebook["replies"]) == SIZES["held_out"]

@@ -64,6 +64,8 @@ def test_committed_outputs_are_a_report(path: Path) -> None:
     assert len(text) < 300_000
     assert not re.search(r"/(home|root|tmp|work)/", text), "an output holds a path of somebody's machine"
     cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+    assert "widget-view" not in text, "a widget needs a kernel: in a saved notebook it is an error message"
+    assert "widgets" not in json.loads(text)["metadata"]
     assert any(output["output_type"] == "display_data" for c in cells for output in c["outputs"])
     assert not any(output["output_type"] == "error" for c in cells for output in c["outputs"])
 

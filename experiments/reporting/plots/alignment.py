@@ -56,7 +56,7 @@ def alignment_figure(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
             _heat(axes, tables, metric)
         panels[-1].set_xlabel("layer")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        write_caption(figure, caption(Asked({"probe sentences": len(sentences())}), "", "numbers without unit"))
+        write_caption(figure, caption(Asked({"probe sentences": len(sentences())}), "numbers without unit", ""))
     return figure
 
 
@@ -120,7 +120,7 @@ def projection_figure(base: States, tuned: Mapping[str, States], layers: Sequenc
             axes.set_title(f"layer {layer}", fontsize=10)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         figure.legend(handles=_key(), loc="outside lower left", ncols=6, frameon=False, fontsize=9, handletextpad=0.3)
-        write_caption(figure, caption(Asked({"probe sentences": len(sentences()) // 2}), "", "axes without unit"))
+        write_caption(figure, caption(Asked({"probe sentences": len(sentences()) // 2}), "axes without unit", ""))
     return figure
 
 

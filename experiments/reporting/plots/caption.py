@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from experiments.records import Record
 
 GREY = "#5b6470"
 CHARACTERS = 14  # of a caption in an inch of a figure
@@ -40,10 +42,16 @@ def asked_in(config: Mapping[str, Any], tasks: int | None = None, seeds: int = 1
     return Asked({part: count for part, count in found.items() if count}, seeds)
 
 
-def caption(asked: Asked, bars: str = "bars", unit: str = "") -> str:
-    """Say n, seeds, intervals and unit: `n: 80 new, 128 kept; 1 seed; bars: 95 % intervals over questions`.
+def asked_of(records: Sequence[Record]) -> Asked:
+    """Count the questions that a model answered, by suite. A question that is asked in two forms is one."""
+    found = {suite: {(r.task, r.item) for r in records if r.suite == suite} for suite in PARTS}
+    return Asked({suite: len(items) for suite, items in found.items() if items})
 
-    bars: how the figure draws intervals; empty: it has none.
+
+def caption(asked: Asked, unit: str, bars: str = "bars") -> str:
+    """Say n, seeds, intervals and unit: `n: 80 new, 128 kept; 1 seed; bars: 95 % intervals over questions; shares`.
+
+    unit: of the numbers, or SHARES. bars: how the figure draws intervals; empty: it has none.
     """
     counts = ", ".join(f"{count:,} {PARTS.get(part, part)}" for part, count in asked.counts.items() if count)
     over = "seeds and questions" if asked.seeds > 1 else "questions"

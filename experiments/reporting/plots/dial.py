@@ -48,7 +48,7 @@ def dial_figure(
             axes.set_title(row.labelled, loc="left", fontsize=11, fontweight="bold")
             sns.despine(ax=axes)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12)
-        write_caption(figure, caption(asked or Asked(), unit=SHARES))
+        write_caption(figure, caption(asked or Asked(), SHARES))
     return figure
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from experiments.common.colours import line_colours
 from experiments.records import MEASURED, ArmResult, Estimate
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
 from experiments.reporting.text import gain_name, label, rate_text
 from experiments.scorecard.figures import FIGURES
@@ -67,7 +67,7 @@ def forgetting_figure(results: Sequence[ArmResult], title: str, asked: Asked | N
             _draw_arm(axes, result, look)
         if drawn:
             _legend(axes, drawn)
-            write_caption(figure, caption(asked or Asked()))
+            write_caption(figure, caption(asked or Asked(), SHARES))
         else:
             axes.text(0.5, 0.5, "no arm was evaluated", transform=axes.transAxes, ha="center", color="#5b6470")
         axes.margins(0.06, 0.08)

@@ -54,7 +54,7 @@ def multiples_figure(results: Sequence[ArmResult], title: str, asked: Asked | No
         for axes in panels[:, 0]:
             axes.set_ylabel(FIGURES["retention"].title)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        rests = caption(asked or Asked(), unit=SHARES)
+        rests = caption(asked or Asked(), SHARES)
         write_caption(figure, f"{rests}; up and right is better; grey: the other arms")
     return figure
 

@@ -48,7 +48,7 @@ def stream_figure(
         for axes in panels[:, 0]:
             axes.set_ylabel("after stage")
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        write_caption(figure, caption(asked or Asked(), "", "shares of right answers, or nats per token of texts"))
+        write_caption(figure, caption(asked or Asked(), "shares of right answers, or nats per token of texts", ""))
     return figure
 
 

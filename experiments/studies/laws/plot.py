@@ -34,7 +34,10 @@ def plot_law(law: MixtureLaw, new_loss: str = LOSS) -> Figure:
         _critical(right, law)
         left.legend(title="tokens", fontsize=9, title_fontsize=9, frameon=False)
         figure.suptitle("Loss over the share of new-domain tokens", x=0.01, ha="left", fontsize=12, fontweight="bold")
-        write_caption(figure, f"n: {len(law.table)} runs; band and brackets: 95 % intervals over residuals of the fit")
+        rests = (
+            f"n: {len(law.table)} losses of {law.table['run'].nunique()} runs, 1 seed each; nats per token, where no"
+        )
+        write_caption(figure, f"{rests} unit is named; band and brackets: 95 % intervals over residuals of the fit")
     return figure
 
 

@@ -16,8 +16,8 @@ from experiments.studies.config import StudyConfig
 from experiments.studies.laws.mixture import HORIZONS, MixtureLaw, TooFewRatios, fit
 from experiments.studies.laws.plot import LOSS, plot_law
 from experiments.studies.laws.power import STEEPEST
-from experiments.studies.selection import ReportRow, arm_name, record_files
-from experiments.studies.trial import result_of
+from experiments.studies.selection import ReportRow, arm_name
+from experiments.studies.trial_results import has_records, record_files, result_of
 
 COLUMNS = ["arm", "run", "ratio", "step", "tokens", "loss_new", "loss_kept", "base_kept", "nats"]
 WRONG = "share of wrong answers"
@@ -63,13 +63,13 @@ def law_table(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> pd.D
             continue
         name = arm_name(study, arm.trial, study.report.law)
         schedule = study.run_config(arm.trial.picks, arm.trial.number, study.seeds[0]).training.schedule
-        for run in arm.runs:
+        for run in (run for run in arm.runs if has_records([run], root)):
             result = result_of(run)
             base, _ = record_files(run, root)
             steps = [point["step"] for point in result.trajectory] if schedule in LEVEL else [result.steps]
             for step in filter(None, steps):
                 after = record_files(run, root, step)[1]
-                if base.is_file() and after.is_file():
+                if after.is_file():
                     tokens = result.cost.get("tokens", math.nan) * step / result.steps
                     rows.append([name, run["folder"], 1 - share, step, tokens, *losses(base, after)])
     return pd.DataFrame(rows, columns=COLUMNS)

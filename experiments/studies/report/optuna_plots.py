@@ -20,9 +20,10 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from optuna.trial import TrialState
 
 from experiments.common.colours import PALETTE
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import STYLE
 from experiments.studies.config import Objective
+from experiments.studies.report.plots import objective_label
 
 LEAST = 2  # complete trials that make a picture
 
@@ -41,13 +42,15 @@ def progress_figure(study: optuna.Study, objectives: Sequence[Objective], seeds:
     with _pyplot():
         if len(objectives) == 1:
             axes = optuna.visualization.matplotlib.plot_optimization_history(study, target_name=objectives[0].figure)
-            axes.set_ylabel(f"{objectives[0].figure}\n({objectives[0].better})")
+            axes.set_ylabel(objective_label(objectives[0]))
+            unit = SHARES
         else:
             signs = [1 if o.direction == "minimize" else -1 for o in objectives]
             worst = [sign * max(sign * t.values[i] for t in done) for i, sign in enumerate(signs)]
             axes = optuna.visualization.matplotlib.plot_hypervolume_history(study, worst)
             at = ", ".join(f"{o.figure} {w:.3g}" for o, w in zip(objectives, worst, strict=True))
             axes.set_ylabel(f"hypervolume\nmeasured from {at}")
+            unit = "unit: the product of the objectives'"
         figure = _own([axes], 7.5, 4.2)
     axes.set(xlabel="trial", title="")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -56,7 +59,7 @@ def progress_figure(study: optuna.Study, objectives: Sequence[Objective], seeds:
         line.set_color(PALETTE[0])
     if legend:
         legend.set_frame_on(False)
-    write_caption(figure, caption(Asked({"complete trials": len(done)}, seeds), "", "unit: of the objective"))
+    write_caption(figure, caption(Asked({"complete trials": len(done)}, seeds), unit, ""))
     return figure
 
 

@@ -20,7 +20,7 @@ from experiments.reporting.summary import overlap
 from experiments.reporting.text import with_interval
 from experiments.studies.config import StudyConfig
 from experiments.studies.selection import ReportRow, arm_name, mean_result
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from experiments.studies.trials import Trial
 
 TABLE = Path(__file__).parent / "paper_table5.csv"

@@ -21,7 +21,8 @@ from experiments.studies.config import StudyConfig
 from experiments.studies.report.optuna_plots import progress_figure
 from experiments.studies.report.plots import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.studies.report.slices import slice_figures
-from experiments.studies.selection import ReportRow, record_files
+from experiments.studies.selection import ReportRow
+from experiments.studies.trial_results import record_files
 from experiments.studies.trials import Trial
 
 if TYPE_CHECKING:

@@ -18,10 +18,11 @@ from matplotlib.ticker import MaxNLocator
 from experiments.common.colours import PALETTE, UNKNOWN, arm_colour, line_colours
 from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
+from experiments.scorecard.figure import SHARE
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
 from experiments.studies.selection import ReportRow
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from experiments.studies.trials import Trial
 
 SOFT = "#5b6470"
@@ -55,7 +56,7 @@ def trajectory_figure(arms: Sequence[ReportRow], gain: str = "gain", asked: Aske
             figure.legend(
                 handles, labels, loc="outside lower center", ncols=ncols, frameon=False, fontsize=9, handlelength=3.2
             )
-        write_caption(figure, caption(asked or Asked(), "", SHARES))
+        write_caption(figure, caption(asked or Asked(), SHARES, ""))
     return figure
 
 
@@ -79,13 +80,19 @@ def pareto_figure(
         axes.step(*_columns(best), where=where, color=SOFT, linewidth=1.2, label="Pareto front", zorder=1)
         for trial in best:
             axes.annotate(f"{trial.number}", _values(trial), (5, 5), textcoords="offset points", fontsize=9)
-        names = [f"{o.figure} ({o.better})" for o in objectives]
-        axes.set(xlabel=names[0], ylabel=names[1])
+        axes.set(xlabel=objective_label(objectives[0]), ylabel=objective_label(objectives[1]))
         axes.legend(frameon=False, fontsize=9)
         axes.margins(0.08)
         sns.despine(ax=axes)
-        write_caption(figure, f"{len(done)} trials; {caption(asked or Asked(), '')}; hue: method, shade: rate")
+        write_caption(figure, f"{len(done)} trials; {caption(asked or Asked(), SHARES, '')}; hue: method, shade: rate")
     return figure
+
+
+def objective_label(objective: Objective) -> str:
+    """Write an objective at an axis, with its unit: `kl, nats per token (lower is better)`."""
+    row = FIGURES.get(objective.figure)
+    unit = f", {row.unit}" if row is not None and row.unit not in ("", SHARE) else ""
+    return f"{objective.figure}{unit}\n({objective.better})"
 
 
 def trial_colour(trial: Trial) -> str:
@@ -121,7 +128,7 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]], trials: in
         axes.set(xlabel="importance (share of variance, fANOVA)", ylabel="", xlim=(0, 1))
         axes.legend(frameon=False, fontsize=9, title=None, loc="lower right")
         sns.despine(ax=axes)
-        write_caption(figure, caption(Asked({"complete trials": trials}, seeds), "", "shares of variance"))
+        write_caption(figure, caption(Asked({"complete trials": trials}, seeds), "shares of variance", ""))
     return figure
 
 
@@ -146,7 +153,7 @@ def rank_figure(table: pd.DataFrame, seeds: int = 1) -> Figure:
             sns.despine(ax=axes)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-        write_caption(figure, caption(Asked({"arms": len(table)}, seeds), "", "ranks"))
+        write_caption(figure, caption(Asked({"arms": len(table)}, seeds), "ranks", ""))
     return figure
 
 

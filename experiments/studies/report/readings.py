@@ -19,8 +19,8 @@ from experiments.scorecard.figures import bounded
 from experiments.scorecard.halves import even
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
-from experiments.studies.selection import ReportRow, record_files
-from experiments.studies.trial import result_of
+from experiments.studies.selection import ReportRow
+from experiments.studies.trial_results import record_files, result_of
 from experiments.studies.trials import Trial
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def trajectories(arm: ReportRow, root: Path) -> list[Trajectory]:
     None if records are missing or measured no gain, or after a single evaluation.
     """
     found = []
-    for run in arm.runs:
+    for run in arm.runs if arm.records else ():
         steps = [int(point["step"]) for point in result_of(run).trajectory if point["step"]]
         files = {step: record_files(run, root, step) for step in steps}
         if not files or not all(path.is_file() for pair in files.values() for path in pair):

@@ -22,9 +22,9 @@ from experiments.scorecard.pairwise import other_questions
 from experiments.scorecard.seeds import Measured, drawn_over_seeds
 from experiments.scorecard.trajectory import value_at
 from experiments.studies.config import StudyConfig
-from experiments.studies.selection import DRAWS, ReportRow, arm_name, has_name, has_records, item_records
+from experiments.studies.selection import DRAWS, ReportRow, arm_name, has_name, item_records
 from experiments.studies.space import sets_rate
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import has_records, result_of
 from experiments.studies.trials import Trial
 
 LEAST = 0.5  # of the highest gain: a way that gains less would set the common gain to next to nothing

@@ -12,11 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from experiments.reporting.plots.caption import Asked, caption, write_caption
+from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.decades import far_apart, log_axis
 from experiments.reporting.plots.style import STYLE
 from experiments.studies.config import Objective
-from experiments.studies.report.plots import trial_colour
+from experiments.studies.report.plots import objective_label, trial_colour
 from experiments.studies.space import Scalar
 from experiments.studies.trials import Trial
 
@@ -47,8 +47,8 @@ def _figure(done: Sequence[Trial], names: Sequence[str], objective: Objective, i
         panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
         for axes, name in zip(panels, names, strict=True):
             _panel(axes, [trial for trial in done if name in trial.picks], name, i)
-        panels[0].set_ylabel(f"{objective.figure}\n({objective.better})")
-        text = f"{len(done)} trials; {caption(asked or Asked(), '')}\nhue: method, shade: rate"
+        panels[0].set_ylabel(objective_label(objective))
+        text = f"{len(done)} trials; {caption(asked or Asked(), SHARES, '')}\nhue: method, shade: rate"
         write_caption(figure, text + ("; crosses break a constraint" if any(not t.feasible for t in done) else ""))
     return figure
 

@@ -13,7 +13,7 @@ from experiments.common.files import write_bytes, write_text
 from experiments.common.progress import duration
 from experiments.studies.locks import public_values
 from experiments.studies.storage import command_line
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from experiments.studies.trials import Trial
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from experiments.studies.exchange import write_trials
 from experiments.studies.fetch import fetch_runs
 from experiments.studies.laws.report import mixture_laws
 from experiments.studies.posthoc import posthoc_rows
+from experiments.studies.report.answers import answers_table
 from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, law_pictures, pictures
 from experiments.studies.report.readings import matched_gain, pareto_volume
@@ -62,6 +63,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
     if study.report.law:
         said, laws = mixture_laws(study, arms, root)
         words, drawn = words + said, drawn + law_pictures(laws)
+    further = (same_gain(study, trials, arms, root), answers_table(arms, root), _next_to_paper(paper))
     _write_files(store, root, folder, arms, drawn)
     values = {
         "study": study,
@@ -70,7 +72,7 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
         "tiles": _tiles(store, arms, trials),
         "claims": [*found, *((text, "") for text in words)],
         "pictures": drawn,
-        "tables": [*filter(None, [same_gain(study, trials, arms, root)]), *([] if paper is None else [_paper(paper)])],
+        "tables": [table for table in further if table is not None],
         "failed": [(f"trial {t.number} ({picks_text(t)})", t.reason) for t in trials if t.state == "failed"],
         "notes": _notes(store, arms, trials, root, apart),
         "reading": _reading(store, arms),
@@ -112,8 +114,10 @@ def _arms(
     }
 
 
-def _paper(table: pd.DataFrame) -> Table:
-    """Show our figures next to the paper's, from `compared`."""
+def _next_to_paper(table: pd.DataFrame | None) -> Table | None:
+    """Show our figures next to the paper's, from `compared`; None without them."""
+    if table is None:
+        return None
     cells = table.round(1).astype(str)
     head = ("arm", *(str(name).replace("_", " ") for name in table.columns))
     note = (

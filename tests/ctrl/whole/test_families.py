@@ -54,7 +54,7 @@ def trained(fresh: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, inputs: Batch) -> Tensor:
-    """At real positions only; what stands at pads is nobody's business."""
+    """Compute logits of the real positions, not of the padding."""
     return model(**inputs, use_cache=False).logits[inputs["attention_mask"].bool()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,36 @@ def test_the_two_ways_out_keep_the_copies(tmp_path: Path) -> None:
     ctrl.save(merged, tmp_path / "merged")  # with the weights outside the copies that the adapters changed
     loaded = ctrl.load(tiny().eval(), tmp_path / "merged")
     torch.testing.assert_close(loaded(IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def trains(model: Any) -> set[str]:
+    return {name.replace(".base_layer", "") for name, p in model.named_parameters() if p.requires_grad}
+
+
+def delete_adapter(model: Any) -> None:
+    model.add_adapter(LORA)
+    model.delete_adapter("default")
+
+
+@pytest.mark.filterwarnings("ignore:PEFT freezes")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: get_peft_model(model, LORA).unload(),
+        lambda model: get_peft_model(model, LORA).merge_and_unload(),
+        lambda model: get_peft_model(copy.deepcopy(model), LORA).unload(),
+        lambda model: get_peft_model(get_peft_model(model, LORA).unload(), LORA).unload(),
+        delete_adapter,
+    ],
+    ids=["unload", "merge", "a copy", "twice", "delete_adapter"],
+)
+def test_copies_train_again_after_the_adapters_are_gone(use: Any) -> None:
+    model = disturbed(interpolation="dlerp")
+    before = trains(model)
+    after = use(model) or model
+    assert trains(after) == before
+    after.train()(input_ids=IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for p in after.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens"]], ids=["on the copies", "elsewhere"])

@@ -93,7 +93,7 @@ def test_show_a_measurement(root: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_show_a_study(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from experiments.studies.storage import note_progress
-    from experiments.studies.trial import TrialOutcome
+    from experiments.studies.trial_results import TrialOutcome
 
     store = open_store(root, question="Does it?", budget={"trials": 2})
     make_study(root, "toy")

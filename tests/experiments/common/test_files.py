@@ -54,7 +54,7 @@ def test_what_is_left_behind_is_written_as_a_whole() -> None:
     found = {file: writes.findall(file.read_text()) for file in (root / "experiments").rglob("*.py")}
     assert {f.relative_to(root).as_posix() for f, lines in found.items() if lines} == {
         "experiments/common/files.py",
-        "experiments/cli/ui.py",  # a pipe
+        "experiments/cli/servers.py",  # a pipe
         "experiments/desk/explore.py",  # into memory
         "experiments/desk/watch.py",  # the output of a process
         "experiments/reporting/page.py",  # into memory

@@ -304,3 +304,14 @@ class TestFaults:
     def test_too_few_to_hold_out(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("one")
         self.fails(tmp_path / "a.txt", r"source a has 1 examples, but 1 are to be held out: set evaluation.new_items")
+
+    def test_links(self, tmp_path: Path) -> None:
+        """Those to files, and the folder itself, are followed; those to folders inside of it could be circles."""
+        path = write(tmp_path / "real" / "a.jsonl")
+        (tmp_path / "folder").symlink_to("real")
+        (tmp_path / "only").mkdir()
+        (tmp_path / "only" / "sub").symlink_to("../real")
+        self.fails(tmp_path / "only", r"no file of a known kind; .*Links to folders are not read: name \S+/only/sub it")
+        assert len(LocalFile(path=str(tmp_path / "folder"), **COLUMNS).examples) == len(ROWS)
+        (tmp_path / "real" / "b.jsonl").symlink_to("nothing.jsonl")
+        self.fails(path.parent, r"b\.jsonl is a link to nothing: correct it, or delete it")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.common.errors import ConfigError
+from experiments.common.hashing import short_digest
 from experiments.data.files import LocalFile
 from experiments.data.grader import Choice, Numeric
 from experiments.data.items import Item
@@ -109,3 +110,14 @@ def test_a_number_in_csv_that_may_be_an_option_is_said_or_refused(tmp_path: Path
         items = chosen_of(tmp_path, *clear)
         Choice().check(items)
         assert Choice().remarks(items) == []
+
+
+def test_another_version_of_a_grader_has_another_digest() -> None:
+    """Records that were graded by other code are not taken for those of today's; version 1 is not in the digest."""
+
+    class Newer(Numeric):
+        version = 2
+
+    Newer.__name__ = "Numeric"
+    assert Numeric().digest() == short_digest("Numeric", Numeric().model_dump_json())
+    assert Newer().digest() != Numeric().digest()

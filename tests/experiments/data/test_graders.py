@@ -121,6 +121,31 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
         ("2\u221a2+x\u00b2", "x\u00b2 + 2\u221a(2)"),
         ("2\u221a3+x\u00b2",),
     ),
+    "math in a base": (
+        "math",
+        "1010_2",
+        {},
+        ("1010_{2}", "$1010_2$", "1010", "12_{8}, so 1010_2"),
+        ("1010_8", "$1010_{3}$"),
+    ),
+    "code that waits for input": (
+        {"code": {"allow": True, "seconds": 1}},
+        "pass",
+        {"tests": HALVES},
+        (
+            f"{RIGHT}\nif __name__ == '__main__':\n    print(half(int(input())))",
+            "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\n"
+            "half = lambda x: A(x).x // 2",
+        ),
+        ("if __name__ == '__main__':\n    half = lambda x: x // 2",),
+    ),
+    "tests of the main program": (
+        {"code": {"allow": True, "seconds": 1}},
+        "pass",
+        {"tests": f"if __name__ == '__main__':\n    {HALVES}"},
+        (RIGHT,),
+        ("half = lambda x: x / 2", "pass"),
+    ),
     "contained letters": ("contains", "caf\u00e9", {}, ("A cafe\u0301.", "**Caf\u00e9**"), ("cafe",)),
     "spelled number": (
         "numeric",

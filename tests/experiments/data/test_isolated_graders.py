@@ -106,3 +106,35 @@ def test_memory_of_a_reply_is_limited() -> None:
     entry = Item("q", "a", {"tests": ""}).entry
     assert grade("x = bytearray(1 << 20)", entry) == 1.0
     assert grade("x = bytearray(1 << 29)", entry) == 0.0
+
+
+def test_math_says_which_answers_have_a_unit() -> None:
+    """It compares numbers alone: 5 m would be right for 5 km."""
+    units = [
+        "5 km",
+        "5\\text{ m}",
+        "5\\,\\mathrm{kg}",
+        "12 cm^2",
+        "90^\\circ",
+        "50\\%",
+        "10 apples",
+        "3 m/s",
+        "$x$ is 5 V.",
+    ]
+    plain = [
+        "5",
+        "x + 5 y",
+        "2 x",
+        "1010_2",
+        "\\frac{1}{2}",
+        "(1, 2)",
+        "10^{10}",
+        "\\text{even}",
+        "3 \\sqrt{2}",
+        "5 \\pi",
+        "yes",
+    ]
+    items = [Item(f"q{i}", one) for i, one in enumerate([*plain, *units])]
+    assert read_grader("math").remarks(items[: len(plain)]) == []
+    (said,) = read_grader("math").remarks(items)
+    assert said.startswith(f"{len(units)} of {len(items)} answers have a unit, such as '5 km': only their numbers")

@@ -44,6 +44,14 @@ def test_each_answer_has_its_word_and_the_clearest_are_first() -> None:
     assert table.loc[0, ["right", "before", "after"]].tolist() == ["right", "right", "wrong"]
 
 
+def test_the_sample_is_the_clearest_of_each_word() -> None:
+    assert found().sample() == found().sample("full-0.001") == ["question b", "question c", "question e"]
+    same = Answers(sorted_answers(BASE, {"same": BASE}, {}), count=1)
+    assert same.sample() == ["a"]  # nothing turned: a kept one alone
+    with pytest.raises(ConfigError, match=r"no arm 'full-0\.01' among these answers: did you mean 'full-0\.001'"):
+        found().sample("full-0.01")
+
+
 def test_answers_of_the_new_task_are_there_too() -> None:
     before = Record("new", "sums", "generate", "n", correct=0, reply="12", answer="15")
     after = Record("new", "sums", "generate", "n", correct=1, reply="15", answer="15")
@@ -75,7 +83,7 @@ def test_arms_are_named_as_their_folders(tmp_path: Path) -> None:
     for step, records in ((2, BASE), (10, AFTER)):
         write_records(folder / "arms" / "full-0.001" / f"items-{step}.jsonl", records)
     assert last_records(folder) == {"full-0.001": AFTER}
-    with pytest.raises(ConfigError, match=r"no arm 'ful-0.001' in x-0123abcd: did you mean 'full-0.001'"):
+    with pytest.raises(ConfigError, match=r"no arm 'ful-0.001' in x-0123abcd: did you mean 'full-0\.001'"):
         last_records(folder, ["ful-0.001"])
     with pytest.raises(ConfigError, match="count=0: give how many"):
         answers(folder, count=0)

@@ -51,7 +51,7 @@ def test_run_and_stop_call_the_picker(tmp_path: Path, monkeypatch: pytest.Monkey
     buttons, called = Buttons(picker(tmp_path)), list[str]()
     monkeypatch.setattr(buttons.picker, "run", lambda: called.append("run") or tmp_path / "folder")
     monkeypatch.setattr(buttons.picker, "stop", lambda: called.append("stop"))
-    assert "watch('folder')" in said(buttons, "run")
+    assert "await watch_async('folder')" in said(buttons, "run")
     assert ">>> picker.stop()" in said(buttons, "stop")
     assert called == ["run", "stop"]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import pandas as pd
+
 from experiments.desk.grid import Grid
 from experiments.reporting.table import Table
 
@@ -39,3 +41,12 @@ def test_two_grids_on_a_page_have_places_of_their_own_and_need_no_network() -> N
     assert "http" not in first
     assert len(first) < 4000  # a notebook with ten of them stays small
     assert "pre-wrap" in Grid(TABLE, prose=True)._repr_html_()
+
+
+def test_a_pandas_table_has_its_index_first_and_rounded_numbers() -> None:
+    frame = pd.DataFrame({"cosine": [0.98765, 1.0]}, index=pd.Index([7, 15], name="layer"))
+    page = Seen(Grid.of(frame, places=2, above="<control>")._repr_html_())
+    assert "".join(page.texts).split("layer")[0].strip().endswith("<control>")
+    assert [text for text in page.texts if text in ("layer", "cosine", "7", "0.99", "15", "1.0")] == [
+        "layer", "cosine", "7", "0.99", "15", "1.0",
+    ]  # fmt: skip

@@ -35,8 +35,9 @@ def test_all_are_listed_with_status_and_best_arm(tmp_path: Path) -> None:
     assert sorted(found.names) == ["demo-0123abcd", "live-0123abcd", "measured-1", "toy"]
     row = re.search(r"<tr><td[^>]*>demo-0123abcd.*?</tr>", page)
     assert row
-    for text in ("run", "stopped", "1/3 arms", "+0.25", "0.90", "full 0.001", "report.html"):
+    for text in ("run", "stopped", "1/3 arms", "+0.25", "0.90", "full 0.001"):
         assert text in row.group(), text
+    assert re.search(r'<a href="[^"]*demo-0123abcd/report.html">open</a>', row.group())  # a link, not its text
     assert "2/2 trials" in page
     assert ">running<" in page
     assert "ui --optuna" in page
@@ -93,3 +94,16 @@ def test_the_page_of_a_run_in_mlflow_is_linked(tmp_path: Path) -> None:
         pass
     (folder / "mlflow.json").write_text(f'{{"run_id": "{run.id}"}}')
     assert mlflow_url(folder, tmp_path) == tracker.run_url(run.id)
+
+
+def test_a_choice_shows_the_python_that_it_equals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ipywidgets")
+    make_run(tmp_path)
+    said, shown = list[str](), list[object]()
+    monkeypatch.setattr("builtins.print", said.append)
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr("ipywidgets.interact", lambda call, name: [call(one) for one in name])
+    results = Results(tmp_path)
+    results.choose()
+    assert said == [f">>> open_result({name!r}, root)" for name in results.names]
+    assert len(shown) == len(results.names) == 1  # the empty choice shows nothing

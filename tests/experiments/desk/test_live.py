@@ -28,7 +28,8 @@ def test_a_run_on_its_way(tmp_path: Path) -> None:
     assert live.current is live.arms[1]
     assert live.current.layers("divergence") == {7: 0.25}
     assert live.left == 15 * 2 + 20 * 1.5  # the arm that waits: the mean of the others
-    assert words_of(live) == f"{folder.name}: running, 1 of 3 arms done, full-0.0001 at step 5 of 20, about 1 min left"
+    said = "running, 1 of 3 arms done, arm 2 of 3, full-0.0001 at step 5 of 20, about 1 min left"
+    assert words_of(live) == f"{folder.name}: {said}"
     assert values_of(live.arms[0]) | {"s/step": None} == {
         "arm": "full-0.001", "status": "finished", "step": 20, "loss": 1.0, "gain": 0.5, "retention": 0.9, "KL": None,
         "s/step": None,

@@ -10,8 +10,10 @@ from matplotlib.colors import to_hex
 
 from experiments.common.colours import arm_colour
 from experiments.desk.live import Follower
-from experiments.desk.picture import live_figure
+from experiments.desk.picture import html, live_figure
 from tests.helpers.live_run import begin_arm, log, make_live_run
+
+HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def test_lines_have_the_colour_of_their_method_and_end_at_the_last_value(tmp_path: Path) -> None:
@@ -44,3 +46,11 @@ def test_panels_without_values_say_so(tmp_path: Path) -> None:
     figure = live_figure(Follower(make_live_run(tmp_path).name, tmp_path).look())
     said = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert said == ["nothing measured yet"] * 3 + ["no copies, or no step yet"]
+
+
+def test_names_of_others_are_text(tmp_path: Path) -> None:
+    folder = make_live_run(tmp_path, arms=[HOSTILE])
+    page = html(Follower(folder.name, tmp_path).look())
+    assert HOSTILE not in page
+    assert "&lt;img src=x" in page
+    assert "data:image/png;base64," in page

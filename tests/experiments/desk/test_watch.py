@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from experiments.common.errors import ConfigError, RunError
+from experiments.common.errors import ConfigError, RunError, Stopped
 from experiments.config import parse_config
 from experiments.desk import watch as module
 from experiments.desk.live import Follower, Live
-from experiments.desk.watch import html, start, stop, watch
+from experiments.desk.watch import start, stop, watch, watch_async
 from experiments.runs.run import run_experiment
 from tests.helpers.live_run import begin_arm, log, make_live_run
 from tests.helpers.small_run import small_config, small_values
-
-HOSTILE = "<img src=x onerror=alert(1)>"
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, *after: Callable[[], object]) -> None:
     """Each pause of the watching does the next of these, the last of which ends it."""
     steps = iter(after)
+
+    async def pause(seconds: float) -> None:
+        next(steps)()
+
     monkeypatch.setattr("experiments.desk.watch.time.sleep", lambda seconds: next(steps)())
+    monkeypatch.setattr("experiments.desk.watch.asyncio.sleep", pause)
 
 
 def test_it_shows_each_look_and_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,12 +68,30 @@ def test_an_interrupt_ends_the_watching_alone(
     assert Follower(folder.name, tmp_path).look().running
 
 
-def test_names_of_others_are_text(tmp_path: Path) -> None:
-    folder = make_live_run(tmp_path, arms=[HOSTILE])
-    page = html(Follower(folder.name, tmp_path).look())
-    assert HOSTILE not in page
-    assert "&lt;img src=x" in page
-    assert "data:image/png;base64," in page
+@pytest.mark.parametrize("awaits", [False, True])
+@pytest.mark.parametrize("how", ["interrupted", "stopped"])
+def test_in_a_notebook_both_end_the_cell_with_a_line(
+    how: str, awaits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next line of the cell would go on without the run, or find another process at work on it."""
+
+    def interrupt() -> None:
+        raise asyncio.CancelledError if awaits else KeyboardInterrupt
+
+    def look() -> None:
+        given = (folder.name, tmp_path, 2.0, lambda live: None)
+        asyncio.run(watch_async(*given)) if awaits else watch(*given)
+
+    folder = make_live_run(tmp_path)
+    run = module.Journal(next(folder.glob("journal-*")))
+    monkeypatch.setattr(module, "_in_notebook", lambda: True)
+    ending(monkeypatch, interrupt if how == "interrupted" else lambda: run.append("end", status="KILLED"))
+    lines = {"interrupted": "no longer watched; it goes on", "stopped": "with a checkpoint; the same cell goes on"}
+    with pytest.raises(Stopped, match=lines[how]) as caught:
+        look()
+    assert caught.value._render_traceback_() == [str(caught.value)]
+    if how == "stopped":
+        look()  # it does not run any more: shown, and no more
 
 
 def test_what_does_not_run_here_is_not_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,12 +32,13 @@ def test_functions_of_lm_eval_itself_run() -> None:
         assert callable(_yaml_loader._import_func_in_yml("utils.process_docs", folder))
 
 
-def test_a_metric_that_is_a_script(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["here", "on the Hub"])
+def test_a_metric_that_is_a_script(where: str, tmp_path: Path) -> None:
     from lm_eval.api import task
 
-    before = task.get_metric
+    before, name = task.get_metric, str(tmp_path) if where == "here" else "somebody/metric"
     with no_code_of_others(False), pytest.raises(ConfigError, match="as its metric, which would run on this machine"):
-        task.get_metric(str(tmp_path), True)
+        task.get_metric(name, True)
     assert task.get_metric is before
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, default_data_collator
 from transformers.integrations import integration_utils
 
 import ctrl
 from experiments.common.errors import ConfigError
 from experiments.comparison.inputs import read_runs
-from experiments.measure.callback import ForgettingCallback, check_whole
+from experiments.measure.callback import ForgettingCallback, check_whole, weights_step
 from experiments.measure.run import measure
 from experiments.records import read_records
 from tests.helpers.byte_level import byte_tokenizer
@@ -227,3 +228,33 @@ def test_a_trainer_without_a_tokenizer_or_with_shards_is_refused(tmp_path: Path)
         Trainer(tiny_model(), args, train_dataset=[row], callbacks=[callback(tmp_path)]).train()
     with pytest.raises(ConfigError, match="FSDP or DeepSpeed has it in shards"):
         check_whole(type("Args", (), {"fsdp": "full_shard", "deepspeed": None}))
+
+
+def test_figures_of_the_end_are_of_the_checkpoint_that_trainer_loads_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights are those of step 2: they are not measured as step 4, and step 4 is not the result."""
+    hook = callback(tmp_path, suites=["kept"], changes={"kept.items": 4, "bootstrap": 100})
+    rows, how = rows_of(4), {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": True}
+    args = TrainingArguments(**arguments(tmp_path, **how, **best))
+    parts: Any = {"data_collator": default_data_collator, "processing_class": byte_tokenizer(), "callbacks": [hook]}
+    trainer = Trainer(tiny_model(), args, train_dataset=rows, eval_dataset=rows, **parts)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint is not None
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+    assert [point["step"] for point in hook.result.trajectory] == [0, 2]
+    assert hook.result.steps == 2
+    assert "ends with the weights of step 2" in caplog.text
+    (run,) = read_runs([str(tmp_path / "measured")])
+    assert list(run.checkpoints) == [2]
+
+
+def test_a_best_checkpoint_that_is_gone_was_not_loaded(tmp_path: Path) -> None:
+    """Trainer says so in a warning alone: the weights are those of the last step, and are not called step 2."""
+    args, best = SimpleNamespace(load_best_model_at_end=True), tmp_path / "checkpoint-2"
+    state = TrainerState(global_step=4, best_model_checkpoint=str(best))
+    assert weights_step(args, state) == 4
+    best.mkdir()
+    assert weights_step(args, state) == 2
+    assert weights_step(SimpleNamespace(load_best_model_at_end=False), state) == 4

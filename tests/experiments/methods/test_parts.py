@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.yaml_values import set_field
-from experiments.config import ArmConfig, load_config, parse_config
+from experiments.config import load_config, parse_config
 from experiments.methods import AVERAGES, LOSS_TERMS, TUNINGS
 from experiments.methods.averaging import Ema
 from experiments.methods.base import Average
+from experiments.methods.config import ArmConfig
 from experiments.methods.losses import Kl
 from experiments.methods.low_rank import Lora
 from experiments.methods.parts import PARTS

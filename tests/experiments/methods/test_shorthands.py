@@ -8,9 +8,10 @@ import pytest
 
 from ctrl import ControlConfig
 from experiments.common.errors import ConfigError
-from experiments.config import ArmConfig, load_config, parse_config
+from experiments.config import load_config, parse_config
 from experiments.methods import AVERAGES, LOSS_TERMS, METHODS, TUNINGS
 from experiments.methods.base import Average
+from experiments.methods.config import ArmConfig
 from experiments.methods.shorthands import WITHOUT_FIELDS
 from tests.helpers.engine import LAYERS, OPTIONS, arm_config
 

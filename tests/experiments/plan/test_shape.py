@@ -38,6 +38,21 @@ def test_counts_and_bytes_are_those_of_the_real_model(method: str, precision: st
     assert shape.linear_cast() == sum(2 * p.numel() for p in using.linear_parameters(real))
 
 
+@pytest.mark.parametrize("options", [{"type": "ia3"}, {"type": "vera", "r": 4}])
+def test_an_adapter_of_peft_is_planned_without_values(options: dict[str, Any], base: str) -> None:
+    given = small_arm(base, method="peft", options=options)
+    shape = build(given, given.arms[0], Precision("fp32"))
+    real = given.arms[0].build().prepare(given.load_base()[0], MethodContext(0, Precision("fp32")))
+    assert shape.counts.trained == sum(p.numel() for p in real.parameters() if p.requires_grad) > 0
+    assert shape.counts.total == sum(p.numel() for p in real.parameters())
+
+
+def test_an_adapter_that_reads_the_weights_cannot_be_planned(base: str) -> None:
+    given = small_arm(base, method="peft", options={"type": "shira", "r": 2})
+    with pytest.raises(ConfigError, match="'shira' reads the base's weights, so it cannot be planned"):
+        build(given, given.arms[0], Precision("fp32"))
+
+
 def test_what_reads_text_first_cannot_be_planned(base: str, tmp_path: Path) -> None:
     given = small_arm(base, method="corda")
     with pytest.raises(ConfigError, match="arm 'x': corda reads text before it trains, so it cannot be planned"):

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.common.commands import command
 from experiments.posthoc.run import posthoc
+from experiments.reporting.text import figure_text
 from experiments.runs.prepared import Prepared
 from experiments.runs.run import run_experiment
 from experiments.tracking.machine import process_tags
@@ -63,6 +64,8 @@ def test_each_result_is_a_run_below_the_experiments_and_names_its_arm(run: Path)
         assert found.data.params.items() >= {"arm": "control", "learning_rate": "0.01", **options}.items()
         assert found.data.metrics["kl"] == result.scorecard["kl"].value
         assert found.data.metrics["cost/added_parameters"] == 0
+        assert found.data.tags["mlflow.note.content"].startswith(f"{result.operation}: nothing was trained")
+        assert found.data.tags["interval/retention"] == figure_text(result.scorecard, "retention")
         files = {
             f.path for at in ("records", "scorecard") for f in tracker.client.list_artifacts(found.info.run_id, at)
         }

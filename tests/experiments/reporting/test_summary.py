@@ -35,7 +35,7 @@ def test_the_words_follow_from_intervals() -> None:
 
 
 def test_paired_differences_decide_where_they_are_known() -> None:
-    """Overlapping intervals that differ question by question are told apart; others are not, though they lie apart."""
+    """Intervals that overlap but differ question by question count as two results; others do not, even if apart."""
     pair = frozenset(("control 3e-4", "control 1e-3"))
     words = summary(six(), {"gain": frozenset({pair}), "retention": frozenset()})
     assert words[0].endswith("It is ahead of control 1e-3, and not distinguishable from the others.")

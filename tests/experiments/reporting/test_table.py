@@ -6,6 +6,8 @@ import csv
 import io
 from html.parser import HTMLParser
 
+from markupsafe import Markup
+
 from experiments.reporting.table import Table
 
 FAILED = ("c", "failed: <why>\nand more")
@@ -77,3 +79,10 @@ def test_csv_keeps_values_and_leaves_gaps_empty() -> None:
     assert rows[1] == {"arm": "b, c", "x": "", "y": "", "z": "text"}
     assert Table.of([{"a": 1, "b": 2}], ("b",)).csv() == "b\n2\n"
     assert Table.of([]).csv() == "\n"
+
+
+def test_a_link_in_a_cell_stays_one_and_the_text_of_others_is_escaped() -> None:
+    link = Markup('<a href="x?a=1&amp;b=2">{}</a>').format("<b>")
+    page = Table.of([{"a": "<i>", "b": link}]).html()
+    assert ">&lt;i&gt;</td>" in page
+    assert '><a href="x?a=1&amp;b=2">&lt;b&gt;</a></td>' in page

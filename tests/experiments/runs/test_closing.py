@@ -28,7 +28,10 @@ def test_pictures_of_the_report_are_files_in_mlflow(
     assert {"forgetting.png", "hidden-states-by-layer.png", "comparison.json", "comparison.html"} <= files
     table = json.loads((outcome.folder / "comparison.json").read_text())
     assert {row[0] for row in table["data"]} == {"full 1e-3", "control 0.01"}
-    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "comparison.json", "type": "table"}]
+    turned = json.loads((outcome.folder / "answers.json").read_text())
+    assert {tuple(row[:2]) for row in turned["data"]} & {("control 0.01", "lost"), ("control 0.01", "won")}
+    tables = [{"path": name, "type": "table"} for name in ("comparison.json", "answers.json")]
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == tables
     links = re.findall(r'<a href="([^"]+)">(?:full-0.001|control-0.01)</a>', outcome.report.read_text())
     assert len(set(links)) == 2
     assert all("workflowType=machine_learning" in link for link in links)

@@ -10,7 +10,8 @@ import pytest
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.hashing import file_digest
 from experiments.common.yaml_values import dump_yaml
-from experiments.config import ArmConfig, ExperimentConfig, load_config, parse_config, run_config
+from experiments.config import ExperimentConfig, load_config, parse_config, run_config
+from experiments.methods.config import ArmConfig
 from experiments.runs.growing import with_begun_arms
 from experiments.runs.run import run_experiment, run_folder
 from tests.helpers.small_run import small_config

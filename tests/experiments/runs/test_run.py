@@ -18,9 +18,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from experiments.common.errors import ConfigError, MachineError, RunError
+from experiments.common.errors import ConfigError, MachineError, RunError, Stopped
 from experiments.posthoc.run import posthoc
-from experiments.runs.run import Stopped, errors_explained, run_experiment, run_folder
+from experiments.runs.run import errors_explained, run_experiment, run_folder
 from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_config, small_values
@@ -59,6 +59,7 @@ def test_per_step_and_per_evaluation_figures_are_in_mlflow(store: Path) -> None:
     assert "cost/trainable_parameters" not in run.data.metrics
     assert "cost/seconds" in run.data.metrics
     assert run.data.tags["mlflow.note.content"].startswith("| arm")
+    assert all(run.data.tags["mlflow.note.content"] for run in runs.values())
     assert not [name for name in runs["small"].data.metrics if "full" in name or "control" in name]
     assert run.data.tags["mlflow.parentRunId"] == runs["small"].info.run_id
 

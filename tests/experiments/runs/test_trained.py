@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.posthoc.export import export
+from experiments.posthoc.run import posthoc
 from experiments.records import ArmResult, Estimate
+from experiments.runs.arm_training import ArmTraining
 from experiments.runs.run import run_experiment
 from experiments.runs.trained import as_kept, best_step
+from experiments.training.processes import ALONE
 from tests.helpers.small_run import small_config
 
 NAN = float("nan")
@@ -46,6 +49,16 @@ def test_a_result_gets_the_figures_of_the_step_that_was_kept(tmp_path: Path) -> 
     assert (kept.steps, kept.scorecard) == (2, {"gain": Estimate(0.2)})
 
 
+def test_weights_without_a_note_are_not_those_of_the_best_evaluation(tmp_path: Path) -> None:
+    """A process was killed after it had written them: at the end they would be taken for those of the last step."""
+    training = ArmTraining.__new__(ArmTraining)
+    training.folder, training.processes = tmp_path, ALONE
+    (tmp_path / "trained").mkdir()
+    assert not training._has_trained()
+    (tmp_path / "trained" / "kept.json").write_text('{"step": 2}')
+    assert training._has_trained()
+
+
 @pytest.mark.slow
 def test_the_weights_of_the_best_evaluation_stay_alone(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -65,6 +78,8 @@ def test_the_weights_of_the_best_evaluation_stay_alone(
     assert list((tmp_path / "long").rglob("model.safetensors")) == [trained / "model.safetensors"]
     export(outcome.folder, "full", 1e-3, tmp_path / "out", say=lambda text: None)
     assert ", 4 steps." in (tmp_path / "out" / "README.md").read_text()
+    (changed,) = posthoc(outcome.folder, "full", 1e-3, "wise", [1.0], say=lambda text: None)
+    assert (changed.steps, [point["step"] for point in changed.trajectory]) == (4, [0, 4])
 
 
 @pytest.mark.slow

@@ -158,7 +158,7 @@ def test_texts_have_a_gain_of_their_own_and_new_prompts_a_kl_of_their_own() -> N
 
 
 def test_format_figures() -> None:
-    """Lengths of replies, instructions, and generated beside likelihood accuracy of one suite."""
+    """Lengths of replies, instructions, and both accuracies of one suite, generated and by likelihood."""
 
     def said(item: str, reply: str, correct: int) -> Record:
         return Record("new", "sums", "generate", item, correct=correct, reply=reply)

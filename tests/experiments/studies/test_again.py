@@ -10,7 +10,8 @@ import pytest
 from experiments.common.errors import StudyError
 from experiments.runs.run import run_folder
 from experiments.studies.again import queue_failed
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import open_store, quiet, value
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]

@@ -13,7 +13,8 @@ import pytest
 from experiments.common.errors import StudyError
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import Run, dying, open_store, value
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
@@ -103,7 +104,7 @@ def test_the_heartbeat_outlives_a_write_that_fails(tmp_path: Path, monkeypatch: 
 
 
 def test_a_storage_that_fails_ends_the_worker_with_one_error(tmp_path: Path) -> None:
-    """A table that is gone stands for a server that is away, or a disk that is full."""
+    """A missing table fails as a server that is away does, or a disk that is full."""
 
     def breaking(store: Store, error: Exception | None) -> Run:
         def run(number: int, picks: dict[str, Any], report: Any) -> TrialOutcome:

@@ -22,7 +22,7 @@ from experiments.studies.archive import FILE, TRIALS
 from experiments.studies.exchange import read_trials, unpack_runs, unpacked, write_trials
 from experiments.studies.queue import Store
 from experiments.studies.report.write import _at_once
-from experiments.studies.trial import TrialOutcome
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import open_store, value
 
 

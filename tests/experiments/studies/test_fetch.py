@@ -13,7 +13,7 @@ from experiments.studies.fetch import fetch_runs
 from experiments.studies.launch import run_study
 from experiments.studies.queue import Store
 from experiments.studies.report.write import write_study_report
-from experiments.studies.selection import has_records
+from experiments.studies.trial_results import has_records
 from tests.helpers.shared_store import stored, use_shared_store
 from tests.helpers.tiny_study import tiny_study
 

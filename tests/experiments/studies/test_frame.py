@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 
 from experiments import frame
-from experiments.common.errors import CompareError, ConfigError, DamagedError
-from experiments.common.files import write_text
+from experiments.common.errors import CompareError, ConfigError, DamagedError, StudyError
+from experiments.common.files import write_json, write_text
+from experiments.common.owner import CONFIG, SOURCES
 from experiments.common.yaml_values import dump_yaml
+from experiments.desk.search import StudyView
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import write_result
 from experiments.studies.frame import TYPES
-from experiments.studies.trial import TrialOutcome
+from experiments.studies.trial_results import TrialOutcome
 from experiments.tracking.tracker import Tracker
 from tests.helpers.planted_study import TABLE5, synthetic_store
 from tests.helpers.run_folders import make_run
-from tests.helpers.toy_study import open_store, quiet
+from tests.helpers.toy_study import open_store, quiet, toy_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
 GAINS = (Estimate(0.0, -0.1, 0.1), Estimate(0.25, 0.2, 0.3), Estimate(0.5, 0.4, 0.6))
@@ -77,6 +79,15 @@ def test_a_trial_that_repeats_another_has_no_rows(tmp_path: Path) -> None:
     assert set(table["trial"]) == {trial.number for trial in store.trials() if trial.repeats is None}
 
 
+def test_a_study_without_its_database_is_refused_and_none_is_made(tmp_path: Path) -> None:
+    """It would be a table without rows, and the next `study` would begin anew in the empty database."""
+    write_text(tmp_path / "studies" / "toy" / "study.yaml", dump_yaml(toy_study().to_dict()))
+    for read in (frame, StudyView):
+        with pytest.raises(StudyError, match=r"no study 'toy': there is no database .*optuna\.db\. Of a study in"):
+            read("toy", root=tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["studies"]
+
+
 @pytest.mark.slow
 def test_a_study_has_its_picks(tmp_path: Path) -> None:
     store = synthetic_store(tmp_path, {"full": TABLE5["full"]}, report={})
@@ -123,3 +134,16 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     changed.write_text(changed.read_text().replace("0.25", "0.75"))
     with pytest.raises(DamagedError, match="was changed after it was written"):
         frame("demo-0123abcd", root=tmp_path)
+
+
+def test_a_seed_of_an_edited_config_is_refused(tmp_path: Path) -> None:
+    """The column seed would have a number with which the run was not made."""
+    config = toy_study().run_config({"training.steps": 1, "rate": 0.1}, 0, 3)
+    folder = tmp_path / "runs" / f"{config.name}-{config.digest()}"
+    write_text(folder / "config.yaml", dump_yaml(config.to_dict()))
+    write_json(folder / SOURCES, {CONFIG: config.digest()})
+    write_result(folder / "arms" / "x-0.1", ArmResult("x", "full", 0.1, "finished", scorecard={"gain": GAINS[1]}))
+    assert set(frame(folder, root=tmp_path)["seed"]) == {3}
+    write_text(folder / "config.yaml", dump_yaml(config.model_copy(update={"seed": 4}).to_dict()))
+    with pytest.raises(ConfigError, match=r"config\.yaml was edited: it has other settings"):
+        frame(folder, root=tmp_path)

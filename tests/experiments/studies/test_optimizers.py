@@ -12,7 +12,8 @@ from experiments.studies.config import PRUNERS, SAMPLERS
 from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
 from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS
 from experiments.studies.optimizers import check_options
-from experiments.studies.trial import TrialOutcome, TrialPruned
+from experiments.studies.trial import TrialPruned
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import (
     RANGES,
     open_store,

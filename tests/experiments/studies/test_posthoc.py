@@ -15,7 +15,7 @@ from experiments.studies.queue import Store
 from experiments.studies.report.paper import compared
 from experiments.studies.report.readings import matched_gain
 from experiments.studies.selection import choose
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 from tests.helpers.planted_study import odd
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]

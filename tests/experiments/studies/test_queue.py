@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import (
     RANGES,
     SEARCH,

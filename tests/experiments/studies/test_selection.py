@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +17,14 @@ from experiments.records import ArmResult, Estimate, Record, read_records, write
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
+from experiments.runs.result_file import RESULT, write_result
 from experiments.scorecard import scorecard
 from experiments.scorecard.halves import even
+from experiments.studies.config import ReportConfig
+from experiments.studies.laws.report import law_table
 from experiments.studies.queue import Store
 from experiments.studies.report.plots import trajectory_figure
+from experiments.studies.report.readings import trajectories
 from experiments.studies.report.write import write_study_report
 from experiments.studies.selection import (
     ReportRow,
@@ -25,10 +32,10 @@ from experiments.studies.selection import (
     choose,
     has_name,
     mean_result,
-    record_files,
     report_row,
     significant_arms,
 )
+from experiments.studies.trial_results import has_records, record_files, result_of
 from experiments.studies.trials import Trial
 from tests.helpers.planted_study import SOME, TABLE5, objective, synthetic_store
 from tests.helpers.toy_study import toy_study
@@ -143,12 +150,12 @@ def test_a_variant_that_breaks_a_constraint_is_not_chosen(some: tuple[Store, Pat
 
 
 @pytest.mark.slow
-def test_an_objective_that_a_half_lacks_is_taken_of_all_items(some: tuple[Store, Path]) -> None:
-    store, root = some
-    trials = store.trials()
-    for trial in trials:
-        if trial.runs:
-            trial.runs[0]["result"]["scorecard"]["stream_op"] = {"value": float(trial.number)}
+def test_an_objective_that_a_half_lacks_is_taken_of_all_items(some: tuple[Store, Path], tmp_path: Path) -> None:
+    store, root = some[0], Path(shutil.copytree(some[1] / "runs", tmp_path / "runs")).parent
+    trials = copy.deepcopy(store.trials())
+    for trial in (trial for trial in trials if trial.runs):
+        trial.runs[0]["result"]["scorecard"]["stream_op"] = {"value": float(trial.number)}
+        write_result(record_files(trial.runs[0], root)[1].parent, result_of(trial.runs[0]))
     changed = store.config.model_copy(update={"objectives": (objective("stream_op"),)})
     arms = choose(changed, trials, root)
     assert all(arm.trial.number == max(t.number for t in trials if t.picks["arm"] == arm.name) for arm in arms)
@@ -186,8 +193,10 @@ def test_seeds_are_averaged_at_the_steps_that_all_have() -> None:
 
 
 def with_other_records(root: Path, run: dict[str, Any], change: Callable[[Record], Record]) -> None:
-    for file in record_files(run, root):
+    files = record_files(run, root)
+    for file in files:
         write_records(file, map(change, read_records(file)))
+    write_result(files[1].parent, result_of(run))
 
 
 @pytest.mark.slow
@@ -209,3 +218,29 @@ def test_arms_that_answered_other_questions_are_not_paired(tmp_path: Path, monke
     with_other_records(tmp_path, other, lambda r: replace(r, task="other") if r.suite == "kept" else r)
     with pytest.raises(DamagedError, match=rf"trial {trial.number}: seed 1 and seed 2 of 2 .*kept/other/chat"):
         report_row("x", trial, [run, {**other, "seed": 1}], 1, False, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", ["another result", "no result"])
+def test_records_of_another_attempt_on_this_machine_do_not_count(change: str, tmp_path: Path) -> None:
+    """Its trial was taken over by another machine, whose result the study has: the figures are of that one."""
+    store = synthetic_store(tmp_path, {"full": TABLE5["full"]})
+    run = store.trials()[0].runs[0]
+    assert has_records([run], tmp_path)
+    folder, result = record_files(run, tmp_path)[1].parent, result_of(run)
+    with_other_records(tmp_path, run, lambda r: replace(r, correct=1) if r.suite == "new" else r)
+    if change == "no result":
+        (folder / RESULT).unlink()
+    else:
+        write_result(folder, replace(result, scorecard={**result.scorecard, "gain": Estimate(0.9)}))
+    assert not has_records([run], tmp_path)
+    (row,) = choose(store.config.model_copy(update={"report": ReportConfig()}), store.trials()[:1], tmp_path)
+    assert trajectories(row, tmp_path) == []
+    shares = replace(row, trial=replace(row.trial, picks={**row.trial.picks, "data.replay": 0.1}))
+    study = store.config.model_copy(update={"report": ReportConfig(law="data.replay")})
+    assert law_table(study, [shares], tmp_path).empty
+    write_study_report(store, tmp_path, tmp_path / "report")
+    line = next(csv.DictReader((tmp_path / "report" / "table.csv").open()))
+    chosen = next(trial for trial in store.trials() if trial.number == int(line["trial"]))
+    assert float(line["gain"]) == pytest.approx(result_of(chosen.runs[0]).scorecard["gain"].value)
+    assert line["unused_items"] == "False"

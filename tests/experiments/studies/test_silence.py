@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialOutcome
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import open_store, quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental", "ignore:Heartbeat of storage")

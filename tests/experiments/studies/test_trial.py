@@ -83,6 +83,7 @@ def test_study_runs_tracks_reports_and_exports(
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
     [whole] = [r for r in runs.values() if r.data.tags["kind"] == "trial" and r.info.status == "FINISHED"]
     assert whole.info.run_name == "#0 full"
+    assert all(run.data.tags["mlflow.note.content"].strip() for run in runs.values())
     kinds = {run_id: run.data.tags["kind"] for run_id, run in runs.items()}
     chains = sorted(" ".join(_chain(runs, kinds, run_id)) for run_id in runs)
     assert chains.count("study") == 1
@@ -95,6 +96,7 @@ def test_study_runs_tracks_reports_and_exports(
     assert [r.info.status for r in runs.values() if kinds[r.info.run_id] == "study"] == ["FINISHED"]
     for name in ("kl", "retention"):
         assert whole.data.metrics[name] == pytest.approx(sum(r.scorecard[name].value for r in results) / 2)
+    assert re.fullmatch(r"\S+ \[\S+\]", whole.data.tags["interval/retention"])
     assert whole.data.metrics["feasible"] == 1
     assert (whole.data.params["method"], whole.data.params["learning_rate"]) == ("full", "0.001")
     assert "config.yaml" in [file.path for file in client.list_artifacts(whole.info.run_id)]
@@ -120,6 +122,8 @@ def test_study_runs_tracks_reports_and_exports(
     assert "full-merge is not made yet" in text  # a model that is not expanded
     assert "the intervals resample seeds and questions" in text
     assert "deep" in text
+    shown = "Answers that turned" in text
+    assert shown == any((root / run["folder"] / "answers.json").is_file() for run in good.runs[:1])
 
     before = sorted(path.stat().st_mtime for path in (root / "runs").rglob("items-*.jsonl"))
     assert cli.main(["resume", "tiny", *places]) == 0

@@ -14,7 +14,8 @@ import pytest
 from experiments.common.commands import command
 from experiments.studies.queue import Store
 from experiments.studies.report.table import status_text
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from experiments.studies.trials import continued, deaths
 from tests.helpers.toy_study import (
     RANGES,

@@ -134,6 +134,15 @@ def test_an_arm_names_files_of_its_experiment(theirs: Journal) -> None:
     assert own_path(arm, "../../../../secret.txt") is None
 
 
+def test_a_folder_with_the_name_of_an_arm_is_none_of_a_run(tmp_path: Path) -> None:
+    """`sync ~/arms/theirs` must not make all of the home the run's."""
+    (tmp_path / "secret.txt").write_text("x")
+    arm = Journal.create(tmp_path / "arms" / "theirs", "arm-x")
+    (arm.folder / "own.txt").write_text("x")
+    assert own_path(arm, "../../secret.txt") is None
+    assert own_path(arm, "own.txt") is not None
+
+
 def test_a_note_of_an_earlier_version_loses_the_password(tmp_path: Path) -> None:
     journal, uri = Journal.create(tmp_path, "x"), "http://bob:S3CRET@host"
     journal.append("start")

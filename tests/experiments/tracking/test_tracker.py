@@ -39,7 +39,7 @@ def test_the_ui_address_of_a_run(root: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for kill -9: nothing is written after it."""
+    """Act as after kill -9: nothing is written."""
 
 
 @pytest.mark.parametrize("place", ["journal.Journal.append", "delivery.Delivery.drain"])

@@ -105,3 +105,21 @@ def test_a_second_backward_is_refused() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated twice: compute the loss again"):
         loss.backward()
+
+
+@pytest.mark.slow
+def test_weights_that_note_what_they_see_work_in_a_compiled_model() -> None:
+    """`Weighing` does; dynamo cannot trace such a function inside of an autograd.Function."""
+    seen: list[Tensor] = []
+
+    def noted(tokens: Tokens) -> Tensor:
+        seen.append(tokens.log_p.sum())
+        return tokens.log_p.exp()
+
+    values = operands(7)
+    values[1].requires_grad_()
+    compiled = torch.compile(lambda *args: summed_nll(*args, noted), backend="eager")
+    expected, found = summed_nll(*values, noted), compiled(*values)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, values[1])[0] for loss in (found, expected)))
+    assert torch.equal(*seen)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.config import ArmConfig
+from experiments.methods.config import ArmConfig
 from experiments.methods.losses import FromStart
 from experiments.training.trainer import ArmFailed
 from tests.helpers.engine import (

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from experiments.studies.queue import Store
-from experiments.studies.trial import TrialFailed, TrialOutcome
+from experiments.studies.trial import TrialFailed
+from experiments.studies.trial_results import TrialOutcome
 from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_tags
 from experiments.tracking.tracker import Tracker

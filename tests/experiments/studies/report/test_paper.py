@@ -14,7 +14,7 @@ from experiments.studies.load import load_study
 from experiments.studies.queue import Store
 from experiments.studies.report.paper import agreement, at_each, compared, paper_table, spearman
 from experiments.studies.selection import choose
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import result_of
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import pytest
 from experiments.records import Record, read_records, write_records
 from experiments.studies.report.optuna_plots import progress_figure
 from experiments.studies.report.pictures import MOST, pictures
-from experiments.studies.selection import choose, record_files
+from experiments.studies.selection import choose
+from experiments.studies.trial_results import record_files
 from tests.helpers.planted_study import GAIN, TABLE5, synthetic_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]

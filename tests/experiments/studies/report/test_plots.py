@@ -11,7 +11,8 @@ from experiments.records import Estimate
 from experiments.scorecard import scorecard
 from experiments.studies.queue import Store
 from experiments.studies.report.plots import trajectory_figure
-from experiments.studies.selection import choose, record_files
+from experiments.studies.selection import choose
+from experiments.studies.trial_results import record_files
 from tests.helpers.planted_study import odd
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]

@@ -14,7 +14,8 @@ import pytest
 from experiments.scorecard import scorecard
 from experiments.studies.queue import Store
 from experiments.studies.report.readings import matched_gain, pareto_volume
-from experiments.studies.selection import ReportRow, choose, record_files
+from experiments.studies.selection import ReportRow, choose
+from experiments.studies.trial_results import record_files
 from tests.helpers.planted_study import objective, odd
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.runs.result_file import RESULT
 from experiments.studies.config import Posthoc
 from experiments.studies.queue import Store
 from experiments.studies.report.same_gain import _cells, same_gain
 from experiments.studies.selection import arm_name, choose
-from experiments.studies.trial import result_of
+from experiments.studies.trial_results import record_files, result_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
@@ -83,6 +84,7 @@ def test_a_way_that_gained_nothing_is_named_and_left_out(some: tuple[Store, Path
         for file in (records / base, own / f"items-{result.steps}.jsonl"):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes((root / str(trial.runs[0]["folder"]) / base).read_bytes())
+        (own / RESULT).write_bytes((record_files(trial.runs[0], root)[1].parent / RESULT).read_bytes())
     idle = [
         replace(t, runs=[{**t.runs[0], "folder": f"runs/idle/{t.number}"}]) if t in full else t for t in store.trials()
     ]

@@ -26,7 +26,7 @@ def test_a_picture_per_objective_with_a_panel_per_dimension() -> None:
     assert [objective.figure for objective, _ in drawn] == ["gain", "kl"]
     words, replay = drawn[1][1].axes
     assert (words.get_xlabel(), replay.get_xlabel()) == ("interpolation", "replay")
-    assert words.get_ylabel() == "kl\n(lower is better)"
+    assert words.get_ylabel() == "kl, nats per token\n(lower is better)"
     assert [text.get_text() for text in words.get_xticklabels()] == ["lerp", "dlerp"]
     assert [line.get_xydata().tolist()[0] for line in drawn[0][1].axes[1].lines] == [[0.1, 0.1], [0.0, 0.2]]
     assert drawn[0][1].get_supxlabel().startswith("2 trials; 1 seed")

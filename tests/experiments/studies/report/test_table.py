@@ -16,7 +16,8 @@ from experiments.records import ArmResult
 from experiments.studies import trial
 from experiments.studies.report.table import export, frame, progress_text, status_text
 from experiments.studies.report.write import _setup
-from experiments.studies.trial import TrialOutcome, run_trial
+from experiments.studies.trial import run_trial
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.planted_study import TABLE5, synthetic_store
 from tests.helpers.toy_study import (
     RANGE,

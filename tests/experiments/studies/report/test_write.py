@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -44,3 +45,12 @@ def test_the_command_names_as_many_workers_as_ran_at_once(tmp_path: Path) -> Non
     beside.datetime_start, beside.datetime_complete = start, store.study.trials[-1].datetime_complete
     store.study.add_trial(beside)
     assert _at_once(store) == 2
+
+
+@pytest.mark.parametrize("rate", [{"kind": "choice", "values": [1.0, 2.0, 3.0]}, {"kind": "int", "low": 1, "high": 3}])
+def test_one_dimension_is_enough_for_a_report(rate: dict[str, Any], tmp_path: Path) -> None:
+    search = {"rate": {"path": "arms.0.learning_rates.0", **rate}}
+    store = synthetic_store(tmp_path, {"arm": TABLE5["full"]}, search, report={})
+    page = write_study_report(store, tmp_path, tmp_path / "report").read_text()
+    assert "Trials by dimension: gain" in page
+    assert len(list(csv.DictReader((tmp_path / "report" / "table.csv").open()))) == 2  # one of three failed

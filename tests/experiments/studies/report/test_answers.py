@@ -1,0 +1,55 @@
+"""A study's report shows the lost and won answers of its arms as their runs' reports have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.records import ArmResult
+from experiments.reporting.answers import FEW, FILE, HEAD, SHOWN
+from experiments.studies.report.answers import answers_table
+from experiments.studies.selection import ReportRow
+from experiments.studies.trials import Trial
+
+
+def row(root: Path, name: str, lost: int = 9, operation: str = "", seeds: int = 1) -> ReportRow:
+    """An arm whose run lost some answers and won nine, and another arm of the same run."""
+    result = ArmResult(name, "full", 1e-3, "finished", operation=operation or None)
+    label = f"{name} 1e-3"
+    rows = [[label, "lost", "capitals", f"lost {i} by {name}", "Oslo", "Oslo", "Rome"] for i in range(lost)]
+    rows += [[label, "won", "capitals", f"won {i} by {name}", "Oslo", "Rome", "Oslo"] for i in range(9)]
+    rows += [["other 1e-3", "lost", "capitals", "not asked of this arm", "", "", ""]]
+    folder = root / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).write_text(json.dumps({"columns": HEAD, "data": rows}))
+    runs = [{"seed": seed, "folder": f"runs/{name}", "result": result.to_dict()} for seed in range(seeds)]
+    return ReportRow(f"#0 {name}", Trial(0, "complete", {}, [1.0], "", 1, 1.0, True), runs, result, 1, True, False)
+
+
+def test_an_arm_has_its_own_rows_lost_first(tmp_path: Path) -> None:
+    table = answers_table([row(tmp_path, "full", seeds=3), row(tmp_path, "merged", operation="merge")], tmp_path)
+    assert table is not None
+    assert table.head == HEAD
+    assert [cells[:2] for cells in table.rows] == [("#0 full", "lost")] * SHOWN + [("#0 full", "won")] * FEW
+    assert table.rows[0][3] == "lost 0 by full"
+    assert "Of the first seed." in table.note
+
+
+def test_many_arms_have_fewer_rows_each(tmp_path: Path) -> None:
+    table = answers_table([row(tmp_path, f"arm{i}") for i in range(25)], tmp_path)
+    assert table is not None
+    assert len(table.rows) == 20 * 2 * FEW
+    assert "The first 20 of 25 arms." in table.note
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}"])
+def test_a_run_without_a_whole_file_is_left_out(content: str | None, tmp_path: Path) -> None:
+    arms = [row(tmp_path, "full"), row(tmp_path, "control", lost=1)]
+    broken = tmp_path / "runs" / "full" / FILE
+    broken.unlink() if content is None else broken.write_text(content)
+    table = answers_table(arms, tmp_path)
+    assert table is not None
+    assert {cells[0] for cells in table.rows} == {"#0 control"}
+    assert answers_table(arms[:1], tmp_path) is None
