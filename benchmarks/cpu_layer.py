@@ -25,7 +25,6 @@ from experiments.models.precision import Precision
 from experiments.reporting.table import Table
 
 WIDTH, INNER, HEADS, KEYS, HEAD = 576, 1536, 9, 3, 64
-SHAPES = ((16, 128), (4, 512), (1, 2048))  # rows x tokens, as many tokens each
 Run = Callable[[], object]
 
 
@@ -34,6 +33,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2048, help="of a pass: fewer are quicker")
+    parser.add_argument("--rows", type=int, nargs="+", default=[16, 4, 1], help="of a pass: fewer are longer")
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
     precision = Precision(args.precision)
@@ -52,11 +52,13 @@ def main() -> None:
 
 def table(precision: Precision, args: argparse.Namespace) -> Table:
     rows = []
-    for batch, length in ((rows, args.tokens // rows) for rows, _ in SHAPES):
+    for batch in args.rows:
+        length = args.tokens // batch
         for part, ways in parts(batch, length).items():
             with precision.autocast():
-                times = timed(dict(ways), args.rounds)
+                times = timed(ways, args.rounds)
             first = next(iter(times.values()))
+            print(batch, length, part, {name: round(t / first, 2) for name, t in times.items()}, file=sys.stderr)
             rows += [(f"{batch} x {length}", part, name, f"{t / first:.2f}") for name, t in times.items()]
     return Table("", ("rows x tokens", "part", "way", "time"), tuple(rows))
 
