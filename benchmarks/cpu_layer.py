@@ -55,7 +55,7 @@ def table(precision: Precision, args: argparse.Namespace) -> Table:
     for batch, length in ((rows, args.tokens // rows) for rows, _ in SHAPES):
         for part, ways in parts(batch, length).items():
             with precision.autocast():
-                times = timed({name: run for name, run in ways.items()}, args.rounds)
+                times = timed(dict(ways), args.rounds)
             first = next(iter(times.values()))
             rows += [(f"{batch} x {length}", part, name, f"{t / first:.2f}") for name, t in times.items()]
     return Table("", ("rows x tokens", "part", "way", "time"), tuple(rows))
