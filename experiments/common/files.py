@@ -133,6 +133,34 @@ def whole_folder(to: Path, option: str = "--to") -> Iterator[Path]:
         os.replace(part, to)
 
 
+def link_files(folder: Path, to: Path | None) -> bool:
+    """Put hard links to all files of a folder into another one: a second name, no second copy. Old files are replaced.
+
+    A file that is replaced later, as `replacing` does, leaves the other name as it was. Returns False, with no link
+    left, if that cannot be done: no folder, another disk, a disk without links, or links among the files.
+    """
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+    if to is None or any(path.is_symlink() for path in files):
+        return False
+    made: list[Path] = []
+    try:
+        for file in files:
+            target = to / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists() and target.samefile(file):
+                continue
+            part = target.with_name(f".{target.name}.{_suffix(os.getpid())}")
+            part.unlink(missing_ok=True)
+            os.link(file, part)
+            os.replace(part, target)
+            made.append(target)
+    except OSError:
+        for target in made:
+            target.unlink(missing_ok=True)
+        return False
+    return True
+
+
 def remove(folder: Path, near: Path) -> None:
     """Delete a folder at once: a kill leaves all of it, or nothing that looks like it.
 

@@ -87,10 +87,11 @@ def _speed(arm: ArmPlan, plan: Plan, utilisation: float) -> str:
 def _sums(plan: Plan, utilisation: float) -> Iterator[str]:
     """Say what all arms at all their rates need together."""
     runs = sum(plan.rates[arm.name] for arm in plan.arms)
-    kept = sum(plan.rates[arm.name] * (arm.disk["trained"] + arm.disk["MLflow"]) for arm in plan.arms)
+    kept = sum(plan.rates[arm.name] * arm.disk["trained"] for arm in plan.arms)
+    again = " (and in MLflow, if it is on another disk)" if any(arm.disk["MLflow"] for arm in plan.arms) else ""
     steps = plan.config.training.steps
     flops = sum(plan.rates[arm.name] * arm.flops for arm in plan.arms) * steps
-    yield f"all {runs} arms: {flops:.3g} FLOP{_whole_time(plan, utilisation)}, {_gb(kept)} GB on disk at the end"
+    yield f"all {runs} arms: {flops:.3g} FLOP{_whole_time(plan, utilisation)}, {_gb(kept)} GB on disk at the end{again}"
     if plan.device.flops is None:
         yield "no times: give --gpu, whose speed is known"
 

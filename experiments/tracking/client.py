@@ -9,6 +9,8 @@ import math
 import os
 import re
 import sqlite3
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,15 @@ def open_local(root: Path) -> Any:
         client = client_class(tracking_uri=f"sqlite:///{path}")
         client.search_experiments(max_results=1)  # migrates the store, or fails if it is none
     return client
+
+
+def model_place(client: Any, model_id: str) -> Path | None:
+    """Return the folder of a logged model's files; None if the store keeps them on a server."""
+    place = str(client.get_logged_model(model_id).artifact_location)
+    parts = urllib.parse.urlparse(place)
+    if parts.scheme not in ("", "file") or parts.netloc:
+        return None
+    return Path(urllib.request.url2pathname(parts.path) if parts.scheme else place)
 
 
 def download_model(client: Any, uri: str, model_id: str, to: Path) -> Path:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from experiments.tracking.client import model_metric_entities, model_output, unknown_endpoint
+from experiments.common.files import link_files
+from experiments.tracking.client import model_metric_entities, model_output, model_place, unknown_endpoint
 from experiments.tracking.journal import Delivered, Event, Journal, own_path
 from experiments.tracking.store import TrackingStore
 
@@ -37,7 +38,8 @@ def _send_model(store: TrackingStore, journal: Journal, done: Delivered, event: 
 
     MLflow gives each new model an id of its own, so an existing model is looked up first: in the note of what was
     delivered, then (a crash may have come before the note) in the store by journal and name. Everything after that
-    can be repeated: files and status are replaced, figures are stored once, the link is made once.
+    can be repeated: files and status are replaced, figures are stored once, the link is made once. A store in a folder
+    on the disk of the run gets hard links, so that no weight is there twice.
     """
     client, run, name = store.client, store.client.get_run(done.run_id), model_name(event["name"])
     model_id = done.models.get(name) or find_model(store, run.info.experiment_id, journal.id, name)
@@ -45,7 +47,8 @@ def _send_model(store: TrackingStore, journal: Journal, done: Delivered, event: 
         tags = {"journal_id": journal.id}
         made = client.create_logged_model(run.info.experiment_id, name, done.run_id, tags, event["params"], TRAINED)
         model_id = str(made.model_id)
-    client.log_model_artifacts(model_id, str(folder))
+    if not link_files(folder, model_place(client, model_id)):
+        client.log_model_artifacts(model_id, str(folder))
     if metrics := model_metric_entities(event, model_id):
         client.log_batch(done.run_id, metrics=metrics)
     if model_id not in model_ids(run):

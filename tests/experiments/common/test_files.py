@@ -15,6 +15,7 @@ from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import (
     UMASK,
     json_lines,
+    link_files,
     read_json,
     read_note,
     remove,
@@ -190,3 +191,23 @@ def test_an_empty_folder_is_filled_as_a_whole(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "out") as part:
         (part / "file").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "file"]
+
+
+def test_a_folder_gets_second_names_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a" / "b" / "c", "first")
+    write_text(tmp_path / "to" / "b" / "c", "old")
+    for _ in range(2):  # again: the names are there
+        assert link_files(tmp_path / "a", tmp_path / "to")
+        assert [path.name for path in (tmp_path / "to" / "b").iterdir()] == ["c"]
+    assert (tmp_path / "to" / "b" / "c").samefile(tmp_path / "a" / "b" / "c")
+    assert not link_files(tmp_path / "a", None)
+    (tmp_path / "a" / "z").symlink_to(tmp_path / "a" / "b" / "c")
+    assert not link_files(tmp_path / "a", tmp_path / "other")  # the store would have a link that leads elsewhere
+    (tmp_path / "a" / "z").unlink()
+
+    def refused(*args: object) -> None:
+        raise OSError("Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+    assert not link_files(tmp_path / "a", tmp_path / "none")
+    assert [path for path in (tmp_path / "none").rglob("*") if path.is_file()] == []

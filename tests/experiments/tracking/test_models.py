@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import ctrl
+from experiments.common.files import write_text
 from experiments.models.base import load_base
 from experiments.tracking import delivery
+from experiments.tracking import models as models_file
 from experiments.tracking.journal import Delivered
 from experiments.tracking.run import Run
 from experiments.tracking.sync import download, sync
@@ -103,13 +105,31 @@ def test_a_crash_between_a_model_and_its_files_leaves_one_model(
 
     with tracker.run("demo", kind="arm", folder=trained.parent) as run:
         with monkeypatch.context() as away:
-            away.setattr(tracker.client, "log_model_artifacts", fail)
+            away.setattr(models_file, "link_files", fail)
             run.log_model(trained, "full")
             assert not tracker.delivery.drain(60)
             assert [row[2] for row in models(tracker)] == ["PENDING"]
         tracker.delivery.announced = True  # the warning of the outage is tested elsewhere
         assert tracker.delivery.drain(60)
     assert [row[1:3] for row in models(tracker)] == [("full", "READY")]
+    assert (download(run.id, root) / "weights").read_text() == "first"
+
+
+@pytest.mark.parametrize("same_disk", [True, False])
+def test_weights_are_not_stored_twice(
+    root: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, same_disk: bool
+) -> None:
+    """A file that is replaced in the run's folder leaves the store's as it was, as a copy would."""
+    if not same_disk:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("Invalid cross-device link")))
+    tracker = Tracker(root, "demo")
+    with tracker.run("demo", kind="arm", folder=trained.parent) as run:
+        run.log_model(trained, "full")
+    (kept,) = (path for path in (root / "artifacts").rglob("weights"))
+    assert kept.samefile(trained / "weights") is same_disk
+    write_text(trained / "weights", "second")
+    assert kept.read_text() == "first"
+    shutil.rmtree(trained)
     assert (download(run.id, root) / "weights").read_text() == "first"
 
 
