@@ -51,9 +51,9 @@ class TrainingConfig(Section):
     )
     keep: Literal["last", "best", "local", "none"] = later_field(
         "last",
-        description="trained weights that stay. last: those of the last step, in the run's folder and in MLflow (on one "
-        "disk one file with two names); local: in the folder alone; best: in the folder alone, those of the evaluation "
-        "with the highest gain + retention, of equals the latest; none: figures alone, without posthoc",
+        description="trained weights that stay. last: those of the last step, in the run's folder and in MLflow "
+        "(one file with two names on one disk); local: in the folder alone; best: in the folder alone, those of the "
+        "evaluation with the highest gain + retention, of equals the latest; none: figures alone, without posthoc",
     )
     keep_dtype: Literal["fp32", "bf16", "fp16"] = later_field(
         "fp32", description="of the matrices among the trained weights that stay: posthoc reads them rounded to it"
