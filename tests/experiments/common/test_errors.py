@@ -21,5 +21,6 @@ CODES = {
 
 def test_each_error_has_the_base_and_its_exit_code() -> None:
     own = {name: cls for name, cls in vars(errors).items() if isinstance(cls, type) and name != "BenchError"}
+    assert issubclass(own.pop("Stopped"), KeyboardInterrupt)  # a wish of the user: no fault, and no exit code
     assert {name: cls.exit_code for name, cls in own.items()} == CODES
     assert all(issubclass(cls, BenchError) for cls in own.values())

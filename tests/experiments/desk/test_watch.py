@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,10 @@ def test_in_a_notebook_both_end_the_cell_with_a_line(
 
     def look() -> None:
         given = (folder.name, tmp_path, 2.0, lambda live: None)
-        asyncio.run(watch_async(*given)) if awaits else watch(*given)
+        if not awaits:
+            return watch(*given)
+        with ThreadPoolExecutor() as other:  # in this thread the tests in a browser may have left a loop
+            other.submit(asyncio.run, watch_async(*given)).result()
 
     folder = make_live_run(tmp_path)
     run = module.Journal(next(folder.glob("journal-*")))

@@ -123,14 +123,14 @@ def test_an_interrupted_arm_saves_its_step_and_goes_on_as_if_nothing_had_been(
     whole = engine.train(engine.arm_config("control"), tmp_path / "whole")
     step, seen = engine.Hooks.__init__, list[int]()
 
-    def interrupting(self: engine.Hooks, evaluate: object, record: object, log: object) -> None:
+    def interrupting(self: engine.Hooks, evaluate: object, record: object, log: object, **rest: object) -> None:
         def noting(number: int, logs: dict[str, float]) -> None:
             seen.append(number)
             if number == 3 and seen.count(3) == 1:
                 os.kill(os.getpid(), signal.SIGINT)
             log(number, logs)  # type: ignore[operator]
 
-        step(self, evaluate, record, noting)  # type: ignore[arg-type]
+        step(self, evaluate, record, noting, **rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(engine.Hooks, "__init__", interrupting)
     with pytest.raises(KeyboardInterrupt):
