@@ -83,7 +83,9 @@ config = load_config(
 # %%
 if live:
     await watch_async(start(config, root), root)
-outcome = run_experiment(config, root)  # what has ended is read
+
+# %%
+outcome = run_experiment(config, root)  # live: what has ended is read
 
 # %% [markdown]
 # ## What each learned and forgot

@@ -80,7 +80,9 @@ study = parse_study(
 # %%
 if live:
     await watch_async(start(study, root), root)
-else:
+
+# %%
+if not live:
     run_study(study, root and Path(root))
 
 # %%

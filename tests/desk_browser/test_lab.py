@@ -91,7 +91,7 @@ def test_make_lab_opens_the_desk_and_leaves_the_repository_as_it_is(browser: Any
 
 def test_01_is_interrupted_and_goes_on(opened: Callable[[str], Notebook], project: Path, base: str) -> None:
     """The interrupt is a click on the square; before it there is no checkpoint. Its cell then says so in a line."""
-    name, train = "01_forgetting_in_five_minutes", 2
+    name, train = "01_forgetting_in_five_minutes", 3
     notebook = opened(small(project, name, base, steps=STEPS, live=False))
     notebook.run_all()
     run = begun(project / "mlruns", "notebook-01")
@@ -111,13 +111,13 @@ def test_01_is_interrupted_and_goes_on(opened: Callable[[str], Notebook], projec
     notebook.finished()
     assert f"full 0.0001: continues from checkpoint-{stopped_at}\n" in notebook.text(train)
     assert notebook.text(train).count("retention") == 2
-    assert "control" in notebook.text(3)  # the table
-    picture = notebook.cells.nth(4).locator("img")
+    assert "control" in notebook.text(train + 1)  # the table
+    picture = notebook.cells.nth(train + 2).locator("img")
     assert picture.evaluate("one => one.naturalWidth") > 500
-    assert notebook.cells.nth(6).locator("select").count() == 3
-    lost = notebook.cells.nth(6).locator("tbody tr:visible")
+    assert notebook.cells.nth(train + 4).locator("select").count() == 3
+    lost = notebook.cells.nth(train + 4).locator("tbody tr:visible")
     before = lost.count()
-    notebook.cells.nth(6).locator("select").first.select_option("control-0.001")
+    notebook.cells.nth(train + 4).locator("select").first.select_option("control-0.001")
     assert 0 < lost.count() < before
     shoot(notebook.page, "01")
     assert notebook.errors == []

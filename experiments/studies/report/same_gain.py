@@ -87,7 +87,8 @@ def same_gain(study: StudyConfig, trials: Sequence[Trial], rows: Sequence[Report
         cells = [_cells(f, drawn[name][f], p[f].get(name)) for f in shown]
         lines.append((name, paths[name].points_at(gain), *(cell for pair in cells for cell in pair)))
     titles = (title for f in shown for title in (FIGURES[f].title, f"p, {FIGURES[f].title}"))
-    left_out = f" Left out, since they gain less than half of the highest gain: {', '.join(idle)}." if idle else ""
+    why = "since no gain is outside its interval, or all are below half of the highest"
+    left_out = f" Left out, {why}: {', '.join(idle)}." if idle else ""
     note = NOTE.format(gain=format_number(gain, True), reference=reference, idle=left_out)
     return Table("At the same gain", ("way to train", "between", *titles), tuple(lines), note, numbers=2 * len(shown))
 

@@ -91,7 +91,7 @@ def test_a_way_that_gained_nothing_is_named_and_left_out(some: tuple[Store, Path
     table = same_gain(store.config, idle, [], root)
     assert table is not None
     assert "full" not in {row[0] for row in table.rows}
-    assert table.note.endswith("gain less than half of the highest gain: full.")
+    assert table.note.endswith("or all are below half of the highest: full.")
 
 
 def test_shares_of_an_arms_change_are_a_way_of_their_own(some: tuple[Store, Path]) -> None:
