@@ -38,6 +38,15 @@ def tiny_base(folder: Path) -> str:
     return str(folder)
 
 
+def wide_base(folder: Path) -> str:
+    """A tiny base with matrices of 32 rows and more: fewer cannot be packed for a CPU."""
+    config = LlamaConfig.from_pretrained(tiny_base(folder))
+    config.update({"hidden_size": 64, "intermediate_size": 128, "head_dim": 32})
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
 def small_values(base: str, /, **changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "name": "small",

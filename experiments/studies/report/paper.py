@@ -151,7 +151,7 @@ def _pairs(arms: Sequence[ReportRow], table: pd.DataFrame, kinds: Sequence[str])
             groups["unclear" if unclear else "agree" if same else "differ"].append(f"{more} against {less}")
     titles = {
         "agree": "Who keeps more, as in the paper and outside the intervals",
-        "unclear": "Who keeps more cannot be told here, the intervals overlap",
+        "unclear": "It is open who keeps more, the intervals overlap",
         "differ": "Who keeps more is the other way round than in the paper, outside the intervals",
     }
     return [f"{titles[kind]}: {', '.join(groups[kind])}." for kind in kinds if groups[kind]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import ctrl
 from ctrl.layer import expanded_layers
@@ -25,7 +25,7 @@ from experiments.plan.accelerators import Device
 from experiments.plan.plan import ArmPlan, plan_run
 from experiments.posthoc.operations import plain_model
 from experiments.runs.checks import check_run
-from tests.helpers.small_run import small_arm, tiny_base
+from tests.helpers.small_run import small_arm, wide_base
 
 IDS = torch.arange(24).view(2, 12)
 BITS = pytest.mark.parametrize("bits", ["8bit", "4bit"])
@@ -33,13 +33,7 @@ BITS = pytest.mark.parametrize("bits", ["8bit", "4bit"])
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Matrices of 32 rows and more: fewer cannot be packed for a CPU."""
-    folder = tiny_base(tmp_path_factory.mktemp("base"))
-    config = LlamaConfig.from_pretrained(folder)
-    config.update({"hidden_size": 64, "intermediate_size": 128, "head_dim": 32})
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return wide_base(tmp_path_factory.mktemp("base"))
 
 
 def given(base: str, bits: str, **values: Any) -> ExperimentConfig:

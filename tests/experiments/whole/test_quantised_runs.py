@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from experiments.config import ExperimentConfig
 from experiments.models.quantised import PACKAGES
 from experiments.posthoc.export import export
 from experiments.posthoc.run import posthoc
 from experiments.runs.run import run_experiment
-from tests.helpers.small_run import small_config, tiny_base
+from tests.helpers.small_run import small_config, wide_base
 
 pytestmark = pytest.mark.slow
 ARM = {"name": "control", "method": "control", "learning_rates": [1e-2], "control": {"layers": 2}}
@@ -23,13 +23,7 @@ ARM = {"name": "control", "method": "control", "learning_rates": [1e-2], "contro
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Matrices of 32 rows and more: fewer cannot be packed for a CPU."""
-    folder = tiny_base(tmp_path_factory.mktemp("base"))
-    config = LlamaConfig.from_pretrained(folder)
-    config.update({"hidden_size": 64, "intermediate_size": 128, "head_dim": 32})
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return wide_base(tmp_path_factory.mktemp("base"))
 
 
 def stop_at(step: int) -> Any:
