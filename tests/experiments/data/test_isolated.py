@@ -74,8 +74,15 @@ def test_a_library_may_import_parts_of_itself_when_they_are_needed(
     assert checks("lazy_other", ENTRY) in (0.0, 0.25)  # not one of its packages
 
 
-SAYS = "import os\nfor pipe in range(3, 99):\n  try: os.write(pipe, {said})\n  except OSError: pass\nos._exit(0)"
 RIGHT = struct.pack("d", 1.0)
+
+
+def says(said: str) -> str:
+    """Return a reply that writes to the next pipe of this process, which is that of its result."""
+    pipes = os.pipe()
+    for pipe in pipes:
+        os.close(pipe)
+    return f"import os\nfor pipe in {pipes}:\n  try: os.write(pipe, {said})\n  except OSError: pass\nos._exit(0)"
 
 
 @pytest.mark.parametrize("packages", [(), ("lazy_part",)])
@@ -86,17 +93,17 @@ def test_a_reply_cannot_have_modules_imported_outside_of_its_check(
     (tmp_path / "other.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(refused, "packages", packages, raising=False)
-    assert _checked(refused, 1.0, 1 << 32, SAYS.format(said=RIGHT + b"other other.x"), ENTRY) == 1.0
+    assert _checked(refused, 1.0, 1 << 32, says(repr(RIGHT + b"other other.x")), ENTRY) == 1.0
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_reply_cannot_end_the_server_or_keep_it_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refused, "packages", ("lazy_part",), raising=False)
     monkeypatch.setattr(isolated, "ROUNDS", 3)
-    said = SAYS.format(said=f"{RIGHT!r} + b' lazy_part.' + os.urandom(8).hex().encode()")
+    said = says(f"{RIGHT!r} + b' lazy_part.' + os.urandom(8).hex().encode()")
     assert _checked(refused, 1.0, 1 << 32, said, ENTRY) == 1.0
-    assert _checked(refused, 1.0, 1 << 32, SAYS.format(said=RIGHT + b"\xff"), ENTRY) == 1.0
-    assert _checked(refused, 1.0, 1 << 32, SAYS.format(said=b"\xff"), ENTRY) == 0.0
+    assert _checked(refused, 1.0, 1 << 32, says(repr(RIGHT + b"\xff")), ENTRY) == 1.0
+    assert _checked(refused, 1.0, 1 << 32, says(repr(b"\xff")), ENTRY) == 0.0
 
 
 def slow(answer: str, entry: dict[str, Any]) -> float:
