@@ -21,7 +21,7 @@ from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
-from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
+from ctrl.gap import Batches, MergeGap, each, evaluating, logits, merge_gap, readable
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
@@ -67,6 +67,7 @@ def merge_back(
     if in_place and gap_on is not None:
         raise ConfigError("gap_on compares with the expanded model, which in_place=True changes: use only one of them")
     expanded: Any = bare_expanded(model)
+    batches, gap_on = readable(batches), readable(gap_on)
     check_mergeable(expanded)
     sources = source_layers(expanded)
     check_rebuilds(expanded, sources)
@@ -112,7 +113,7 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
     hooks = [gate.register_forward_hook(note) for gate in gates]
     try:
         with evaluating(model):
-            for batch in batches:
+            for batch in each(batches):
                 mask = batch.get("attention_mask")
                 logits(model, batch)
     finally:

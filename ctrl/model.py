@@ -80,17 +80,19 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     _warn_of_hooks(layers, indices)
     kinds = branch_kinds(config, len(indices))
     with _unchanged_if_refused(model), torch.inference_mode(False):  # made in it, no copy could ever train
-        copies = [
-            _copy(layers[index], kind, len(layers) + j, model, config)
-            for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
-        ]
+        with torch.device("cpu"):  # and not on the default device of a block around; parts move to their layers
+            copies = [
+                _copy(layers[index], kind, len(layers) + j, model, config)
+                for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
+            ]
         expansions = list(zip(indices, kinds, copies, strict=True))
         stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
         shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
-        parts = [
-            Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
-            for index, kind, copied in expansions
-        ]
+        with torch.device("cpu"):
+            parts = [
+                Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
+                for index, kind, copied in expansions
+            ]
         control = Control(config, indices, len(layers), batch_dim=shape.batch_dim)
         remember_base(control, model)
         put_on(model, Expansion(control, parts))

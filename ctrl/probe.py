@@ -105,7 +105,7 @@ class Probe:
     def _run_copy(self, index: int, hidden: Tensor, rest: list[Any], others: dict[str, Any]) -> None:
         """Run the copy on noise; freeze what cannot train. Check that a stacked one is the identity."""
         copied = self.copies[index].eval()
-        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index)).to(hidden)
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index), device="cpu").to(hidden)
         try:
             with torch.enable_grad(), as_in_training(copied):
                 out = copied(noise, *rest, **others)

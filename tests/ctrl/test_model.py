@@ -157,3 +157,21 @@ def test_copies_made_where_no_gradient_is_kept_train(block: Any) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(trained) == 2 * (9 + 1)
     assert all(p.grad is not None and not p.is_inference() for p in trained)
+
+
+@pytest.mark.parametrize(
+    "values", [{"interpolation": "moe_soft"}, {"norm_mix": "learned"}, {"structure": "hybrid"}, {"expanded": "lora"}]
+)
+def test_a_default_device_around_expand_changes_nothing(values: dict[str, Any]) -> None:
+    def made() -> PreTrainedModel:
+        torch.manual_seed(3)
+        return ctrl.expand(tiny(), ctrl.ControlConfig(layers=2, **values))
+
+    usual = made()
+    torch.manual_seed(3)
+    base = tiny()
+    with torch.device("meta"):
+        inside = ctrl.expand(base, ctrl.ControlConfig(layers=2, **values))
+    assert not any(tensor.is_meta for tensor in (*inside.parameters(), *inside.buffers()))
+    for (name, one), (_, other) in zip(usual.named_parameters(), inside.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
