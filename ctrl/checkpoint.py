@@ -44,6 +44,8 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
     meta = {"format": FORMAT, **description(model)}
+    if frozen := _frozen(model, names):
+        meta["base"]["frozen"] = frozen
     if missing := [name for name in names if name not in state]:
         raise CheckpointError(
             f"state_dict has no {missing[0]}, but {next(iter(state), 'nothing')}: pass the state dict of the model "
@@ -142,6 +144,12 @@ def trained_names(model: nn.Module) -> list[str]:
             seen.add(id(tensor))
             names.append(name)
     return names
+
+
+def _frozen(model: nn.Module, names: list[str]) -> list[str]:
+    """List those of `trained_names` outside of the copies that no longer train: merged adapters, parts frozen again."""
+    added, state = set(added_names(model)), model.state_dict(keep_vars=True)
+    return [name for name in names if name not in added and not state[name].requires_grad]
 
 
 def base_facts(model: nn.Module) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Control:
     part_prints: dict[str, str] = field(default_factory=dict, repr=False)  # of its norms and embeddings
     computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
+    sums: dict[str, tuple[str, int]] = field(default_factory=dict, repr=False)  # of embeddings and head, as there
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
     recomputes: bool = False  # as if `checkpoint_pretrained`, for the training of a bench or trainer
@@ -74,6 +75,7 @@ class Control:
         copied.off, copied.trained = int(not self.enabled), self.trained
         copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
         copied.computes, copied.samples, copied.part_prints = self.computes, self.samples, self.part_prints
+        copied.sums = self.sums
         if self.used is not None:
             copied.look_from(self.used.device)
         return copied

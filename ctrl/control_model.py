@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctrl.adapters import peft_adapter
+from ctrl.adapters import peft_adapter, refuse_on_copies
 from ctrl.cache import add_paged_slots
 from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import description, read_config, write_checkpoint
@@ -25,7 +25,6 @@ from ctrl.layer import expanded_layers
 from ctrl.mark import MARK, check_mark
 from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence
-from ctrl.precision import HalfComputing
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
 from ctrl.training import check_gradients, warn_of_what_trains
@@ -146,18 +145,7 @@ class ControlModel(nn.Module):
 
     @peft_config.setter
     def peft_config(self, value: Any) -> None:
-        if self.control.config.expanded == "lora":
-            raise ConfigError(
-                "PEFT takes the adapters of these low-rank copies for its own and has changed them: load the model "
-                "again (ctrl.load) and train the copies alone, or expand with expanded='full' and put adapters on that"
-            )
-        copies = [layer.expanded for layer in expanded_layers(self)]
-        if any(hasattr(m, "parameter_name") for c in copies if isinstance(c, HalfComputing) for m in c.modules()):
-            raise ConfigError(
-                "PEFT's target_parameters replaces a weight of a copy in each pass, but copies over a base in bf16 or "
-                "fp16 read theirs rounded: load the model again, and use target_modules or name weights outside of "
-                "the copies, or expand with copies_dtype='base'"
-            )
+        refuse_on_copies(self)
         if "peft_config" not in vars(self):
             warnings.warn(
                 "PEFT freezes the copies of this expanded model until its adapters are merged or unloaded, and its "

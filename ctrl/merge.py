@@ -7,7 +7,6 @@ check `merge_gap`. Stacked copies become layers of the plain model, without an a
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -211,17 +210,15 @@ def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
 
 
 def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
-    """List (name, pretrained weight, expanded weight) of one layer; low-rank copies are computed in full."""
-    branch = layer.expanded
-    if layer.control.config.expanded == "lora":
-        branch = copy.deepcopy(branch)
-        for module in branch.modules():
-            for name, child in list(module.named_children()):
-                if hasattr(child, "base_layer"):
-                    low_rank: Any = child
-                    low_rank.merge()
-                    setattr(module, name, low_rank.base_layer)
-    expanded = dict(branch.named_parameters())
+    """List (name, pretrained weight, expanded weight) of one layer; W + B A of low-rank copies is not rounded."""
+    expanded: dict[str, Tensor] = dict(layer.expanded.named_parameters())
+    for name, module in layer.expanded.named_modules():
+        low_rank: Any = module
+        if hasattr(module, "get_delta_weight"):
+            base = widen(low_rank.base_layer.weight)
+            changes = [low_rank.get_delta_weight(adapter).to(base.dtype) for adapter in low_rank.active_adapters]
+            expanded[f"{name}.weight"] = base + sum(changes)
+            expanded |= {f"{name}.bias": bias for bias in [low_rank.base_layer.bias] if bias is not None}
     return [(name, w, expanded[name]) for name, w in layer.named_parameters() if name in expanded]
 
 

@@ -33,7 +33,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
     a model or layers that cannot be expanded, and then leaves the model unchanged. Warns of settings that have no
     effect. Part of this is seen in a pass of
-    four tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
+    few tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
     no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen. The head of a
     classifier or reward model, which starts at random, trains too and is saved with the copies.
 

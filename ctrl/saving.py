@@ -81,8 +81,8 @@ def load(
         raise
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
-    for name in tensors.keys() - set(added_names(model)):  # trained besides the copies: the next `save` has them again
-        model.get_parameter(name).requires_grad_(True)
+    for name in tensors.keys() - set(added_names(model)) - set(meta["base"].get("frozen", ())):
+        model.get_parameter(name).requires_grad_(True)  # trained besides the copies, and still does
     return model
 
 
