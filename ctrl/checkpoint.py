@@ -164,7 +164,16 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
         "vocab_size": text.vocab_size,
         "dtype": str(model.dtype),
         "computes": computes(config),
+        "buffers": _buffer_types(model),
     }
+
+
+def _buffer_types(model: nn.Module) -> list[str]:
+    """List the types of the buffers that no file holds, RoPE's frequencies for one: `model.to(dtype)` rounds these too,
+    a base that is loaded in this type has them in fp32."""
+    made = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
+    found = [module._buffers[name] for module, name in made]
+    return sorted({str(buffer.dtype) for buffer in found if buffer is not None and buffer.is_floating_point()})
 
 
 def _added_tensors(layer: Any) -> list[Tensor]:

@@ -78,6 +78,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     _check_unwrapped(model, layers)
     refuse_repacked(model)
     _warn_of_hooks(layers, indices)
+    _warn_of_routers(model)
     kinds = branch_kinds(config, len(indices))
     with _unchanged_if_refused(model), torch.inference_mode(False):  # made in it, no copy could ever train
         with torch.device("cpu"):  # and not on the default device of a block around; parts move to their layers
@@ -212,6 +213,18 @@ def _warn_of_hooks(layers: nn.ModuleList, indices: list[int]) -> None:
         warnings.warn(
             f"{len(own)} modules of the expanded layers have hooks that copies do not get (first: {own[0]}): if these "
             "change what a module returns, the copies do not start as the base. Register them after expand, on both",
+            stacklevel=3,
+        )
+
+
+def _warn_of_routers(model: PreTrainedModel) -> None:
+    """Warn that a loss of routers, which transformers adds if they are recorded, leaves the copies' routers out."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+        warnings.warn(
+            "output_router_logits=True adds the balance of the frozen layers' routers to the loss, which leaves out "
+            "those of the copies, the only ones that train: set config.output_router_logits=False, or watch which "
+            "experts the copies use",
             stacklevel=3,
         )
 
