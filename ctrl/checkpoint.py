@@ -122,7 +122,8 @@ def added_names(model: nn.Module) -> list[str]:
     """List the state-dict names that expand added: copies and interpolations."""
     state = model.state_dict(keep_vars=True)  # first: this makes FSDP reshard what a forward pass has gathered
     marks = {id(t) for layer in expanded_layers(model) for t in _added_tensors(layer)}
-    return [name for name, tensor in state.items() if id(tensor) in marks]
+    added = {id(tensor): name for name, tensor in reversed(state.items()) if id(tensor) in marks}  # tied weights once
+    return [name for name, tensor in state.items() if added.get(id(tensor)) == name]
 
 
 def trained_names(model: nn.Module) -> list[str]:

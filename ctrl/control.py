@@ -49,6 +49,7 @@ class Control:
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
+    told_of_cache: bool = False  # whether the user was warned of a checkpoint_pretrained that a cache prevents
     told_of_base: bool = False  # whether the user was warned of frozen weights that have changed
     fingerprint: str | None = None  # of the base's weights when it was expanded
     fingerprint_dtype: str | None = None  # and the dtype that they had
@@ -178,6 +179,15 @@ class Control:
             "labels to the model and use its loss, or add what ctrl.collect_divergence collects. If you want no "
             "divergence, expand with divergence='none'"
         )
+
+    def warn_of_kept_activations(self) -> None:
+        """Warn once of a training pass with a cache, in which no activations are computed again."""
+        if self.config.checkpoint_pretrained and not self.told_of_cache:
+            self.told_of_cache = True
+            _warn(
+                "checkpoint_pretrained has no effect in a training pass with a cache, which would be filled twice: "
+                "pass use_cache=False to the model, or set model.config.use_cache=False (Trainer does)"
+            )
 
     def warn_of_references(self, use: str) -> None:
         """Warn if a model of ctrl.reference shares the weights of the base, which train from now on."""

@@ -97,7 +97,7 @@ def changed(model: Any) -> list[Tensor]:
     control = getattr(model, "control", None)
     before = control.samples if isinstance(control, Control) else None
     now = _samples(model) if before else None
-    if not before or not now:
+    if not isinstance(control, Control) or not before or not now:
         return []
     moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
     for name, total in _sums(model).items():

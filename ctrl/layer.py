@@ -120,6 +120,8 @@ class ExpandedLayer(nn.Module):
         again = asked and self.training and torch.is_grad_enabled()
         around = getattr(self, "gradient_checkpointing", False)  # then the whole layer runs again
         cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))  # running again would fill it
+        if again and cached and not around and not torch.compiler.is_compiling():
+            self.control.warn_of_kept_activations()
         if not again or around or cached:
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)

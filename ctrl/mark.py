@@ -61,7 +61,7 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
 
 def other_buffers(there: dict[str, Any], here: dict[str, Any]) -> str:
     """Say that two bases of one type have buffers of different types; empty if they have not, or it is not known."""
-    types = [facts.get("buffers") for facts in (there, here)]
+    types: list[Any] = [facts.get("buffers") for facts in (there, here)]
     if None in types or types[0] == types[1] or there.get("dtype") != here["dtype"]:
         return ""
     shown = [", ".join(one) or "none" for one in types]

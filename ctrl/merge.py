@@ -22,7 +22,7 @@ from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
 from ctrl.gap import Batches, MergeGap, each, evaluating, logits, merge_gap, readable
 from ctrl.interpolation import INTERPOLATIONS
-from ctrl.layer import ExpandedLayer, expanded_layers
+from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
 from ctrl.offloaded import held
 from ctrl.plain import check_rebuilds, insert, source_layers, whole_model
@@ -224,7 +224,9 @@ def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
 
 def _set_weights(layer: ExpandedLayer, weights: dict[str, Tensor]) -> None:
     """Give the layer these weights as new parameters: a model of ctrl.reference may share the former ones."""
-    for name, parameter in list(layer.named_parameters()):
-        if name in weights:
+    named = layer.named_parameters()
+    merged = {id(p): nn.Parameter(weights[name].to(p.dtype)) for name, p in named if name in weights}
+    for name, parameter in list(layer.named_parameters(remove_duplicate=False)):  # tied weights stay so
+        if id(parameter) in merged and not name.startswith(ADDED):
             path, _, own = name.rpartition(".")
-            setattr(layer.get_submodule(path), own, nn.Parameter(weights[name].to(parameter.dtype)))
+            setattr(layer.get_submodule(path), own, merged[id(parameter)])

@@ -37,10 +37,11 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen. The head of a
     classifier or reward model, which starts at random, trains too and is saved with the copies.
 
-    What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
-    bf16 or fp16 the copies compute in its type. A later `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds
-    all of it, gates too: choose the type before. If the base has dropout, each branch draws a mask of its own in
-    training, so that they differ by it from the start: set the config's dropout to 0.
+    What is added is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
+    bf16 or fp16 the copies compute in its type. A new head, and what you unfreeze, keeps the base's. A later
+    `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds all of it, gates too: choose the type before. If the
+    base has dropout, each branch draws a mask of its own in training, so that they differ by it from the start: set the
+    config's dropout to 0.
 
     FSDP needs one dtype for all that trains in a shard. With copies_dtype='base' shard the interpolations of a
     half-precision model separately, before their layers:

@@ -206,7 +206,8 @@ def _run(model: PreTrainedModel, tokens: int) -> None:
     training = [module for module in decoder.modules() if module.training]
     attention, config._attn_implementation = config._attn_implementation, "eager"
     try:
-        rows = model.get_input_embeddings().weight.shape[0]
+        embeddings: Any = model.get_input_embeddings()
+        rows = embeddings.weight.shape[0]
         ids = torch.arange(tokens, device=next(model.parameters()).device)[None] % rows
         with as_in_training(decoder.eval()):
             decoder(input_ids=ids, use_cache=True)

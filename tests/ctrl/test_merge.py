@@ -237,3 +237,23 @@ def test_low_rank_copies_in_a_half_type_are_rounded_once(alpha: float) -> None:
         expected = (w.float() + alpha * (b @ a)).bfloat16()
         found = plain.model.layers[layer.index].get_submodule(name).weight
         assert (found != expected).float().mean() < 0.01  # ties that fp32 rounds in another order
+
+
+def with_a_tie() -> Any:
+    """A base whose layers use one matrix twice."""
+    base = tiny().eval()
+    for layer in base.model.layers:
+        layer.mlp.up_proj.weight = layer.mlp.gate_proj.weight
+    return base
+
+
+def test_a_weight_that_a_layer_uses_twice_stays_one(tmp_path: Path) -> None:
+    model = ctrl.expand(with_a_tie(), ctrl.ControlConfig(layers=2))
+    with torch.no_grad():
+        perturb(model)
+    merged: Any = ctrl.merge_back(model, alpha=1.0)
+    assert merged.model.layers[1].mlp.up_proj.weight is merged.model.layers[1].mlp.gate_proj.weight
+    with ctrl.at_alpha(model, 1.0):
+        assert torch.equal(merged(IDS).logits, model(IDS).logits)
+    ctrl.save(model, tmp_path)
+    assert torch.equal(ctrl.load(with_a_tie(), tmp_path)(IDS).logits, model(IDS).logits)
