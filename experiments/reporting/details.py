@@ -130,7 +130,11 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
             if cut
             else ""
         )
-        + (" Refused: chats that the chat template cannot write, which were passed over." if refused else "")
+        + (
+            " Refused: chats that the template cannot write, or without a learned reply; they were passed over."
+            if refused
+            else ""
+        )
     )
     return Table("Data that was drawn", head, rows, note) if rows else None
 
