@@ -135,7 +135,7 @@ def variables(template: str) -> set[str]:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", template))
     except TemplateSyntaxError:  # of an extension that is not known here
         return set(re.findall(r"\w+", template))
-    return meta.find_undeclaredvariables(tree)
+    return meta.find_undeclared_variables(tree)
 
 
 def _dated(template: str) -> str:
