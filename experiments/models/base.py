@@ -49,7 +49,7 @@ def load_base(
     chats begin with; None leaves that to the chat template. options: values of the template's variables
     (`enable_thinking`). remote_code: run Python files that the model brings along. template, merge_system: see
     `set_template`. dtype: of the weights, a name of DTYPES. device_map: of accelerate, instead of the best device.
-    narrow: keep the matrices of linear layers in bf16 if the file has them so, on the way to the best device too.
+    narrow: keep the matrices of linear layers in bf16 if the file has them so, on the way to the device too.
     quantised: hold the matrices in 8 or 4 bit, and compute with them in `compute`. attention: how it is computed, by
     transformers' name; None: its default. Raises ModelError.
     """
@@ -57,9 +57,7 @@ def load_base(
         check_bits(name, quantised)
     narrow = narrow and not quantised
     narrow = narrow and stored_in_bf16(_source(name))
-    straight: Any = {"": device()} if narrow and device_map is None else device_map  # never whole in main memory
-    if quantised and device().type != "cpu":
-        straight = {"": device()}
+    straight: Any = {"": device()} if quantised and device().type != "cpu" else _straight(device_map)
     settings = quantisation(quantised, compute) if quantised else None
     given = {**({"quantization_config": settings} if settings else {})}
     given |= {"attn_implementation": attention} if attention else {}
@@ -69,7 +67,7 @@ def load_base(
         tokenizer.pad_token = None  # it was added without an embedding; another token pads as well, being masked
     set_template(tokenizer, system, options, template, merge_system)
     check_template(name, tokenizer)
-    model = _on_device(name, model, straight if quantised else device_map)
+    model = _on_device(name, model, straight)
     if narrow:
         widen_rest(model)
     return model, tokenizer
@@ -87,7 +85,13 @@ def load_model(
     name: str, remote_code: bool = False, dtype: str = "fp32", device_map: str | None = None
 ) -> PreTrainedModel:
     """The pretrained model alone, on the best device. Parameters and errors: see `load_base`."""
-    return _on_device(name, load_weights(name, _source(name), remote_code, dtype, device_map), device_map)
+    straight = _straight(device_map)
+    return _on_device(name, load_weights(name, _source(name), remote_code, dtype, straight), straight)
+
+
+def _straight(device_map: str | None) -> Any:
+    """Where weights go from their file: never whole through main memory, which the processes of several GPUs share."""
+    return {"": device()} if device_map is None and device().type != "cpu" else device_map
 
 
 def _on_device(name: str, model: PreTrainedModel, device_map: Any) -> PreTrainedModel:

@@ -68,8 +68,12 @@ def training(shape: Shape, one: Pass, setup: Setup) -> dict[str, float]:
 
 
 def stages(shape: Shape, step: float, parts: dict[str, float], setup: Setup) -> dict[str, float]:
-    """Return the bytes on one device in each stage. step: the sum of `parts`, those of a training step."""
+    """Return the bytes on one device in each stage. step: the sum of `parts`, those of a training step.
+
+    post-hoc: the whole model is in fp32, and is measured.
+    """
     base, total, trained = (FP32 * n for n in (shape.counts.base, shape.counts.total, shape.counts.trained))
+    whole = total
     base -= shape.packed_base
     total -= shape.packed_base
     held = parts["weights"] + parts["optimizer"] + parts["method"]
@@ -81,7 +85,9 @@ def stages(shape: Shape, step: float, parts: dict[str, float], setup: Setup) -> 
         "training": step,
         "evaluation": held + shape.linear_cast() + _decoding(shape, setup.length, layers),
         "saving": held + trained,
-        "post-hoc": 2.0 * total,
+        "post-hoc": whole
+        + shape.base_cast * shape.counts.total / shape.counts.base
+        + _decoding(shape, setup.length, layers),
     }
 
 

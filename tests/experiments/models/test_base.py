@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from experiments.config import parse_config
 from experiments.data.encoding import PaddingCollator
 from experiments.evaluation.cache import BaseCache
 from experiments.methods import MethodContext
+from experiments.models import base
 from experiments.models.base import _gguf_file as gguf_file
-from experiments.models.base import load_base
+from experiments.models.base import load_base, load_model
 from experiments.models.precision import Precision
 from tests.helpers.byte_level import byte_base, byte_llama, byte_tokenizer
 from tests.helpers.small_run import small_arm
@@ -49,6 +51,24 @@ def test_padding_has_an_embedding(tmp_path: Path) -> None:
     tokenizer = load_base(byte_base(tmp_path, tokenizer, byte_llama(size)))[1]
     rows = [{"input_ids": ids, "labels": ids, "replayed": False} for ids in ([1, 2, 3], [4])]
     assert PaddingCollator(tokenizer)(rows)["input_ids"].max() < size
+
+
+@pytest.mark.parametrize("read", [load_base, load_model])
+@pytest.mark.parametrize(("given", "where"), [(None, {"": torch.device("cuda")}), ("balanced", "balanced")])
+def test_weights_go_straight_to_a_gpu(read: Any, given: Any, where: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are never whole in main memory, which all processes of a machine with several GPUs share."""
+    asked: list[Any] = []
+
+    def load(name: str, source: str, remote_code: bool, dtype: str, device_map: Any, *rest: Any) -> None:
+        asked.append(device_map)
+        raise ModelError("stop here")
+
+    monkeypatch.setattr(base, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(base, "load_whole", load)
+    monkeypatch.setattr(base, "load_weights", load)
+    with pytest.raises(ModelError, match="stop here"):
+        read("any", device_map=given)
+    assert asked == [where]
 
 
 def test_attention_is_computed_as_the_config_says(tmp_path: Path) -> None:
