@@ -39,8 +39,8 @@ def keep_artifacts_here(database: Path, artifacts: Path) -> list[str]:
                 )
     for old in moved:
         warnings.warn(
-            f"{database} was copied or moved: its artifacts were in {old}, and are now in {artifacts}. Those of earlier "
-            "runs are shown if they were copied there too",
+            f"{database} was copied or moved: its artifacts were in {old}, and are now in {artifacts}. Those of "
+            "earlier runs are shown if they were copied there too",
             stacklevel=2,
         )
     return moved

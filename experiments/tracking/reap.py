@@ -13,7 +13,6 @@ from experiments.tracking.senders import deliver
 from experiments.tracking.store import DIED, TrackingStore
 
 
-
 def reap(store: TrackingStore, root: Path, seconds: float) -> list[str]:
     """End the runs of dead processes in the store; return the ids of those marked as KILLED.
 
