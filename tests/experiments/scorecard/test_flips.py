@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.scorecard import aa_floor, scorecard
-from experiments.scorecard.flips import COUNTS, counts
+from experiments.scorecard.flips import COUNTS, counts, with_unseen
 from tests.helpers.planted_run import kept
 
 
