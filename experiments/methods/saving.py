@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def facts_of(base: PreTrainedModel) -> dict[str, Any]:
     return {**base_facts(base), "fingerprint": fingerprint(base)}
 
 
-def differing_base(saved: Mapping[str, Any], here: Mapping[str, Any], whole: bool = False) -> str:
+def differing_base(saved: dict[str, Any], here: dict[str, Any], whole: bool = False) -> str:
     """Say how the facts of two bases differ; an empty text if they do not, or if it cannot be seen.
 
     whole: the weights do not count.

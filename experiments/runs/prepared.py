@@ -40,7 +40,7 @@ class Prepared(MeasuredBase):
     config: ExperimentConfig
     data: ExperimentData
     searched: Searched
-    facts: Mapping[str, Any]
+    facts: dict[str, Any]
 
     def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path, changed: Sequence[Path]) -> None:
         """Measure a model that was changed after its training, fill the result, and write it and its records.
