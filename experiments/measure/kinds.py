@@ -168,8 +168,8 @@ def _check_adapter(folder: Path, base: Base) -> None:
         )
     if (start := str(values.get("init_lora_weights"))).startswith(REDRAWN):
         raise ConfigError(
-            f"{folder} was trained from the start {start!r}, which took a part out of the base's weights, and PEFT takes "
-            "out another one when it loads the adapter: it would be another model. Save it as a plain adapter: "
+            f"{folder} was trained from the start {start!r}, which took a part out of the base's weights, and PEFT "
+            "takes out another one when it loads the adapter: it would be another model. Save it as a plain adapter: "
             "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     _check_shapes(file, base)
