@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from torch import nn
 
+from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
+from ctrl.precision import HalfComputing
 
 
 def peft_adapter(model: nn.Module, skip: Collection[nn.Module] = ()) -> str | None:
@@ -37,3 +40,19 @@ def active_adapter(model: nn.Module) -> str | None:
         if on and module not in own:
             return name
     return None
+
+
+def refuse_on_copies(model: Any) -> None:
+    """Raise ConfigError for adapters that PEFT has put onto an expanded model and that its copies cannot hold."""
+    if model.control.config.expanded == "lora":
+        raise ConfigError(
+            "PEFT takes the adapters of these low-rank copies for its own and has changed them: load the model "
+            "again (ctrl.load) and train the copies alone, or expand with expanded='full' and put adapters on that"
+        )
+    copies = [layer.expanded for layer in expanded_layers(model) if isinstance(layer.expanded, HalfComputing)]
+    if any(hasattr(module, "parameter_name") for copied in copies for module in copied.modules()):
+        raise ConfigError(
+            "PEFT's target_parameters replaces a weight of a copy in each pass, but copies over a base in bf16 or "
+            "fp16 read theirs rounded: load the model again, and use target_modules or name weights outside of "
+            "the copies, or expand with copies_dtype='base'"
+        )

@@ -15,7 +15,8 @@ from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache
 
 from ctrl.control import Control
 
-FILLER = "filled_by_control"  # attribute of a cache
+FILLER = "filled_by_control"  # attributes of a cache
+ALONE = "filled_without_copies"
 FILLED_BY_OTHER = (
     "past_key_values was filled by another expansion, of other layers or one that ctrl.swap or ctrl.unload has taken "
     "off: keys and values of its copies are in it. Pass a new cache"
@@ -51,9 +52,7 @@ def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs:
     In the slot of its original a copy would overwrite keys, and generation would be wrong without an error. index: of
     the layer that runs next; raises ValueError if its copy has not seen the same tokens.
     """
-    cache = next((v for v in (*kwargs.values(), *args) if isinstance(v, Cache)), None)
-    if isinstance(cache, EncoderDecoderCache):  # of a decoder that may run with an encoder, or without one
-        cache = cache.self_attention_cache
+    cache = _given(args, kwargs)
     if cache is None:
         return
     if getattr(cache, "layer_class_to_replicate", None) is None:  # others append layers themselves, all of one kind
@@ -65,6 +64,24 @@ def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs:
     first, copied = (_length(cache, slot) for slot in slots)
     if first is not None and copied is not None and bool(first != copied):
         raise ValueError(FILLED_ALONE)
+    if vars(cache).get(ALONE) and not hasattr(cache.layers[index], "get_seq_length"):
+        if _holds_tokens(cache.layers[index]):
+            raise ValueError(FILLED_ALONE)
+        delattr(cache, ALONE)  # it was reset
+
+
+def note_run_without_copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Mark a cache that fills while no copy runs, since the states of linear attention do not count their tokens."""
+    if (cache := _given(args, kwargs)) is not None and not torch.compiler.is_compiling():
+        setattr(cache, ALONE, True)
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the cache among the arguments of a layer; None if there is none."""
+    cache = next((v for v in (*kwargs.values(), *args) if isinstance(v, Cache)), None)
+    if isinstance(cache, EncoderDecoderCache):  # of a decoder that may run with an encoder, or without one
+        return cache.self_attention_cache
+    return cache
 
 
 def add_paged_slots(control: Control, manager: Any) -> Any:
@@ -104,7 +121,7 @@ def _counting_copies(control: Control, config: Any) -> Iterator[None]:
 def _check_owner(control: Control, cache: Any) -> None:
     """Raise ValueError for a cache that another expansion has filled: of other layers, or before a `ctrl.swap`."""
     filler = vars(cache).get(FILLER)
-    if filler is not None and filler.is_other(control) and cache.get_seq_length():
+    if filler is not None and filler.is_other(control) and any(map(_holds_tokens, cache.layers)):
         raise ValueError(FILLED_BY_OTHER)
     if filler is None or filler.control is None or filler.control() is not control:
         setattr(cache, FILLER, _Filler(control.layers, control))
@@ -123,13 +140,19 @@ def _append(control: Control, cache: Any) -> None:
 def _empty_like(layer: Any) -> Any:
     if isinstance(layer, DummyLayer):  # of a layer that keeps nothing
         return copy.deepcopy(layer)
-    filled = layer.get_seq_length() if hasattr(layer, "get_seq_length") else any(layer.has_previous_state.values())
-    if int(filled) > 0:
+    if _holds_tokens(layer):
         raise ValueError(FILLED_ALONE)
     empty = copy.deepcopy(layer)
     if getattr(empty, "is_initialized", False):
         empty.reset()
     return empty
+
+
+def _holds_tokens(layer: Any) -> bool:
+    """Whether a slot has seen any token. Those of linear attention do not count theirs, and empty ones keep nothing."""
+    if hasattr(layer, "get_seq_length"):
+        return int(layer.get_seq_length()) > 0
+    return any(getattr(layer, "has_previous_state", {}).values())
 
 
 def _length(cache: Any, slot: int) -> int | Tensor | None:

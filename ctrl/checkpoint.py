@@ -44,6 +44,8 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
     meta = {"format": FORMAT, **description(model)}
+    if frozen := _frozen(model, names):
+        meta["base"]["frozen"] = frozen
     if missing := [name for name in names if name not in state]:
         raise CheckpointError(
             f"state_dict has no {missing[0]}, but {next(iter(state), 'nothing')}: pass the state dict of the model "
@@ -120,7 +122,8 @@ def added_names(model: nn.Module) -> list[str]:
     """List the state-dict names that expand added: copies and interpolations."""
     state = model.state_dict(keep_vars=True)  # first: this makes FSDP reshard what a forward pass has gathered
     marks = {id(t) for layer in expanded_layers(model) for t in _added_tensors(layer)}
-    return [name for name, tensor in state.items() if id(tensor) in marks]
+    added = {id(tensor): name for name, tensor in reversed(state.items()) if id(tensor) in marks}  # tied weights once
+    return [name for name, tensor in state.items() if added.get(id(tensor)) == name]
 
 
 def trained_names(model: nn.Module) -> list[str]:
@@ -144,6 +147,12 @@ def trained_names(model: nn.Module) -> list[str]:
     return names
 
 
+def _frozen(model: nn.Module, names: list[str]) -> list[str]:
+    """List those of `trained_names` outside of the copies that no longer train: merged adapters, parts frozen again."""
+    added, state = set(added_names(model)), model.state_dict(keep_vars=True)
+    return [name for name in names if name not in added and not state[name].requires_grad]
+
+
 def base_facts(model: nn.Module) -> dict[str, Any]:
     """Describe a base model by the facts in which the base to load onto must agree with the base that was expanded."""
     config: Any = model.config
@@ -156,7 +165,16 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
         "vocab_size": text.vocab_size,
         "dtype": str(model.dtype),
         "computes": computes(config),
+        "buffers": _buffer_types(model),
     }
+
+
+def _buffer_types(model: nn.Module) -> list[str]:
+    """List the types of the buffers that no file holds, RoPE's frequencies for one: `model.to(dtype)` rounds these too,
+    a base that is loaded in this type has them in fp32."""
+    made = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
+    found = [module._buffers[name] for module, name in made]
+    return sorted({str(buffer.dtype) for buffer in found if buffer is not None and buffer.is_floating_point()})
 
 
 def _added_tensors(layer: Any) -> list[Tensor]:

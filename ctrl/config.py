@@ -65,9 +65,9 @@ class ControlConfig:
     checkpoint_pretrained: run the frozen layer of each expanded one a second time in the backward pass, in place of
         keeping its activations. Gradients are the same. Needs use_cache=False, as Trainer sets it: a pass with a cache
         keeps them. Under gradient checkpointing of whole layers it has no effect.
-    norm_mix: c in [0, 1]; the norms of the copy, except those in its attention, become c x + (1 - c) norm(x). 0 keeps
-        them as they are. `learned` gives each a factor f of its own, c = clamp(2 sigmoid(f) - 1, 0, 1), which starts
-        at 0 (published checkpoints: interpolation_norm_alpha -1).
+    norm_mix: c in [0, 1]; the copy's own norms, not those inside its attention or MLP, become c x + (1 - c) norm(x).
+        0 keeps them as they are. `learned` gives each a factor f of its own, c = clamp(2 sigmoid(f) - 1, 0, 1), which
+        starts at 0 (published checkpoints: interpolation_norm_alpha -1).
     """
 
     structure: Structure = "concat"
@@ -129,7 +129,7 @@ def without_effect(config: ControlConfig) -> list[str]:
     """Describe the fields that differ from their defaults and change nothing, each with what it needs."""
     needed = {name: _needed(name, config) for name in changed_fields(config)}
     found = [f"{name} has no effect: it needs {needs}" for name, needs in needed.items() if needs]
-    if config.structure != "stack" and config.alpha_start == 0:
+    if not _all_stacked(config) and config.alpha_start == 0:
         found.append(
             "alpha_start=0 keeps every copy out of the output, so the loss gives it no gradient and it never trains: "
             "start above 0"
@@ -145,8 +145,11 @@ def changed_fields(config: ControlConfig) -> list[str]:
 def _needed(name: str, config: ControlConfig) -> str:
     """Return what a field needs to have an effect; empty if it has one."""
     gated = INTERPOLATIONS[config.interpolation].per_token
-    if config.structure == "stack" and name in OF_TWO_OUTPUTS:
-        return "structure concat or hybrid: a stacked copy has no second output to be compared or mixed with"
+    if _all_stacked(config) and name in (*OF_TWO_OUTPUTS, "norm_mix"):
+        needed = (
+            "structure concat or hybrid" if config.structure == "stack" else "two layers or more (hybrid stacks one)"
+        )
+        return f"{needed}: a stacked copy has no second output to be compared or mixed with"
     if config.divergence == "none" and name in OF_DIVERGENCE:
         return "a divergence"
     if name == "margin" and config.divergence not in ("cosine", "cosine_smooth", "norm"):
@@ -158,6 +161,12 @@ def _needed(name: str, config: ControlConfig) -> str:
     if name == "detach_alpha" and config.alpha == "fixed" and not gated:
         return "an alpha that trains: alpha learned, or an interpolation whose alpha depends on the token"
     return "expanded: lora" if name == "lora_rank" and config.expanded == "full" else ""
+
+
+def _all_stacked(config: ControlConfig) -> bool:
+    """Whether no copy is parallel: hybrid begins with a stacked one."""
+    one = config.layers == 1 or (not isinstance(config.layers, int) and len(config.layers) == 1)
+    return config.structure == "stack" or (config.structure == "hybrid" and one)
 
 
 def field_choices() -> dict[str, tuple[str, ...]]:

@@ -49,12 +49,14 @@ class Control:
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
+    told_of_cache: bool = False  # whether the user was warned of a checkpoint_pretrained that a cache prevents
     told_of_base: bool = False  # whether the user was warned of frozen weights that have changed
     fingerprint: str | None = None  # of the base's weights when it was expanded
     fingerprint_dtype: str | None = None  # and the dtype that they had
     part_prints: dict[str, str] = field(default_factory=dict, repr=False)  # of its norms and embeddings
     computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
+    sums: dict[str, tuple[str, int]] = field(default_factory=dict, repr=False)  # of embeddings and head, as there
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
     recomputes: bool = False  # as if `checkpoint_pretrained`, for the training of a bench or trainer
@@ -74,6 +76,7 @@ class Control:
         copied.off, copied.trained = int(not self.enabled), self.trained
         copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
         copied.computes, copied.samples, copied.part_prints = self.computes, self.samples, self.part_prints
+        copied.sums = self.sums
         if self.used is not None:
             copied.look_from(self.used.device)
         return copied
@@ -176,6 +179,15 @@ class Control:
             "labels to the model and use its loss, or add what ctrl.collect_divergence collects. If you want no "
             "divergence, expand with divergence='none'"
         )
+
+    def warn_of_kept_activations(self) -> None:
+        """Warn once of a training pass with a cache, in which no activations are computed again."""
+        if self.config.checkpoint_pretrained and not self.told_of_cache:
+            self.told_of_cache = True
+            _warn(
+                "checkpoint_pretrained has no effect in a training pass with a cache, which would be filled twice: "
+                "pass use_cache=False to the model, or set model.config.use_cache=False (Trainer does)"
+            )
 
     def warn_of_references(self, use: str) -> None:
         """Warn if a model of ctrl.reference shares the weights of the base, which train from now on."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ctrl.adapters import peft_adapter
+from ctrl.adapters import peft_adapter, refuse_on_copies
 from ctrl.cache import add_paged_slots
 from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import description, read_config, write_checkpoint
@@ -145,11 +145,7 @@ class ControlModel(nn.Module):
 
     @peft_config.setter
     def peft_config(self, value: Any) -> None:
-        if self.control.config.expanded == "lora":
-            raise ConfigError(
-                "PEFT takes the adapters of these low-rank copies for its own and has changed them: load the model "
-                "again (ctrl.load) and train the copies alone, or expand with expanded='full' and put adapters on that"
-            )
+        refuse_on_copies(self)
         if "peft_config" not in vars(self):
             warnings.warn(
                 "PEFT freezes the copies of this expanded model until its adapters are merged or unloaded, and its "

@@ -179,24 +179,29 @@ class RelaxedNorm(nn.Module):
 
 
 def relax_norms(copied: nn.Module, mix: float | str) -> None:
-    """Replace the norms of a parallel copy by relaxed ones, except those inside its attention.
+    """Replace the norms of a parallel copy by relaxed ones, except those inside its attention, MLP or other parts.
 
-    Raises ConfigError for a norm whose instance has a forward of its own.
+    Raises ConfigError if there are none, and for a norm whose instance has a forward of its own.
     """
     if mix == 0.0:
         return
     trained = next((p for p in copied.parameters() if p.requires_grad), torch.zeros(()))
-    for norm in copied.children():
-        if "norm" in type(norm).__name__.lower():
-            if "forward" in vars(norm):
-                raise ConfigError(
-                    f"norm_mix={mix!r}: a {type(norm).__name__} has a forward of its own (Liger and hub kernels set "
-                    "one), which would hide that of the relaxed norm: expand the model first, then apply the kernels"
-                )
-            norm.__class__ = _relaxed_class(type(norm))
-            norm.norm_mix = None if mix == "learned" else float(mix)  # type: ignore[assignment]
-            if mix == "learned":
-                norm.interpolation_factor = nn.Parameter(trained.new_zeros(1))
+    norms: list[Any] = [child for child in copied.children() if "norm" in type(child).__name__.lower()]
+    if not norms:
+        raise ConfigError(
+            f"norm_mix={mix!r}: {original_class(copied).__name__} has no norm of its own to relax, all are inside of "
+            "its attention, MLP or outputs: set norm_mix=0"
+        )
+    for norm in norms:
+        if "forward" in vars(norm):
+            raise ConfigError(
+                f"norm_mix={mix!r}: a {type(norm).__name__} has a forward of its own (Liger and hub kernels set "
+                "one), which would hide that of the relaxed norm: expand the model first, then apply the kernels"
+            )
+        norm.__class__ = _relaxed_class(type(norm))
+        norm.norm_mix = None if mix == "learned" else float(mix)
+        if mix == "learned":
+            norm.interpolation_factor = nn.Parameter(trained.new_zeros(1))
 
 
 @made_once

@@ -19,6 +19,13 @@ from ctrl.structure import head_parameters
 
 SAMPLE = 64  # values of each parameter, at most
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+INTEGERS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
+HALF = (torch.bfloat16, torch.float16)
 EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16, these give the same values
 
 COMPUTES = (  # fields of a config that many families have, some by another name
@@ -64,7 +71,7 @@ def part_prints(model: Any) -> dict[str, str]:
     for name, found in parts.items():
         if found and all(type(p) is nn.Parameter and _is_held(p) and p.dtype in FLOATS for p in found):
             exact = all(str(p.dtype) in EXACT for p in found)
-            samples = {str(i): _sample(p).cpu() for i, p in enumerate(found)}
+            samples = {str(i): _some(p).cpu() for i, p in enumerate(found)}
             prints[name if exact else f"{name} in {found[0].dtype}"] = str(_digest(samples))
     return prints
 
@@ -76,7 +83,7 @@ def _is_held(parameter: Tensor) -> bool:
 def remember_base(control: Control, model: Any) -> None:
     """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
     control.computes = computes(model.config)
-    control.samples = _samples(model)
+    control.samples, control.sums = _samples(model), _sums(model)
     control.fingerprint, control.fingerprint_dtype = _digest(control.samples), str(model.dtype)
     control.part_prints = part_prints(model)
 
@@ -84,17 +91,42 @@ def remember_base(control: Control, model: Any) -> None:
 def changed(model: Any) -> list[Tensor]:
     """List the base's parameters that are no longer what they were when it was expanded, as far as a sample shows.
 
-    Merged adapters do that, or parts that trained and were frozen again. Those in fp16 are not compared: they may have
-    been rounded. Empty for a plain model.
+    Merged adapters do that, or parts that trained and were frozen again. Of embeddings and the head all values count,
+    since few rows of them may have changed. What another type has rounded is no change. Empty for a plain model.
     """
     control = getattr(model, "control", None)
     before = control.samples if isinstance(control, Control) else None
     now = _samples(model) if before else None
-    if not before or not now:
+    if not isinstance(control, Control) or not before or not now:
         return []
-    parameters = dict(model.named_parameters())
-    names = [name for name in now if name in before and str(parameters[name].dtype) in EXACT]
-    return [parameters[name] for name in names if not torch.equal(before[name], now[name])]
+    moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
+    for name, total in _sums(model).items():
+        unrounded = name in before and name in now and torch.equal(_bits(before[name]), _bits(now[name]))
+        if unrounded and control.sums.get(name, total) != total:
+            moved.add(name)
+    return [parameter for name, parameter in model.named_parameters() if name in moved]
+
+
+def _moved(before: Tensor, now: Tensor) -> bool:
+    """Whether a sample has changed by more than the rounding of another type: of the one that it has now, or had."""
+    if now.dtype != before.dtype:
+        return str(now.dtype) in EXACT and not torch.equal(before.bfloat16(), now.bfloat16())
+    same = torch.equal(_bits(before), _bits(now))
+    return not same and not any(torch.equal(before.to(half).to(now.dtype), now) for half in HALF)
+
+
+def _bits(values: Tensor) -> Tensor:
+    """Return the bytes of values, in which NaN equals itself."""
+    return values.view(torch.uint8)
+
+
+@torch.no_grad()
+def _sums(model: Any) -> dict[str, tuple[str, int]]:
+    """Add up the bits of all values of embeddings and head as integers, exactly: name -> type and sum."""
+    heads = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
+    found = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters(recurse=False)}
+    named = {n: p for n, p in model.named_parameters() if id(p) in found and _is_held(p) and p.dtype in INTEGERS}
+    return {n: (str(p.dtype), int(p.view(INTEGERS[p.dtype]).sum(dtype=torch.int64))) for n, p in named.items()}
 
 
 def warn_if_changed(model: Any, use: str) -> None:
@@ -116,7 +148,7 @@ def warn_if_changed(model: Any, use: str) -> None:
 
 @torch.no_grad()
 def _samples(model: Any) -> dict[str, Tensor] | None:
-    """Take up to SAMPLE values of every parameter of the base, in host memory: name -> bits of values in bf16.
+    """Take up to SAMPLE values of every parameter of the base, in host memory.
 
     A head that trains with the copies is no part of it: it is saved with them, and starts at random elsewhere.
     """
@@ -125,15 +157,18 @@ def _samples(model: Any) -> dict[str, Tensor] | None:
     found = {name: p for name, p in named.items() if not any(f".{part}" in name for part in ADDED)}
     if has_quantised(model) or not all(map(_is_held, found.values())):
         return None
-    samples = [_sample(p) for p in found.values()]
-    values = torch.cat([sample.to(samples[0].device) for sample in samples]).cpu()
-    return dict(zip(found, values.split([len(sample) for sample in samples]), strict=True))
+    samples = {name: _some(p).contiguous() for name, p in found.items()}
+    first = next(iter(samples.values())).device
+    parts = torch.cat([_bits(sample).to(first) for sample in samples.values()]).cpu()  # one copy from the device
+    sizes = [sample.nbytes for sample in samples.values()]
+    pairs = zip(samples.items(), parts.split(sizes), strict=True)
+    return {name: part.clone().view(sample.dtype) for (name, sample), part in pairs}
 
 
 def _digest(samples: dict[str, Tensor] | None) -> str | None:
     if samples is None:
         return None
-    values = torch.cat(list(samples.values()))
+    values = torch.cat([values.bfloat16().view(torch.int16) for values in samples.values()])  # autocast joins no bf16
     return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
 
 
@@ -192,7 +227,3 @@ def holds_more(model: Any, dtype: str) -> bool:
 def _some(parameter: Tensor) -> Tensor:
     flat = parameter.detach().flatten()
     return flat[:: -(-len(flat) // SAMPLE) or 1]
-
-
-def _sample(parameter: Tensor) -> Tensor:
-    return _some(parameter).bfloat16().view(torch.int16)  # autocast cannot join bf16

@@ -38,7 +38,7 @@ def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> Merge
         raise ConfigError("inside ctrl.pretrained the expanded model runs as its base: measure the gap outside of it")
     kl, largest, tokens = 0.0, torch.zeros(()), 0
     with evaluating(expanded, merged):
-        for batch in batches:
+        for batch in each(batches):
             p, q = (logits(model, batch) for model in (expanded, merged))
             real = real_or_all(batch.get("attention_mask"), p)
             if not real.any():
@@ -48,8 +48,31 @@ def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> Merge
             largest = torch.maximum(largest, (p - q).abs().max().cpu())  # keeps nan, as max() would not
             tokens += int(real.sum())
     if not tokens:
-        raise ConfigError("merge_gap got no real token: give an iterable of dicts with input_ids and attention_mask")
+        raise ConfigError("merge_gap got no real token: give a list of dicts with input_ids and attention_mask")
     return MergeGap(kl / tokens, float(largest), tokens)
+
+
+def readable(batches: Batches | None) -> Batches | None:
+    """Return batches that can be read several times: a generator gives its own once. Raises ConfigError for one batch
+    in place of a list."""
+    if isinstance(batches, Mapping | str | Tensor) or not isinstance(batches, Iterable | None):
+        raise ConfigError(
+            f"batches must be a list of dicts with input_ids, but got one {type(batches).__name__}: write [batch]"
+        )
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def each(batches: Batches) -> Iterator[Mapping[str, Tensor]]:
+    """Yield the batches. Raises ConfigError for one that is no dict of tensors."""
+    for batch in readable(batches) or ():
+        if not isinstance(batch, Mapping):
+            raise ConfigError(f"batches must be a list of dicts with input_ids, but one is a {type(batch).__name__}")
+        if odd := [name for name, value in batch.items() if not isinstance(value, Tensor)]:
+            raise ConfigError(
+                f"{odd[0]!r} of a batch must be a tensor, but is a {type(batch[odd[0]]).__name__}: call the tokenizer "
+                "with return_tensors='pt', and leave out what the model does not read"
+            )
+        yield batch
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

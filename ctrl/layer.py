@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import Cache
 
 from ctrl.attention_rows import rows_of, with_rows
-from ctrl.cache import add_cache_slots
+from ctrl.cache import add_cache_slots, note_run_without_copies
 from ctrl.classes import made_once
 from ctrl.control import Control
 from ctrl.divergence import DIVERGENCES
@@ -95,6 +95,7 @@ class ExpandedLayer(nn.Module):
             add_cache_slots(self.control, self.index, args, kwargs)
         out = self._pretrained(super().forward, hidden_states, *args, **kwargs)
         if not run.enabled:
+            note_run_without_copies(args, kwargs)
             return out
         a = _hidden(out)
         if self.interpolation is None:
@@ -119,6 +120,8 @@ class ExpandedLayer(nn.Module):
         again = asked and self.training and torch.is_grad_enabled()
         around = getattr(self, "gradient_checkpointing", False)  # then the whole layer runs again
         cached = any(isinstance(value, Cache) for value in (*args, *kwargs.values()))  # running again would fill it
+        if again and cached and not around and not torch.compiler.is_compiling():
+            self.control.warn_of_kept_activations()
         if not again or around or cached:
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -20,7 +20,7 @@ from ctrl.fingerprint import differences, same_base
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
 # facts of the base that are compared in other ways
-NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes")
+NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers")
 
 
 def marked(description: dict[str, Any]) -> Tensor:
@@ -48,6 +48,8 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
             f"others: load the base in {dtypes[0]} to go on with that training",
             stacklevel=3,
         )
+    elif other := other_buffers(there["base"], here["base"]):
+        warnings.warn(other, stacklevel=3)
     names = [facts["base"]["name"] for facts in (there, here)]
     if same_base(there["base"], here["base"]) is None and all(names) and names[0] != names[1]:
         warnings.warn(
@@ -55,6 +57,19 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
             "the same cannot be seen. If they are not, the copies do not fit",
             stacklevel=3,
         )
+
+
+def other_buffers(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say that two bases of one type have buffers of different types; empty if they have not, or it is not known."""
+    types: list[Any] = [facts.get("buffers") for facts in (there, here)]
+    if None in types or types[0] == types[1] or there.get("dtype") != here["dtype"]:
+        return ""
+    shown = [", ".join(one) or "none" for one in types]
+    return (
+        f"the base in training had RoPE's frequencies, or other buffers, in {shown[0]}, this one in {shown[1]}, so its "
+        "outputs are others: model.to(dtype) rounds buffers, from_pretrained(name, dtype=...) does not. Make the base "
+        "as in training"
+    )
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:

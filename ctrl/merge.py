@@ -7,7 +7,6 @@ check `merge_gap`. Stacked copies become layers of the plain model, without an a
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterable, Sequence
@@ -21,9 +20,9 @@ from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
-from ctrl.gap import Batches, MergeGap, evaluating, logits, merge_gap
+from ctrl.gap import Batches, MergeGap, each, evaluating, logits, merge_gap, readable
 from ctrl.interpolation import INTERPOLATIONS
-from ctrl.layer import ExpandedLayer, expanded_layers
+from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
 from ctrl.offloaded import held
 from ctrl.plain import check_rebuilds, insert, source_layers, whole_model
@@ -67,6 +66,7 @@ def merge_back(
     if in_place and gap_on is not None:
         raise ConfigError("gap_on compares with the expanded model, which in_place=True changes: use only one of them")
     expanded: Any = bare_expanded(model)
+    batches, gap_on = readable(batches), readable(gap_on)
     check_mergeable(expanded)
     sources = source_layers(expanded)
     check_rebuilds(expanded, sources)
@@ -112,7 +112,7 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
     hooks = [gate.register_forward_hook(note) for gate in gates]
     try:
         with evaluating(model):
-            for batch in batches:
+            for batch in each(batches):
                 mask = batch.get("attention_mask")
                 logits(model, batch)
     finally:
@@ -210,23 +210,23 @@ def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
 
 
 def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
-    """List (name, pretrained weight, expanded weight) of one layer; low-rank copies are computed in full."""
-    branch = layer.expanded
-    if layer.control.config.expanded == "lora":
-        branch = copy.deepcopy(branch)
-        for module in branch.modules():
-            for name, child in list(module.named_children()):
-                if hasattr(child, "base_layer"):
-                    low_rank: Any = child
-                    low_rank.merge()
-                    setattr(module, name, low_rank.base_layer)
-    expanded = dict(branch.named_parameters())
+    """List (name, pretrained weight, expanded weight) of one layer; W + B A of low-rank copies is not rounded."""
+    expanded: dict[str, Tensor] = dict(layer.expanded.named_parameters())
+    for name, module in layer.expanded.named_modules():
+        low_rank: Any = module
+        if hasattr(module, "get_delta_weight"):
+            base = widen(low_rank.base_layer.weight)
+            changes = [low_rank.get_delta_weight(adapter).to(base.dtype) for adapter in low_rank.active_adapters]
+            expanded[f"{name}.weight"] = base + sum(changes)
+            expanded |= {f"{name}.bias": bias for bias in [low_rank.base_layer.bias] if bias is not None}
     return [(name, w, expanded[name]) for name, w in layer.named_parameters() if name in expanded]
 
 
 def _set_weights(layer: ExpandedLayer, weights: dict[str, Tensor]) -> None:
     """Give the layer these weights as new parameters: a model of ctrl.reference may share the former ones."""
-    for name, parameter in list(layer.named_parameters()):
-        if name in weights:
+    named = layer.named_parameters()
+    merged = {id(p): nn.Parameter(weights[name].to(p.dtype)) for name, p in named if name in weights}
+    for name, parameter in list(layer.named_parameters(remove_duplicate=False)):  # tied weights stay so
+        if id(parameter) in merged and not name.startswith(ADDED):
             path, _, own = name.rpartition(".")
-            setattr(layer.get_submodule(path), own, nn.Parameter(weights[name].to(parameter.dtype)))
+            setattr(layer.get_submodule(path), own, merged[id(parameter)])

@@ -14,7 +14,7 @@ from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
 from ctrl.fingerprint import computes, differences
-from ctrl.gap import Batches, MergeGap, merge_gap
+from ctrl.gap import Batches, MergeGap, merge_gap, readable
 from ctrl.layer import ADDED, ExpandedLayer
 from ctrl.merge import Alphas, check_mergeable, layer_alphas, mixed_weights
 from ctrl.numerics import widen
@@ -34,8 +34,8 @@ def merge_models(
     weights: w_i, one per model; default 1/n each.
     alpha: one number for all models, or one entry per model as in `merge_back`. Default: measured for each model on
         `batches` if given, else the model's own.
-    batches, gap_on: text, as lists, since they are read once per model. With gap_on each model is compared with the
-        result, which is then (plain model, one MergeGap per model).
+    batches, gap_on: text; a generator is read into a list, since each model reads it. With gap_on each model is
+        compared with the result, which is then (plain model, one MergeGap per model).
 
     Sums are computed in fp32 and rounded once. Sharded models: as in `merge_back`. Raises ConfigError unless all are
     concat models of one base whose other weights stayed frozen.
@@ -45,6 +45,7 @@ def merge_models(
         raise ConfigError(f"merge_models needs one weight per model, but got {len(factors)} for {len(models)} models")
     if not all(math.isfinite(factor) for factor in factors):
         raise ConfigError(f"merge_models needs finite weights, but got {factors}")
+    batches, gap_on = readable(batches), readable(gap_on)
     expanded: list[Any] = [whole_model(bare_expanded(model)) for model in models]
     for model in expanded:
         check_mergeable(model)

@@ -33,14 +33,15 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
     a model or layers that cannot be expanded, and then leaves the model unchanged. Warns of settings that have no
     effect. Part of this is seen in a pass of
-    four tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
+    few tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
     no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen. The head of a
     classifier or reward model, which starts at random, trains too and is saved with the copies.
 
-    What trains is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
-    bf16 or fp16 the copies compute in its type. A later `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds
-    all of it, gates too: choose the type before. If the base has dropout, each branch draws a mask of its own in
-    training, so that they differ by it from the start: set the config's dropout to 0.
+    What is added is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
+    bf16 or fp16 the copies compute in its type. A new head, and what you unfreeze, keeps the base's. A later
+    `model.half()`, `model.bfloat16()` or `model.to(dtype)` rounds all of it, gates too: choose the type before. If the
+    base has dropout, each branch draws a mask of its own in training, so that they differ by it from the start: set the
+    config's dropout to 0.
 
     FSDP needs one dtype for all that trains in a shard. With copies_dtype='base' shard the interpolations of a
     half-precision model separately, before their layers:
@@ -78,19 +79,22 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     _check_unwrapped(model, layers)
     refuse_repacked(model)
     _warn_of_hooks(layers, indices)
+    _warn_of_routers(model)
     kinds = branch_kinds(config, len(indices))
     with _unchanged_if_refused(model), torch.inference_mode(False):  # made in it, no copy could ever train
-        copies = [
-            _copy(layers[index], kind, len(layers) + j, model, config)
-            for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
-        ]
+        with torch.device("cpu"):  # and not on the default device of a block around; parts move to their layers
+            copies = [
+                _copy(layers[index], kind, len(layers) + j, model, config)
+                for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
+            ]
         expansions = list(zip(indices, kinds, copies, strict=True))
         stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
         shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
-        parts = [
-            Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
-            for index, kind, copied in expansions
-        ]
+        with torch.device("cpu"):
+            parts = [
+                Part(index, kind, copied, _interpolation(kind, copied, shape.hidden, config))
+                for index, kind, copied in expansions
+            ]
         control = Control(config, indices, len(layers), batch_dim=shape.batch_dim)
         remember_base(control, model)
         put_on(model, Expansion(control, parts))
@@ -210,6 +214,18 @@ def _warn_of_hooks(layers: nn.ModuleList, indices: list[int]) -> None:
         warnings.warn(
             f"{len(own)} modules of the expanded layers have hooks that copies do not get (first: {own[0]}): if these "
             "change what a module returns, the copies do not start as the base. Register them after expand, on both",
+            stacklevel=3,
+        )
+
+
+def _warn_of_routers(model: PreTrainedModel) -> None:
+    """Warn that a loss of routers, which transformers adds if they are recorded, leaves the copies' routers out."""
+    config = model.config.get_text_config(decoder=True)
+    if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
+        warnings.warn(
+            "output_router_logits=True adds the balance of the frozen layers' routers to the loss, which leaves out "
+            "those of the copies, the only ones that train: set config.output_router_logits=False, or watch which "
+            "experts the copies use",
             stacklevel=3,
         )
 

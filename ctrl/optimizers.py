@@ -28,7 +28,8 @@ STALE = (
 WITHOUT_GRADIENT = (
     "no copy has had a gradient in three steps of the optimizer, so none has changed: the loss does not depend on "
     "them. Look at alpha_start (a gate that lets no token take a copy, as moe below 0.5), at labels (all -100), and "
-    "for a block of ctrl.pretrained, torch.no_grad or detach() around what the loss is made of"
+    "for a block of ctrl.pretrained, torch.no_grad or detach() around what the loss is made of. In RL the rewards of "
+    "each group may have been equal: then all is well, and later steps move the copies"
 )
 STEPS = 3  # without a gradient, which a batch or two may have by chance
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ctrl.control_model import ControlModel
 from ctrl.copies import original_class
@@ -24,6 +24,7 @@ from ctrl.offloaded import in_memory, is_offloaded
 from ctrl.sharded import is_sharded, whole
 from ctrl.structure import decoder_layers, select_layers
 
+CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")  # attributes of a layer
 RECORDING = "transformers.utils.output_capturing"  # the module of hooks that record outputs
 
 
@@ -73,8 +74,19 @@ def insert(model: PreTrainedModel, stacked: dict[int, nn.Module], sources: list[
     for slot in range(len(layers)):
         layers[slot] = grown[slot]
     layers.extend(grown[len(layers) :])
+    _own_config(model)
     select_layers(model.config.get_text_config(decoder=True), sources)
     _record_anew(model)
+
+
+def _own_config(model: Any) -> None:
+    """Give the model and its modules a copy of the config, which other models may share: they keep their depth."""
+    copied: dict[int, Any] = {}  # id of each object inside the config -> its copy
+    copy.deepcopy(model.config, copied)
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, PreTrainedConfig) and id(value) in copied:
+                setattr(module, name, copied[id(value)])
 
 
 def _record_anew(model: nn.Module) -> None:
@@ -141,4 +153,5 @@ def _as_original(copied: nn.Module, layer: nn.Module) -> nn.Module:
     originals = dict(layer.named_parameters())
     for name, parameter in copied.named_parameters():
         parameter.data = parameter.data.to(originals[name].dtype)
+    vars(copied).update({name: value for name, value in vars(layer).items() if name in CHECKPOINTING})
     return copied

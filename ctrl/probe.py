@@ -1,11 +1,13 @@
 """Run a model on four tokens before it is expanded: what its layers get and return shows whether copies will be right.
 
 Seen in one pass: where batch and sequence are in the hidden state, which cache the layers use, which values they pass
-on to each other, and which parameters of a copy can get a gradient. Costs one pass of four tokens through the decoder.
+on to each other, and which parameters of a copy can get a gradient. Costs one pass of four tokens through the decoder,
+and a second one of up to 512 if some parameters get none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +20,13 @@ from transformers.cache_utils import Cache
 
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
+from ctrl.idle import idle, leaves
 from ctrl.quantised import as_in_training, has_quantised
 from ctrl.sharded import sharded
 from ctrl.streams import batch_dims
 
 TOKENS = 4
+LONG = 512  # tokens of a second pass, if some parameters of copies get no gradient in the first
 SAME = 1e-4  # relative distance of a copy from its layer that rounding alone explains, in fp32
 CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "cache_params")
 
@@ -48,7 +52,9 @@ class Probe:
     layers: nn.ModuleList
     copies: Mapping[int, nn.Module]
     stacked: set[int]
+    tokens: int = TOKENS
     shape: StateShape | None = None
+    reached: set[int] = field(default_factory=set, repr=False)  # ids of the copies' parameters that get a gradient
     ran: set[int] = field(default_factory=set)
     passed_on: dict[int, int] = field(default_factory=dict)  # id of a value next to the hidden state -> its layer
     apart: dict[int, float] = field(default_factory=dict)  # layers from which their copies differ: how much
@@ -82,12 +88,12 @@ class Probe:
         return original_class(self.layers[index]).__name__
 
     def _note_state(self, hidden: Tensor, index: int) -> None:
-        found = [StateShape(dim, hidden.shape[-1]) for dim in batch_dims(hidden.shape, 1, TOKENS)]
+        found = [StateShape(dim, hidden.shape[-1]) for dim in batch_dims(hidden.shape, 1, self.tokens)]
         if len(found) != 1 or self.shape not in (None, *found):
             raise ConfigError(
-                f"{self._name(index)} gets hidden states of shape {tuple(hidden.shape)} for a batch of 1 with {TOKENS} "
-                "tokens: which values belong to which token is unknown, so it cannot be expanded. Use another "
-                "architecture"
+                f"{self._name(index)} gets hidden states of shape {tuple(hidden.shape)} for a batch of 1 with "
+                f"{self.tokens} tokens: which values belong to which token is unknown, so it cannot be expanded. "
+                "Use another architecture"
             )
         self.shape = found[0]
 
@@ -105,7 +111,7 @@ class Probe:
     def _run_copy(self, index: int, hidden: Tensor, rest: list[Any], others: dict[str, Any]) -> None:
         """Run the copy on noise; freeze what cannot train. Check that a stacked one is the identity."""
         copied = self.copies[index].eval()
-        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index)).to(hidden)
+        noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index), device="cpu").to(hidden)
         try:
             with torch.enable_grad(), as_in_training(copied):
                 out = copied(noise, *rest, **others)
@@ -115,7 +121,7 @@ class Probe:
                 "it cannot be expanded. Use another architecture"
             ) from error
         out = out[0] if isinstance(out, tuple) else out
-        _freeze_idle(copied, out)
+        self.reached |= leaves(out)
         if index not in self.stacked and has_quantised(self.layers[index]):
             self._compare(index, out, self.layers[index].forward(noise, *rest, **others))
         if index in self.stacked and not torch.equal(out.to(noise), noise):
@@ -139,16 +145,15 @@ def probe(
 ) -> StateShape:
     """Return the form of the hidden states of four tokens. See `Probe` for the arguments.
 
-    Parameters of copies that no gradient reaches are frozen, see `_freeze_idle`. Raises ConfigError if the copies would
+    Parameters of copies that no gradient reaches are frozen, see `ctrl.idle`. Raises ConfigError if the copies would
     go wrong. Nothing is checked on device meta or in a sharded model; warns if the base model itself fails.
     """
     usual = StateShape(None, model.config.get_text_config(decoder=True).hidden_size)
     if sharded(model) or any(p.is_meta for p in model.parameters()):
         return usual
     seen = Probe(layers, copies, stacked)
-    hooks = list(seen.hooks())
     try:
-        _run(model)
+        _watch(model, seen)
     except ConfigError:
         raise
     except Exception as error:
@@ -158,11 +163,9 @@ def probe(
             stacklevel=3,
         )
         return usual
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if idle := sorted(copies.keys() - seen.ran):
-        raise ConfigError(f"layers={idle} do not run on text alone, so copies of them cannot train: choose others")
+    _freeze_idle(model, seen)
+    if unused := sorted(copies.keys() - seen.ran):
+        raise ConfigError(f"layers={unused} do not run on text alone, so copies of them cannot train: choose others")
     if seen.apart:
         warnings.warn(
             f"copies of layers {sorted(seen.apart)} start up to {max(seen.apart.values()):.1%} off their quantised "
@@ -174,47 +177,44 @@ def probe(
     return seen.shape or usual
 
 
+def _freeze_idle(model: PreTrainedModel, seen: Probe) -> None:
+    """Freeze what gets no gradient. A part may run for long text alone (compressed keys), so more tokens are asked."""
+    if not idle(seen.copies.values(), seen.reached):
+        return
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or LONG
+    longer = Probe(seen.layers, seen.copies, seen.stacked, min(LONG, positions))
+    with contextlib.suppress(Exception):  # then what four tokens have shown counts
+        _watch(model, longer)
+    for parameter in idle(seen.copies.values(), seen.reached | longer.reached):
+        parameter.requires_grad_(False)
+
+
+def _watch(model: PreTrainedModel, seen: Probe) -> None:
+    hooks = list(seen.hooks())
+    try:
+        _run(model, seen.tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @torch.no_grad()
-def _run(model: PreTrainedModel) -> None:
+def _run(model: PreTrainedModel, tokens: int) -> None:
     """Run the decoder once, then restore modes and attention. Eager attention runs on any device and dtype."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     config = model.config.get_text_config(decoder=True)
     training = [module for module in decoder.modules() if module.training]
     attention, config._attn_implementation = config._attn_implementation, "eager"
     try:
-        ids = torch.arange(TOKENS, device=next(model.parameters()).device)[None]
+        embeddings: Any = model.get_input_embeddings()
+        rows = embeddings.weight.shape[0]
+        ids = torch.arange(tokens, device=next(model.parameters()).device)[None] % rows
         with as_in_training(decoder.eval()):
             decoder(input_ids=ids, use_cache=True)
     finally:
         config._attn_implementation = attention
         for module in training:
             module.training = True
-
-
-def _freeze_idle(copied: nn.Module, out: Tensor) -> None:
-    """Freeze the parameters that the output does not depend on by a gradient.
-
-    These are biases of routers that the architecture moves itself, indexers, and cross-attention that runs only with an
-    encoder. DDP would wait for their gradients. Modules in a list (experts) take turns, so they keep training.
-    """
-    lists = [m for m in copied.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
-    reached = _leaves(out) | {id(p) for one in lists for p in one.parameters()}
-    for parameter in copied.parameters():
-        if id(parameter) not in reached:
-            parameter.requires_grad_(False)
-
-
-def _leaves(out: Tensor) -> set[int]:
-    """Collect the ids of the parameters in the graph of a tensor; no gradient is computed."""
-    nodes, seen, found = [out.grad_fn], set(), set()
-    while nodes:
-        node: Any = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.add(id(getattr(node, "variable", None)))
-        nodes += [following for following, _ in node.next_functions]
-    return found
 
 
 def _check_cache(name: str, values: Mapping[Any, Any]) -> None:

@@ -26,7 +26,7 @@ from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
 from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, same_base
 from ctrl.hub import local_folder
-from ctrl.mark import NOTED
+from ctrl.mark import NOTED, other_buffers
 from ctrl.model import expand
 
 
@@ -81,8 +81,8 @@ def load(
         raise
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
-    for name in tensors.keys() - set(added_names(model)):  # trained besides the copies: the next `save` has them again
-        model.get_parameter(name).requires_grad_(True)
+    for name in tensors.keys() - set(added_names(model)) - set(meta["base"].get("frozen", ())):
+        model.get_parameter(name).requires_grad_(True)  # trained besides the copies, and still does
     return model
 
 
@@ -139,6 +139,8 @@ def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_oth
             "(another model of the same shapes, or another revision). Load the base in training; "
             "allow_other_base=True puts the copies onto this one"
         )
+    if other := other_buffers(saved, here):
+        warnings.warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:
         warnings.warn(
             f"{folder} was trained on {saved['name']!r}, this base is {here['name']!r}: whether their weights are the "

@@ -12,6 +12,7 @@ from ctrl.errors import ConfigError
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
+from ctrl.precision import HALF
 
 
 def warn_of_what_trains(model: Any) -> None:
@@ -40,6 +41,7 @@ def warn_of_what_trains(model: Any) -> None:
             "model.requires_grad_() after ctrl.expand does that: unfreeze other parts by name",
             stacklevel=5,
         )
+    _warn_of_half_types(model)
     references = filter(None, (made() for made in model.control.references))
     shared = {id(p) for made in references for p in made.parameters()}
     if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
@@ -47,6 +49,19 @@ def warn_of_what_trains(model: Any) -> None:
             f"{moving[0]} trains, and the model of ctrl.reference shares it, so the reference changes too: call "
             "ctrl.reference after you unfreeze",
             stacklevel=5,
+        )
+
+
+def _warn_of_half_types(model: Any) -> None:
+    """Warn of weights that train in a half type outside of the copies: those are in fp32, or the config says base."""
+    trains = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dtype in HALF}
+    half = [name for name in trains if not any(f".{part}" in name for part in ADDED)]
+    if half and "peft_config" not in vars(model):
+        warnings.warn(
+            f"{len(half)} weights outside of the copies train in {trains[half[0]].dtype} (first: {half[0]}), in which "
+            "most steps are lost at rates of 1e-5: they are smaller than the distance to the next number. Load the "
+            "base in fp32 to train them, or give them a larger rate",
+            stacklevel=6,
         )
 
 

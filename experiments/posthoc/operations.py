@@ -24,7 +24,7 @@ from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_arm, check_operation
 from experiments.posthoc.ensemble import together
 from experiments.posthoc.parked import Noted, Parked
-from experiments.runs.trained import load_arm, load_trained
+from experiments.runs.trained import TRAINED, load_arm, load_trained
 
 # names of what is before the first layer: modules are not in the order in which they run (OPT's last norm)
 BEFORE = re.compile(
@@ -49,7 +49,10 @@ class TrainedArm:
         return self.run / "arms" / f"{self.name}-{self.learning_rate:g}"
 
     def base(self) -> PreTrainedModel:
-        return run_config(self.run).load_base()[0]
+        """Load the base model. Raises DamagedError if it is not the one that the arm was trained from."""
+        base = run_config(self.run).load_base()[0]
+        check_same_base(base, self.folder / TRAINED)
+        return base
 
     def trained(self) -> PreTrainedModel:
         return load_trained(self.run, self.name, self.learning_rate)
@@ -137,7 +140,7 @@ def _others(operation: str, arm: TrainedArm) -> Iterator[PreTrainedModel]:
                 f"one {own.quantised}"
             )
         base = arm.base() if operation == "ensemble" else arm.base_in_floats()
-        check_same_base(base, folder / "trained")
+        check_same_base(base, folder / TRAINED)
         yield load_arm(base, folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,33 @@ def test_a_static_cache_that_the_base_went_on_with_is_refused_until_it_is_reset(
     model(IDS[:, :2], past_key_values=cache)
     expected = model(IDS).logits[:, 2:]
     torch.testing.assert_close(model(IDS[:, 2:], past_key_values=cache).logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "key"), [("mamba", "cache_params"), ("qwen3_next", "past_key_values")])
+def test_states_that_count_no_tokens_are_refused_until_they_are_reset(name: str, key: str, tmp_path: Path) -> None:
+    """Linear attention keeps one state for all tokens: the base's and the copy's must have seen the same ones."""
+
+    def made(seed: int) -> Any:
+        model: Any = ctrl.expand(build_architecture(name), ctrl.ControlConfig(layers=[0, 1]))
+        perturb(model, seed)
+        return model
+
+    model, other = made(1), ctrl.save(made(2), tmp_path)
+    cache = DynamicCache(config=model.config)
+    run: Any = lambda ids: model(ids, **{key: cache}).logits  # noqa: E731
+    with torch.no_grad():
+        run(IDS[:, :2])
+        with ctrl.pretrained(model):
+            run(IDS[:, 2:6])
+        with pytest.raises(ValueError, match="past_key_values was filled while the expanded layers did not run"):
+            run(IDS[:, 6:])
+        cache.reset()
+        for at in range(4):
+            again = run(IDS[:, at : at + 1])
+        torch.testing.assert_close(again, model(IDS[:, :4], use_cache=False).logits[:, 3:], rtol=0, atol=1e-4)
+        ctrl.swap(model, other)
+        with pytest.raises(ValueError, match="was filled by another expansion"):
+            run(IDS[:, 4:])
 
 
 def test_a_cache_shorter_than_the_base_is_refused() -> None:

@@ -149,6 +149,12 @@ def test_the_former_name_of_learned_norms_is_taken() -> None:
     [
         ({"structure": "stack", "interpolation": "slerp"}, "interpolation has no effect: it needs structure concat"),
         ({"structure": "stack", "divergence": "cosine"}, "divergence has no effect: it needs structure concat or"),
+        ({"structure": "hybrid", "layers": 1, "divergence": "cosine"}, "divergence has no effect: it needs two layers"),
+        (
+            {"structure": "hybrid", "layers": [3], "alpha": "learned"},
+            "alpha has no effect: it needs two layers or more",
+        ),
+        ({"structure": "hybrid", "layers": 1, "norm_mix": 0.5}, "norm_mix has no effect: it needs two layers or more"),
         ({"divergence": "none", "divergence_weight": 2.0}, "divergence_weight has no effect: it needs a divergence"),
         ({"margin": 0.1}, "margin has no effect: it needs divergence cosine, cosine_smooth or norm"),
         ({"detach_alpha": True}, "detach_alpha has no effect: it needs scale_by_alpha"),
@@ -159,7 +165,7 @@ def test_the_former_name_of_learned_norms_is_taken() -> None:
     ],
 )
 def test_settings_without_effect_are_said(values: dict[str, Any], said: str) -> None:
-    config = ControlConfig(layers=2, **values)
+    config = ControlConfig(**{"layers": 2, **values})
     assert [fault[: len(said)] for fault in without_effect(config)] == [said]
     with pytest.warns(UserWarning, match=f"^ControlConfig: {said}"):
         ctrl.expand(tiny(), config)

@@ -300,3 +300,15 @@ def test_a_norm_with_a_forward_of_its_own_cannot_be_relaxed() -> None:
     ):
         ctrl.expand(base, ControlConfig(layers=[3], norm_mix=0.5))
     ctrl.expand(base, ControlConfig(layers=[3]))
+
+
+@pytest.mark.parametrize("mix", [0.5, "learned"])
+def test_norms_that_a_copy_has_not_are_said(mix: Any) -> None:
+    """A layer of BERT has its norms inside of its attention's and its own output."""
+    config = tf.BertConfig(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, is_decoder=True)
+    config.num_attention_heads = 4
+    model = tf.BertLMHeadModel(config).eval()
+    before = model(IDS).logits
+    with pytest.raises(ConfigError, match="BertLayer has no norm of its own to relax"):
+        ctrl.expand(model, ControlConfig(layers=1, norm_mix=mix))
+    assert torch.equal(model(IDS).logits, before)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 import ctrl
-from ctrl.fingerprint import fingerprint
+from ctrl.fingerprint import changed, fingerprint
 from tests.helpers.families import EVERY, build
 from tests.helpers.quantised import FakeInt8, replace_linears
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
@@ -350,3 +350,58 @@ def test_a_folder_without_these_fields_loads_as_before(tmp_path: Path) -> None:
     other: Any = named("base")
     other.config.rms_norm_eps = 1e-2
     assert torch.equal(ctrl.load(other, tmp_path)(IDS).logits, model(IDS).logits)  # the model is built already
+
+
+def trained(dtype: torch.dtype, part: str, change: Any) -> Any:
+    """An expansion with a part that trained and was frozen again."""
+    model = ctrl.expand(named("base").to(dtype), ctrl.ControlConfig(layers=2))  # type: ignore[arg-type]
+    with torch.no_grad():
+        change(model.get_parameter(part))
+    return model
+
+
+def one_row(weight: torch.Tensor) -> None:
+    weight[7, 1] += 0.5  # no sampled value
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "part", "change"),
+    [
+        (torch.float32, "model.norm.weight", lambda weight: weight.add_(1e-3)),  # bf16 has no number between
+        (torch.float32, "lm_head.weight", lambda weight: weight.mul_(1 + 1e-5)),
+        (torch.float16, "lm_head.weight", lambda weight: weight.mul_(1.1)),
+        (torch.float32, "model.embed_tokens.weight", one_row),
+        (torch.bfloat16, "model.embed_tokens.weight", one_row),
+    ],
+)
+def test_a_small_change_of_a_part_is_saved_and_said(
+    dtype: torch.dtype, part: str, change: Any, copied: bool, tmp_path: Path
+) -> None:
+    model = trained(dtype, part, change)
+    model = copy.deepcopy(model) if copied else model
+    ctrl.save(model, tmp_path)
+    again = ctrl.load(named("base").to(dtype), tmp_path)  # type: ignore[arg-type]
+    assert torch.equal(again.get_parameter(part), model.get_parameter(part))
+    with pytest.warns(UserWarning, match=f"1 frozen parameters have changed since .first: {part}"):
+        enter(model)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_a_type_and_back_is_no_change(half: torch.dtype, tmp_path: Path) -> None:
+    model = ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).to(half).float()  # type: ignore[arg-type]
+    assert not changed(model)
+
+
+def test_what_was_frozen_when_it_was_saved_is_frozen_again(tmp_path: Path) -> None:
+    """And the next save has it again. A part that still trains does so after loading."""
+    model = trained(torch.float32, "lm_head.weight", lambda weight: weight.mul_(1.5))
+    model.model.norm.weight.requires_grad_(True)
+    ctrl.save(model, tmp_path / "a")
+    again = ctrl.load(named("base"), tmp_path / "a")
+    assert all(p.requires_grad == model.get_parameter(n).requires_grad for n, p in again.named_parameters())
+    ctrl.save(again, tmp_path / "b")
+    assert torch.equal(ctrl.load(named("base"), tmp_path / "b")(IDS).logits, model(IDS).logits)
+    trainer = Trainer(model, TrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True))
+    trainer.save_model(str(tmp_path / "c"))
+    model.load_state_dict(load_file(tmp_path / "c" / "model.safetensors"), strict=False)  # its own mark

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -72,3 +75,35 @@ def test_an_expanded_model_that_runs_as_its_base_is_refused() -> None:
 def test_no_text_is_refused(batches: list[dict[str, torch.Tensor]]) -> None:
     with pytest.raises(ctrl.ConfigError, match="merge_gap got no real token"):
         ctrl.merge_gap(disturbed(), disturbed(), batches)
+
+
+@pytest.mark.parametrize(
+    "given", [BATCHES[0], tf.BatchEncoding(BATCHES[0]), IDS, "text", 3, [IDS], [{"input_ids": [1]}]]
+)
+def test_what_are_no_batches_is_said(given: Any) -> None:
+    model = disturbed(interpolation="dlerp")
+    for call in (
+        lambda: ctrl.merge_back(model, batches=given),
+        lambda: ctrl.merge_back(model, gap_on=given, alpha=0.5),
+        lambda: ctrl.merge_gap(model, model, given),
+        lambda: ctrl.merge_models([model], batches=given),
+    ):
+        with pytest.raises(ctrl.ConfigError, match=r"batches must be a list of dicts|must be a tensor, but is a list"):
+            call()
+
+
+def test_a_generator_is_read_as_often_as_a_list() -> None:
+    model = disturbed(interpolation="dlerp")
+    several = [*BATCHES, {"input_ids": IDS + 40}]
+    lists = [
+        ctrl.merge_back(model, batches=several, gap_on=several),
+        ctrl.merge_models([model] * 2, batches=several, gap_on=several),
+    ]
+    once = iter(several)
+    read = [
+        ctrl.merge_back(model, batches=once, gap_on=iter(several)),
+        ctrl.merge_models([model] * 2, batches=iter(several), gap_on=iter(several)),
+    ]
+    for (plain, gap), (again, gap_again) in zip(lists, read, strict=True):
+        assert gap == gap_again
+        assert torch.equal(plain(IDS).logits, again(IDS).logits)

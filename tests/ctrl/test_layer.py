@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -104,3 +105,13 @@ def test_a_frozen_layer_that_runs_again_compiles() -> None:
     model = llama(True)
     model.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
     assert same(gradients(model), expected)
+
+
+@pytest.mark.parametrize(("cached", "said"), [(True, 1), (False, 0)])
+def test_activations_that_a_cache_keeps_are_said_once(cached: bool, said: int) -> None:
+    model = disturbed(checkpoint_pretrained=True).train()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(input_ids=IDS, labels=IDS, use_cache=cached).loss.backward()
+    assert sum("checkpoint_pretrained has no effect" in str(one.message) for one in seen) == said

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import ctrl
 from ctrl.mark import MARK
 from tests.helpers.families import build
-from tests.helpers.tiny_llama import expanded, sequences
+from tests.helpers.tiny_llama import IDS, expanded, sequences, tiny
 
 
 def changed(seed: int = 0, eps: float = 1e-6, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
@@ -86,3 +88,23 @@ def test_trainer_resumes_its_own_and_refuses_others(tmp_path: Path) -> None:
     trainer(expanded(), 3).train(resume_from_checkpoint=True)
     with pytest.raises(ctrl.CheckpointError, match=r"expanded_layers is .* there, \[0\] here"):
         trainer(expanded(layers=[0]), 4).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_frequencies_of_positions_that_were_rounded_are_said(dtype: torch.dtype, tmp_path: Path) -> None:
+    """`to(dtype)` rounds buffers that no file holds, so a base that is loaded by name computes something else."""
+    tiny().save_pretrained(tmp_path / "base")
+    model: Any = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").to(dtype).eval()
+    ctrl.save(ctrl.expand(model, ctrl.ControlConfig(layers=2)), tmp_path / "saved")
+    with pytest.warns(
+        UserWarning, match="had RoPE's frequencies, or other buffers, in torch.*16, this one in torch.float32"
+    ):
+        other = ctrl.load(tmp_path / "base", tmp_path / "saved").eval()
+    assert not torch.equal(other(IDS).logits, model(IDS).logits)
+    with pytest.warns(UserWarning, match="had RoPE's frequencies"):
+        other.load_state_dict(load_file(tmp_path / "saved" / "model.safetensors"), strict=False)
+    base = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = ctrl.load(base, tmp_path / "saved").eval()
+    assert torch.equal(same(IDS).logits, model(IDS).logits)

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 import ctrl
 from ctrl.interpolation import INTERPOLATIONS
+from ctrl.layer import expanded_layers
+from tests.helpers.families import perturb
 from tests.helpers.reference import sigmoid
 from tests.helpers.reference import slerp as reference_slerp
 from tests.helpers.tiny_llama import BATCHES, IDS, MASK, disturbed, tiny
@@ -218,3 +220,40 @@ def test_adapters_on_top_are_refused_until_they_are_merged(tmp_path: Path) -> No
     ctrl.merge_back(whole)
     ctrl.save(whole, tmp_path)
     assert torch.equal(ctrl.load(tiny().eval(), tmp_path)(IDS).logits, whole(IDS).logits)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_low_rank_copies_in_a_half_type_are_rounded_once(alpha: float) -> None:
+    """W + alpha B A, rounded at the end. PEFT's own merge rounds W + B A before it is mixed."""
+    base: Any = tiny().bfloat16()
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=1, expanded="lora", lora_rank=2))
+    with torch.no_grad():
+        perturb(model)
+    layer = expanded_layers(model)[0]
+    plain: Any = ctrl.merge_back(model, alpha=alpha)
+    for name in ("self_attn.q_proj", "mlp.down_proj"):
+        parts: Any = layer.expanded.get_submodule(name)
+        w, a, b = parts.base_layer.weight, parts.lora_A["default"].weight, parts.lora_B["default"].weight
+        expected = (w.float() + alpha * (b @ a)).bfloat16()
+        found = plain.model.layers[layer.index].get_submodule(name).weight
+        assert (found != expected).float().mean() < 0.01  # ties that fp32 rounds in another order
+
+
+def with_a_tie() -> Any:
+    """A base whose layers use one matrix twice."""
+    base = tiny().eval()
+    for layer in base.model.layers:
+        layer.mlp.up_proj.weight = layer.mlp.gate_proj.weight
+    return base
+
+
+def test_a_weight_that_a_layer_uses_twice_stays_one(tmp_path: Path) -> None:
+    model = ctrl.expand(with_a_tie(), ctrl.ControlConfig(layers=2))
+    with torch.no_grad():
+        perturb(model)
+    merged: Any = ctrl.merge_back(model, alpha=1.0)
+    assert merged.model.layers[1].mlp.up_proj.weight is merged.model.layers[1].mlp.gate_proj.weight
+    with ctrl.at_alpha(model, 1.0):
+        assert torch.equal(merged(IDS).logits, model(IDS).logits)
+    ctrl.save(model, tmp_path)
+    assert torch.equal(ctrl.load(with_a_tie(), tmp_path)(IDS).logits, model(IDS).logits)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -157,3 +158,35 @@ def test_copies_made_where_no_gradient_is_kept_train(block: Any) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     assert len(trained) == 2 * (9 + 1)
     assert all(p.grad is not None and not p.is_inference() for p in trained)
+
+
+@pytest.mark.parametrize(
+    "values", [{"interpolation": "moe_soft"}, {"norm_mix": "learned"}, {"structure": "hybrid"}, {"expanded": "lora"}]
+)
+def test_a_default_device_around_expand_changes_nothing(values: dict[str, Any]) -> None:
+    def made() -> PreTrainedModel:
+        torch.manual_seed(3)
+        return ctrl.expand(tiny(), ctrl.ControlConfig(layers=2, **values))
+
+    usual = made()
+    torch.manual_seed(3)
+    base = tiny()
+    with torch.device("meta"):
+        inside = ctrl.expand(base, ctrl.ControlConfig(layers=2, **values))
+    assert not any(tensor.is_meta for tensor in (*inside.parameters(), *inside.buffers()))
+    for (name, one), (_, other) in zip(usual.named_parameters(), inside.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(("recorded", "weight", "said"), [(True, 0.1, 1), (True, 0.0, 0), (False, 0.1, 0)])
+def test_a_loss_of_routers_that_leaves_the_copies_out_is_said(recorded: bool, weight: float, said: int) -> None:
+    config = tf.MixtralConfig(**SHAPE, num_local_experts=4, output_router_logits=recorded, router_aux_loss_coef=weight)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model = ctrl.expand(tf.MixtralForCausalLM(config), ctrl.ControlConfig(layers=2, divergence="none"))
+    assert sum("balance of the frozen layers' routers" in str(one.message) for one in seen) == said
+    if said:  # the loss of routers alone moves no router of a copy
+        out: Any = model(input_ids=IDS, labels=IDS)
+        out.aux_loss.backward()
+        gates = [p for n, p in model.named_parameters() if n.endswith("mlp.gate.weight") and ".expanded." in n]
+        assert gates[-1].grad is None

@@ -11,7 +11,7 @@ import transformers as tf
 
 import ctrl
 from tests.helpers.families import SHAPE, perturb
-from tests.helpers.tiny_llama import IDS
+from tests.helpers.tiny_llama import IDS, tiny
 
 MOE: dict[str, Any] = {**SHAPE, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
 MLA: dict[str, Any] = {
@@ -82,3 +82,30 @@ def test_inserted_layers_are_recorded_as_all_others(structure: Any, tmp_path: Pa
 def test_concat_moves_no_layer() -> None:
     for name in ("diffllama", "qwen3_moe", "deepseek_v3"):
         ctrl.merge_back(ctrl.expand(indexed(name), ctrl.ControlConfig(layers=2)))
+
+
+@pytest.mark.filterwarnings("ignore:structure 'stack' has no branches")
+@pytest.mark.parametrize("structure", ["stack", "hybrid"])
+def test_a_merge_in_place_leaves_a_config_that_others_share(structure: Any) -> None:
+    first = tiny()
+    second: Any = type(first)(first.config)
+    depth = first.config.num_hidden_layers
+    merged = ctrl.merge_back(ctrl.expand(first, ctrl.ControlConfig(layers=2, structure=structure)), in_place=True)
+    own = {id(value) for m in merged.modules() for value in vars(m).values() if isinstance(value, tf.PreTrainedConfig)}
+    assert merged.config.num_hidden_layers > depth
+    assert own == {id(merged.config)} != {id(second.config)}
+    assert second.config.num_hidden_layers == len(second.model.layers)
+    assert second.generate(IDS[:1], max_new_tokens=2).shape == (1, IDS.shape[1] + 2)
+
+
+@pytest.mark.filterwarnings("ignore:structure 'stack' has no branches")
+def test_inserted_layers_are_checkpointed_as_all_others() -> None:
+    """A layer that is checkpointed runs its attention a second time in the backward pass."""
+    model: Any = ctrl.expand(tiny(), ctrl.ControlConfig(layers=2, structure="stack")).train()
+    model.gradient_checkpointing_enable()
+    merged: Any = ctrl.merge_back(model)
+    runs: list[int] = []
+    for slot, layer in enumerate(merged.model.layers):
+        layer.self_attn.register_forward_hook(lambda *_, slot=slot: runs.append(slot))
+    merged(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+    assert sorted(runs) == sorted(2 * list(range(merged.config.num_hidden_layers)))

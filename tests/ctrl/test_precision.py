@@ -303,3 +303,12 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(compiled.loss, reference.loss)
     compiled.loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_adapters_on_single_weights_of_copies_are_refused(family: str) -> None:
+    """PEFT puts another weight in place of theirs in each pass, which would not be read as rounded."""
+    model = ctrl.expand(half(family), ctrl.ControlConfig(layers=2))
+    weight = "mlp.gate_proj.weight" if family == "llama" else "experts.gate_up_proj"
+    with pytest.raises(ctrl.ConfigError, match="target_parameters replaces a weight of a copy"):
+        get_peft_model(model, LoraConfig(target_parameters=[weight], target_modules=[]))

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 
 import ctrl
-from tests.helpers.tiny_llama import IDS, expanded, sequences
+from tests.helpers.tiny_llama import IDS, expanded, sequences, tiny
 
 
 def test_reentrant_checkpointing_is_refused_and_the_other_gives_the_same_gradients() -> None:
@@ -120,3 +121,29 @@ def test_a_trainer_that_writes_into_the_base_is_refused_before_it_does() -> None
     with pytest.raises(ctrl.ConfigError, match=r"frozen weights would be overwritten\. Set sync_ref_model=False"):
         Synced(True).step(expanded().train())
     Synced(False).step(expanded().train())
+
+
+def half_trained(part: str, **values: Any) -> list[str]:
+    """What a training step of an expansion over a bf16 base warns of, with this part unfrozen."""
+    model = ctrl.expand(tiny().bfloat16(), ctrl.ControlConfig(layers=2, **values)).train()
+    if part:
+        model.get_submodule(part).requires_grad_(True)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model(input_ids=IDS, labels=IDS).loss.backward()
+    return [str(one.message) for one in seen if "outside of the copies train in torch.bfloat16" in str(one.message)]
+
+
+def test_what_trains_in_a_half_type_outside_of_the_copies_is_said() -> None:
+    assert half_trained("") == half_trained("", copies_dtype="base") == []
+    (said,) = half_trained("lm_head", copies_dtype="base")
+    assert said.startswith("1 weights outside of the copies train in torch.bfloat16 (first: lm_head.weight)")
+
+
+def test_a_head_that_starts_at_random_trains_in_the_base_s_type_and_is_said() -> None:
+    torch.manual_seed(0)
+    base = tf.LlamaForSequenceClassification(tiny().config).bfloat16()
+    base.config.pad_token_id = 0
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=2)).train()
+    with pytest.warns(UserWarning, match=r"outside of the copies train in torch.bfloat16 .first: score.weight"):
+        model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()

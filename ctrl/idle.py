@@ -1,0 +1,38 @@
+"""Find the parameters of copies that no gradient reaches: DDP would wait for it, and the optimizer hold them in vain.
+
+These are biases of routers that the architecture moves itself, indexers, and cross-attention that runs only with an
+encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def idle(copies: Iterable[nn.Module], reached: set[int]) -> list[nn.Parameter]:
+    """List the parameters of the copies whose ids are not among those reached.
+
+    Those of modules in a list (experts) are left out: they take turns, so they keep training.
+    """
+    found = []
+    for copied in copies:
+        lists = [m for m in copied.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
+        known = reached | {id(p) for one in lists for p in one.parameters()}
+        found += [parameter for parameter in copied.parameters() if id(parameter) not in known]
+    return found
+
+
+def leaves(out: Tensor) -> set[int]:
+    """Collect the ids of the parameters in the graph of a tensor; no gradient is computed."""
+    nodes, seen, found = [out.grad_fn], set(), set()
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        nodes += [following for following, _ in node.next_functions]
+    return found
