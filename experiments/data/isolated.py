@@ -94,8 +94,11 @@ class Isolated:
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer each (answer, entry) with its score, until the requests end."""
     scorer, (entry, seconds, memory) = (pickle.loads(_receive(requests)) for _ in range(2))
-    with suppress(Exception):  # it imports what it needs; the processes without rights cannot
-        scorer.ready() if hasattr(scorer, "ready") else scorer(str(entry["answer"]), entry)
+    if hasattr(scorer, "ready"):  # it imports what it needs; the processes without rights cannot
+        scorer.ready()  # if it fails, this process ends: each reply would be wrong
+    else:
+        with suppress(Exception):
+            scorer(str(entry["answer"]), entry)
     while request := _receive(requests):
         replies.write(SCORE.pack(_checked(scorer, seconds, memory, *pickle.loads(request))))
         replies.flush()
