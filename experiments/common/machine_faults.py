@@ -40,6 +40,8 @@ TEXTS = (
     "exited unexpectedly",
     "Consistency check failed",  # huggingface_hub, of a download that was cut
     "DefaultCPUAllocator:",  # torch has no memory on the host, and its error no number
+    "std::bad_alloc",
+    "not enough memory: you tried to allocate",
     "CUDA-capable device",  # none is detected, or all are busy
     "CUDA error: initialization error",
     "CUDA driver initialization failed",

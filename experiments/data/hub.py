@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from experiments.common.errors import ConfigError
-from experiments.common.hashing import short_digest
+from experiments.common.hashing import file_stamp, json_digest, short_digest
 from experiments.common.section import later_field
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
@@ -71,6 +71,27 @@ class HuggingFace(Columns):
     def digest(self) -> str:
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
         return short_digest(super().digest(), "" if self.streaming else self.loaded._fingerprint)
+
+    @functools.cached_property
+    def origin(self) -> str:
+        """A digest of the files that are streamed: commit of the data set, or size and bytes of local files.
+
+        A stream is not read as a whole, and the newest revision may change while a run waits to go on. Empty if it is
+        not streamed, or if nobody can be asked now.
+        """
+        if not self.streaming:
+            return ""
+        import datasets
+
+        try:
+            files = {"data_files": list(self.files)} if self.files else {}
+            builder = datasets.load_dataset_builder(self.name, self.subset, revision=self.revision, **files)
+            found = (builder.config.data_files or {}).get(self.split.partition("[")[0], ())
+            if all(Path(file).is_file() for file in found):
+                return json_digest([[file, *file_stamp(Path(file))[::2]] for file in found]) if found else ""
+            return json_digest([list(map(str, found)), [list(one) for one in found.origin_metadata]])
+        except Exception:  # of the library, as in `loaded`, or of a version without these attributes
+            return ""
 
     @model_validator(mode="after")
     def _all_rows(self) -> HuggingFace:

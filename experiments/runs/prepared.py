@@ -143,6 +143,8 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     for line in data.counted():
         say(line)
     digests = {f"{i} {one['name']}": str(one["digest"]) for i, one in enumerate(data.describe())}
+    named = {f"{i} the files of {one.label}": one.origin for i, one in enumerate((*data.new, *data.old))}
+    digests |= {name: origin for name, origin in named.items() if origin}  # earlier versions noted none
     digests |= {f"kept {one.task}": one.digest() for one in config.evaluation.kept_files}
     if config.data.template is not None:  # maybe a file, which may have changed
         digests["the data.template"] = json_digest(tokenizer.chat_template)

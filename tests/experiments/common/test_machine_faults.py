@@ -50,6 +50,8 @@ MACHINE = [
     MachineError("the process that checks replies has ended"),
     FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']"),
     RuntimeError("received 0 items of ancdata"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("not enough memory: you tried to allocate 4096 bytes"),
     *(sqlite3.OperationalError(text) for text in ("attempt to write a readonly database", "database is locked")),
     *(OSError(number, os.strerror(number)) for number in (errno.EUCLEAN, errno.EREMOTEIO, errno.ENOLINK)),
     *(

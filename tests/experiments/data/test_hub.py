@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -35,6 +36,25 @@ class TestDatasets:
         assert source.size == (None if streaming else 6)
         with pytest.raises(ConfigError, match=r"has 6 distinct rows, but 7 are to be held out"):
             source.held_out(7, 0)
+
+    def test_streamed_files_that_changed_are_known_by_their_origin(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The digest of a stream has no content: a run that goes on must not read other rows without a word."""
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        data = tmp_path / "data"
+        data.mkdir()
+        write(data / "train.jsonl")
+
+        def origin(**fields: Any) -> str:
+            return HuggingFace(name=str(data), **{"streaming": True, **COLUMNS, **fields}).origin
+
+        before = origin()
+        assert before
+        assert origin() == before == origin(split="train[:3]")
+        assert origin(streaming=False) == origin(split="none") == ""
+        write(data / "train.jsonl", [*ROWS, ROWS[0]])
+        assert origin() not in (before, "")
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_files_choose_a_part_of_a_data_set(
