@@ -26,7 +26,7 @@ from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
-from ctrl.structure import head_parameters
+from ctrl.structure import head_parameters, refuse_computed_weights
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
 FORMAT = 1
@@ -40,6 +40,7 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     """Write the folder of an expanded model that is in no wrapper; see `ctrl.save`."""
     folder = Path(folder)
     copies = [layer.expanded for layer in expanded_layers(model)]
+    refuse_computed_weights(copies, "ctrl.save")
     refuse_quantised_copies(copies, model.control.config.expanded == "lora")
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict

@@ -19,12 +19,6 @@ from ctrl.structure import head_parameters
 
 SAMPLE = 64  # values of each parameter, at most
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-INTEGERS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.bfloat16: torch.int16,
-    torch.float16: torch.int16,
-}
 HALF = (torch.bfloat16, torch.float16)
 EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16, these give the same values
 
@@ -122,11 +116,19 @@ def _bits(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _sums(model: Any) -> dict[str, tuple[str, int]]:
-    """Add up the bits of all values of embeddings and head as integers, exactly: name -> type and sum."""
+    """Add up the bytes of all values of embeddings and head, eight at a time: name -> type and sum."""
     heads = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
     found = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters(recurse=False)}
-    named = {n: p for n, p in model.named_parameters() if id(p) in found and _is_held(p) and p.dtype in INTEGERS}
-    return {n: (str(p.dtype), int(p.view(INTEGERS[p.dtype]).sum(dtype=torch.int64))) for n, p in named.items()}
+    named = {n: p for n, p in model.named_parameters() if id(p) in found and _is_held(p) and p.dtype in FLOATS}
+    return {n: (str(p.dtype), _sum(p.detach().flatten())) for n, p in named.items()}
+
+
+def _sum(flat: Tensor) -> int:
+    """Add up bytes as integers of 64 bits, which is exact on every device and as fast as memory."""
+    flat = flat.clone() if flat.storage_offset() else flat  # its bytes may begin between two integers
+    data = _bits(flat)
+    whole = len(data) // 8 * 8
+    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
 
 
 def warn_if_changed(model: Any, use: str) -> None:

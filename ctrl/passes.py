@@ -66,11 +66,11 @@ def mean_divergence(
     tokens: `divergence_tokens` of the config. total: labelled tokens of all micro-batches of the optimiser step
     (Trainer's num_items_in_batch); the result is then a sum over sequences, see `additive_mean`.
     """
-    by_layer: dict[int, list[Tensor]] = {}
+    by_layer: dict[int, list[tuple[ForwardPass, Tensor]]] = {}
     for one in passes:
         for index, per_token in (one.divergences or {}).items():
-            by_layer.setdefault(index, []).append(per_token)
-    means = [_over_passes(terms, passes, tokens, total).to(device) for terms in by_layer.values()]
+            by_layer.setdefault(index, []).append((one, per_token))  # a pass may leave a layer out (LayerDrop)
+    means = [_over_passes(terms, tokens, total).to(device) for terms in by_layer.values()]
     return torch.stack(means).mean() if means else None
 
 
@@ -90,15 +90,14 @@ def _additive(per_token: Tensor, mask: Tensor | None, one: ForwardPass, total: T
     return additive_mean_of_documents(per_token, mask, one.labels != -100, one.documents, total)
 
 
-def _over_passes(terms: list[Tensor], passes: Sequence[ForwardPass], tokens: str, total: Tensor | int | None) -> Tensor:
-    """Average one layer's divergence over all tokens of all passes."""
-    masks = [one.counted(tokens, per_token.shape[1]) for one, per_token in zip(passes, terms, strict=True)]
+def _over_passes(terms: Sequence[tuple[ForwardPass, Tensor]], tokens: str, total: Tensor | int | None) -> Tensor:
+    """Average one layer's divergence over all tokens of the passes that it ran in."""
+    masked = [(one, d, one.counted(tokens, d.shape[1])) for one, d in terms]
     if total is not None:
-        parts = [_additive(d, mask, one, total) for d, mask, one in zip(terms, masks, passes, strict=True)]
-        return torch.stack(parts).sum()
-    means = torch.stack([masked_mean(d, mask) for d, mask in zip(terms, masks, strict=True)])
+        return torch.stack([_additive(d, mask, one, total) for one, d, mask in masked]).sum()
+    means = torch.stack([masked_mean(d, mask) for _, d, mask in masked])
     if len(means) == 1:
         return means[0]
-    sizes = [d.new_tensor(d.numel()) if m is None else m.sum().to(d) for d, m in zip(terms, masks, strict=True)]
+    sizes = [d.new_tensor(d.numel()) if m is None else m.sum().to(d) for _, d, m in masked]
     weights = torch.stack(sizes)
     return (means * weights).sum() / weights.sum().clamp_min(1)

@@ -13,6 +13,7 @@ from ctrl.layer import ADDED, expanded_layers
 from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
 from ctrl.precision import HALF
+from ctrl.sharded import sharded
 
 
 def warn_of_what_trains(model: Any) -> None:
@@ -53,14 +54,17 @@ def warn_of_what_trains(model: Any) -> None:
 
 
 def _warn_of_half_types(model: Any) -> None:
-    """Warn of weights that train in a half type outside of the copies: those are in fp32, or the config says base."""
+    """Warn of weights that train in a half type: copies do so if the config says base, or if something rounded them."""
+    if "peft_config" in vars(model) or sharded(model):  # FSDP shows what it has gathered in the type of the pass
+        return
     trains = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dtype in HALF}
-    half = [name for name in trains if not any(f".{part}" in name for part in ADDED)]
-    if half and "peft_config" not in vars(model):
+    chosen = ADDED if model.control.config.copies_dtype == "base" else ()
+    if half := [name for name in trains if not any(f".{part}" in name for part in chosen)]:
         warnings.warn(
-            f"{len(half)} weights outside of the copies train in {trains[half[0]].dtype} (first: {half[0]}), in which "
-            "most steps are lost at rates of 1e-5: they are smaller than the distance to the next number. Load the "
-            "base in fp32 to train them, or give them a larger rate",
+            f"{len(half)} weights train in {trains[half[0]].dtype} (first: {half[0]}), in which most steps are lost at "
+            "rates of 1e-5: they are smaller than the distance to the next number. Copies are in fp32 unless model.to("
+            "dtype), or the state dict of a save, has rounded them. To train other parts load the base in fp32, or "
+            "give them a larger rate",
             stacklevel=6,
         )
 

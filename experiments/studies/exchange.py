@@ -1,7 +1,7 @@
 """Write a study's complete trials to one file, and begin a study from such a file, on this machine or another.
 
 `trials.tar.xz` has `trials.json` (the study's identity, then picks, values and results of each trial) and the runs that
-they were measured in: configs, results and item records, without weights.
+they were measured in: configs, results and item records, those of post-hoc operations too, without weights.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def unpack_runs(folder: Path, root: Path) -> None:
         for name in archive.files:
             if run_of(name) in new:
                 archive.unpack(name, part)
-        for result in part.glob(f"runs/*/arms/*/{RESULT}"):
+        for result in (*part.glob(f"runs/*/arms/*/{RESULT}"), *part.glob(f"runs/*/posthoc/*/{RESULT}")):
             check_files(result)
         for run in sorted(new):
             try:

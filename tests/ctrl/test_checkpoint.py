@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.nn.utils import prune, weight_norm
 
 import ctrl
 from ctrl.checkpoint import FILES, read_tensors
@@ -68,3 +70,13 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
         ctrl.save(model, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("how", [weight_norm, lambda module: prune.l1_unstructured(module, "weight", 0.5)])
+def test_copies_whose_weights_are_computed_are_not_saved(how: Any, tmp_path: Path) -> None:
+    """The file would hold their parts, under names that no fresh copy has."""
+    model = disturbed()
+    how(ctrl.layer.expanded_layers(model)[0].expanded.mlp.up_proj)
+    with pytest.raises(ctrl.ConfigError, match=r"ctrl.save cannot copy .* mlp.up_proj, whose weight is computed"):
+        ctrl.save(model, tmp_path / "no")
+    assert not (tmp_path / "no").exists()

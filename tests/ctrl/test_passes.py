@@ -9,6 +9,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrained
 
 import ctrl
 from ctrl.diagnostics import attach
+from ctrl.passes import ForwardPass, mean_divergence
 from tests.helpers import reference
 from tests.helpers.tiny_llama import IDS, MASK, disturbed, tiny
 
@@ -73,3 +74,12 @@ def test_labels_of_sequences_do_not_say_which_tokens_count(batch: int) -> None:
     model = ctrl.expand(classifier, ctrl.ControlConfig(layers=1, divergence_tokens="labels"))
     with pytest.raises(ctrl.ConfigError, match=r"needs a label for each of 12 tokens, but the labels have shape"):
         model(input_ids=IDS[:1].repeat(batch, 1), labels=torch.zeros(batch, dtype=torch.long))
+
+
+def test_a_pass_that_leaves_a_layer_out_does_not_count_for_it() -> None:
+    """LayerDrop skips layers at random in training."""
+    ones = torch.ones(2, 3)
+    first, second = (ForwardPass(None, divergences=found) for found in ({0: ones, 1: ones}, {1: 3 * ones}))
+    found = mean_divergence([first, second], "real", torch.device("cpu"))
+    assert found is not None
+    assert found.item() == pytest.approx((1 + 2) / 2)

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset, DatasetDict, load_from_disk
 
 from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
@@ -112,6 +113,25 @@ class TestDatasets:
             assert len(list(streamed.epoch(0, 0, frozenset()))) == 29
         with pytest.raises(ConfigError, match=r"column 'answer' is empty"):
             list(HuggingFace(name=name, streaming=True).epoch(0, 0, frozenset()))
+
+    def test_a_saved_data_set_is_read_as_it_was_saved_or_not_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`load_dataset` takes the result of `map`, which `datasets` keeps next to the rows, for rows."""
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        saved = Dataset.from_list([{"question": f"Q{i}", "answer": "a"} for i in range(3)])
+        saved.save_to_disk(tmp_path / "one")
+        with pytest.raises(
+            ConfigError, match=r"one' was saved by save_to_disk: \{source: file, path: .*one\} reads it"
+        ):
+            HuggingFace(name=str(tmp_path / "one")).loaded  # noqa: B018
+        DatasetDict({"train": saved}).save_to_disk(tmp_path / "dict")
+        assert len(HuggingFace(name=str(tmp_path / "dict")).loaded) == 3
+        load_from_disk(str(tmp_path / "dict"))["train"].map(lambda row: {"answer": "other"})
+        with pytest.raises(
+            ConfigError, match=r"such as train/cache-\w+.arrow, which would be read as rows: delete them"
+        ):
+            HuggingFace(name=str(tmp_path / "dict")).loaded  # noqa: B018
 
     def test_columns_are_joined(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
