@@ -7,9 +7,13 @@ a smaller batch helps, and the arm says so.
 from __future__ import annotations
 
 import errno
+import http.client
 import os
+import ssl
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
+from socket import gaierror
+from urllib.error import ContentTooShortError, HTTPError
 
 from experiments.common.errors import MachineError
 
@@ -17,7 +21,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT)
 NUMBERS = (
     *DISK, errno.ENOMEM, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT,
     errno.EACCES, errno.ENOLCK, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
-    errno.ENETUNREACH, errno.ENOBUFS,
+    errno.ENETUNREACH, errno.ENOBUFS, errno.EUCLEAN, errno.EREMOTEIO, errno.ENOMEDIUM, errno.ENOLINK, errno.ECOMM,
 )  # fmt: skip
 UNNAMED = (errno.EPERM, errno.EAGAIN, errno.EBUSY, errno.ENXIO, errno.EFBIG)  # whose texts other errors have too
 # texts of torch.save when the disk is full, and of SQLite; their errors have no number
@@ -27,28 +31,48 @@ TEXTS = (
     *(os.strerror(number) for number in NUMBERS),
     "disk I/O error",
     "unable to open database file",
+    "attempt to write a readonly database",
+    "database is locked",
+    "No usable temporary directory found",  # tempfile, of a full disk too; its number is that of a missing file
+    "items of ancdata",  # torch, of too many open files
     "can't start new thread",
     "is killed by signal",  # a worker of a DataLoader
     "exited unexpectedly",
     "Consistency check failed",  # huggingface_hub, of a download that was cut
     "DefaultCPUAllocator:",  # torch has no memory on the host, and its error no number
+    "std::bad_alloc",
+    "not enough memory: you tried to allocate",
     "CUDA-capable device",  # none is detected, or all are busy
     "CUDA error: initialization error",
     "CUDA driver initialization failed",
     "CUDA error: unspecified launch failure",
     "CUDA error: unknown error",
+    "CUDA error: the launch timed out",
+    "CUDA error: invalid device ordinal",
+    "CUDA error: system has unsupported display driver",
+    "No CUDA GPUs are available",
+    "Found no NVIDIA driver",
+    "CUDNN_STATUS_NOT_INITIALIZED",
     "CUDA error: out of memory",  # another process has the device; a batch that is too large is "CUDA out of memory"
     "CUBLAS_STATUS_NOT_INITIALIZED",
     "uncorrectable ECC error",
     "hardware error",
+    "hardware stack error",
     "GPU is lost",
     "system not yet initialized",
     "couldn't connect to",  # transformers and datasets, of the Hugging Face Hub
     "Couldn't reach",
 )
-TYPES = (MemoryError, ConnectionError, TimeoutError, MachineError, BrokenExecutor)
-NETWORK = ("requests", "urllib3", "httpx", "httpcore", "aiohttp", "huggingface_hub")  # packages with such errors
-NETWORK_WORDS = ("Connect", "Timeout", "LocalEntryNotFound", "OfflineMode", "NameResolution", "Protocol", "ReadError")
+TYPES = (
+    *(MemoryError, ConnectionError, TimeoutError, MachineError, BrokenExecutor),
+    *(gaierror, ssl.SSLError, http.client.HTTPException, ContentTooShortError),
+)
+NETWORK = ("requests", "urllib", "urllib3", "httpx", "httpcore", "aiohttp", "huggingface_hub")  # with such errors
+NETWORK_WORDS = (
+    *("Connect", "Timeout", "LocalEntryNotFound", "OfflineMode", "NameResolution", "Protocol", "NetworkError", "Proxy"),
+    *("ReadError", "WriteError", "ChunkedEncoding", "IncompleteRead", "RetryError", "MaxRetry", "SSLError", "Payload"),
+    "URLError",
+)
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be gone at the next try
 
 
@@ -80,6 +104,7 @@ def _is_fault(error: BaseException) -> bool:
 
 def _of_the_network(error: BaseException) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
+    status = error.code if isinstance(error, HTTPError) else status
     if status is not None:
         return status in BUSY
     kinds = [kind for kind in type(error).__mro__ if kind.__module__.partition(".")[0] in NETWORK]

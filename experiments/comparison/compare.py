@@ -67,6 +67,7 @@ def compare(
         if run.fault:
             result.notes.append(f"{run.name}: {run.fault}")
         result.notes += [f"{run.name}: left out: {reason}" for reason in run.left_out]
+        result.notes += [f"{run.name}: {run.remark}"] if run.remark else []
         if not run.after:
             result.notes.append(f"{run.name} has no item records here, so it is not in the differences")
     result.notes += filter(None, [unequal_tokens({run.name: run.tokens for run in runs})])

@@ -27,7 +27,7 @@ class ComparedRun:
     if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
     task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
-    method: empty if it is not known.
+    method: empty if it is not known. remark: what else a reader must know of it.
     """
 
     name: str
@@ -40,6 +40,7 @@ class ComparedRun:
     tokens: float = math.nan
     method: str = ""
     learning_rate: float = 0.0
+    remark: str = ""
 
     @property
     def after(self) -> Sequence[Record]:
@@ -118,7 +119,17 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         tokens=values.get("cost", {}).get("tokens", math.nan),
         method="" if values.get("method") == MEASURED else str(values.get("method", "")),
         learning_rate=float(values.get("learning_rate", 0.0)),
+        remark=_of_step(folder, values) if folder.parent.name == "posthoc" else "",
     )
+
+
+def _of_step(folder: Path, values: Mapping[str, Any]) -> str:
+    """Say which step's weights an operation changed, if the arm that is compared has a later one's (`keep: best`)."""
+    arm = f"{values.get('arm')}-{values.get('learning_rate', 0.0):g}"
+    last, step = read_json(folder.parents[1] / "arms" / arm / "result.json").get("steps"), values.get("steps")
+    if last is None or step == last:
+        return ""
+    return f"made of the weights of step {step} (training.keep: best), and {arm} has the figures of step {last}"
 
 
 def without(records: Sequence[Record], left_out: Collection[str]) -> list[Record]:

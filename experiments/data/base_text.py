@@ -95,16 +95,27 @@ class BaseText(Sampling, Source):
 
 
 def weight_files(base_model: str, blocks: int = BLOCKS_ONCE) -> list[list[Any]]:
-    """Return name and stamp of each file of a local model; nothing for a model of the Hugging Face Hub.
+    """Return name and stamp of each file of a local model, and of a model of the Hugging Face Hub its commit.
 
-    blocks: see `file_stamp`. Names of caches have the stamps of earlier versions, which read less; their notes have
-    those of now too, by which a model that differs between the samples is known.
+    blocks: see `file_stamp`. Names of caches have the stamps of earlier versions, which read less and no commit; their
+    notes have those of now too, by which a model that differs between the samples is known.
     """
     from experiments.models.base import SHIPPED, shipped_folder
 
     folder = shipped_folder() if base_model.lower() == SHIPPED else Path(base_model)
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        commit = hub_commit(base_model) if blocks == BLOCKS else ""
+        return [["commit", commit]] if commit else []
+    files = sorted(folder.iterdir())
     return [[file.name, *file_stamp(file, blocks)] for file in files if file.is_file()]
+
+
+def hub_commit(name: str) -> str:
+    """Return the commit of the newest revision of a model of the Hub that is on this machine; empty if none is."""
+    from huggingface_hub import constants
+
+    note = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
 
 
 def _key(provenance: dict[str, Any]) -> str:
@@ -117,7 +128,7 @@ def _whole(folder: Path, content: list[list[Any]]) -> bool:
         made = parse_json((folder / PROVENANCE).read_text(encoding="utf-8"))
         key = {name: value for name, value in made.items() if name not in ADDED}
         text = (folder / ROWS).read_text(encoding="utf-8")
-        same = made["sha256"] == sha256(text) and made.get("content", content) == content
+        same = made["sha256"] == sha256(text) and (made.get("content") or content) == (content or made.get("content"))
         return bool(same) and _key(key) == folder.name
     except (OSError, ValueError, KeyError, AttributeError):
         return False

@@ -22,8 +22,8 @@ class Lengths:
     """How long the first examples of a source are.
 
     too_long: examples of which tokens are left out. tokens: of all rows. left_out: tokens of the examples that are in
-    no row. refused: examples that the chat template cannot write, which are passed over. reason: why the first is
-    refused. whole: whether the source has no other examples.
+    no row. refused: examples that are passed over (`Encoded`). reason: why the first is. whole:
+    whether the source has no other examples.
     """
 
     examples: int = 0

@@ -41,7 +41,7 @@ class Piece:
 class Encoded:
     """The pieces of an example. left_out: number of its tokens that are in none, because a row is too short.
 
-    refused: why the chat template cannot write it, if it is passed over for that.
+    refused: why it is passed over: the chat template cannot write it, or none of its replies is learned.
     """
 
     pieces: list[Piece]
@@ -89,6 +89,8 @@ class Encoder:
     def encode(self, example: Example, replayed: bool = False) -> Encoded:
         """Return the pieces of an example, and how many tokens were left out."""
         rows = self.labelled(example)
+        if not rows:
+            return Encoded([], refused="its last reply has weight 0, and data.loss is last_turn")
         if isinstance(example, Text) or self.regime == "cpt":
             return Encoded([piece for row in rows for piece in self._split(row, replayed)])
         fitting = [self._fitted(row, example) for row in rows]

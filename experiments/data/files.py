@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ TEXTS = (".txt", ".md", ".rst", ".py")
 CARDS = ("readme", "license", "licence", "notice", "citation", "changelog", "contributing", "security")
 LARGE = 2**21  # bytes of tables that are read into memory; larger ones are kept on disk as they were read
 PACKED = 4  # times that a compressed table is larger than its file, or more
+CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")  # what `datasets` writes next to a saved data set: map, filter
+SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
@@ -121,6 +124,8 @@ class LocalFile(Columns, Finite):
             if odd.exists():
                 why = "is no regular file (a pipe or a device has no end): save it as a file"
             raise ConfigError(f"data file {odd} {why}")
+        caches = [file for file in files if file != path and CACHE.fullmatch(file.name)]
+        files = [file for file in files if file not in caches]
         data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
         links = [file for file in inside if file.is_symlink() and file.is_dir() and file != path]
         if not data or not _known(data[0]):
@@ -128,12 +133,21 @@ class LocalFile(Columns, Finite):
             linked = f". Links to folders are not read: name {links[0]} itself" if links else ""
             raise ConfigError(f"data file {self.path}: no file of a known kind; known: {known}{linked}")
         described = [file for file in files if file not in data]
-        reasons = {"they describe the data": described, "they are links to folders": links}
-        return data, [
+        reasons = {
+            "they describe the data": described,
+            "they are links to folders": links,
+            "they are caches of the package datasets": caches,
+        }
+        notes = [
             f"not read, because {why}: {', '.join(str(file.relative_to(path)) for file in left)}"
             for why, left in reasons.items()
             if left
         ]
+        splits = sorted(
+            set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES))
+        )
+        together = f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
+        return data, notes + [together] * (len(splits) > 1)
 
     def _read(self, file: Path) -> Usable:
         try:
@@ -158,6 +172,11 @@ def _repeated(repeated: int, kept: int) -> list[str]:
     if not repeated:
         return []
     return [f"{repeated} of {repeated + kept} examples repeat an earlier one and are read once"]
+
+
+def _words(file: Path) -> set[str]:
+    """Return the words in the names of a file and its folders."""
+    return set(re.split(r"[^a-z]+", str(file).lower()))
 
 
 def _describes(file: Path, files: Sequence[Path]) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +12,13 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, PlainSerializer, TypeAdapter
 
 from experiments.common.errors import BenchError, MachineError
-from experiments.common.hashing import short_digest
+from experiments.common.hashing import file_digest, short_digest
 from experiments.common.machine_faults import of_the_machine
 from experiments.common.section import nearest
 from experiments.data.grader import Choice, Contains, Exact, Grader, Likelihood, Numeric, refused
+from experiments.data.grader_code import installed_files, load, own_files
 from experiments.data.isolated_graders import Code, Math, Regex
-from experiments.data.items import Item
+from experiments.data.items import Item, Scorer
 
 GRADERS: dict[str, type[Grader]] = {  # a new one is added here
     "exact": Exact,
@@ -54,11 +53,16 @@ class Function(Grader):
         _function(self.function)
 
     def digest(self) -> str:
-        file = _file(self.function)
-        return short_digest(super().digest(), file.read_text(encoding="utf-8") if file else "")
+        return short_digest(super().digest(), *_code(self.function))
+
+    def scorer(self) -> Scorer:
+        """Return the function as its file is now: a file that is edited while a run goes on grades no reply of it."""
+        return functools.partial(self._grade, _function(self.function))
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
-        function = _function(self.function)
+        return self._grade(_function(self.function), reply, entry)
+
+    def _grade(self, function: Callable[..., Any], reply: str, entry: Mapping[str, Any]) -> float:
         try:
             return float(function(reply, dict(entry)))
         except (Exception, SystemExit) as error:
@@ -133,17 +137,24 @@ def _python(file: str) -> str:
     return file if file.endswith(".py") else f"{file}.py"
 
 
-def _function(name: str) -> Callable[..., Any]:
-    """Import FILE:FUNCTION, again if the file has changed. Raises ConfigError."""
+def _code(name: str) -> tuple[str, ...]:
+    """Return the text of FILE and the digests of the modules of its own that it imports: all that grades depend on."""
     file = _file(name)
-    return _imported(name, file, file.stat().st_mtime_ns if file else 0)
+    files = own_files(file) if file else installed_files(name.rpartition(":")[0])
+    text = files[0].read_text(encoding="utf-8", errors="replace") if files else ""
+    return (text, *sorted(f"{path.name} {file_digest(path)}" for path in files[1:]))
+
+
+def _function(name: str) -> Callable[..., Any]:
+    """Import FILE:FUNCTION, again if its code has changed. Raises ConfigError."""
+    return _imported(name, _file(name), _code(name))
 
 
 @functools.lru_cache
-def _imported(name: str, file: Path | None, changed: int) -> Callable[..., Any]:
+def _imported(name: str, file: Path | None, code: tuple[str, ...]) -> Callable[..., Any]:
     module, _, function = name.rpartition(":")
     try:
-        loaded = _loaded(file) if file else importlib.import_module(module)
+        loaded = load(file) if file else importlib.import_module(module)
     except Exception as error:
         raise refused(
             name, f"{file or module} cannot be imported from {Path.cwd()} ({type(error).__name__}: {error})"
@@ -153,17 +164,3 @@ def _imported(name: str, file: Path | None, changed: int) -> Callable[..., Any]:
         names = [one for one in dir(loaded) if callable(getattr(loaded, one)) and not one.startswith("_")]
         raise refused(name, f"{file or module} has no function {function!r}: {nearest(function, names)}")
     return found
-
-
-def _loaded(file: Path) -> Any:
-    """Run a file as a module; it may import those next to it."""
-    spec = importlib.util.spec_from_file_location(f"grader_{file.stem}", file)
-    assert spec is not None  # of a file that ends in .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(file.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(file.parent.resolve()))
-    return module

@@ -12,12 +12,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from experiments.common.errors import ConfigError
-from experiments.common.hashing import short_digest
+from experiments.common.hashing import file_stamp, json_digest, short_digest
 from experiments.common.section import later_field
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
 from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over, said_empty, words_of
-from experiments.data.files import LocalFile
+from experiments.data.files import CACHE, LocalFile
 from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
 from experiments.data.source import Source, as_task, free
@@ -71,6 +71,27 @@ class HuggingFace(Columns):
     def digest(self) -> str:
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
         return short_digest(super().digest(), "" if self.streaming else self.loaded._fingerprint)
+
+    @functools.cached_property
+    def origin(self) -> str:
+        """A digest of the files that are streamed: commit of the data set, or size and bytes of local files.
+
+        A stream is not read as a whole, and the newest revision may change while a run waits to go on. Empty if it is
+        not streamed, or if nobody can be asked now.
+        """
+        if not self.streaming:
+            return ""
+        import datasets
+
+        try:
+            files = {"data_files": list(self.files)} if self.files else {}
+            builder = datasets.load_dataset_builder(self.name, self.subset, revision=self.revision, **files)
+            found = (builder.config.data_files or {}).get(self.split.partition("[")[0], ())
+            if all(Path(file).is_file() for file in found):
+                return json_digest([[file, *file_stamp(Path(file))[::2]] for file in found]) if found else ""
+            return json_digest([list(map(str, found)), [list(one) for one in found.origin_metadata]])
+        except Exception:  # of the library, as in `loaded`, or of a version without these attributes
+            return ""
 
     @model_validator(mode="after")
     def _all_rows(self) -> HuggingFace:
@@ -179,6 +200,7 @@ class HuggingFace(Columns):
         """The dataset of the library. Raises ConfigError with the first line of any error of the library."""
         import datasets
 
+        _check_saved(Path(self.name))
         try:
             return datasets.load_dataset(
                 self.name,
@@ -193,6 +215,23 @@ class HuggingFace(Columns):
                 f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. With no network, give a local folder"
             ) from error
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise ConfigError for a folder of `save_to_disk` that `load_dataset` reads in another way than it was saved.
+
+    It refuses a single data set, and of several it takes the results of `map` next to them for rows.
+    """
+    caches = [file for file in folder.glob("*/*.arrow") if CACHE.fullmatch(file.name)]
+    if (folder / "state.json").is_file():
+        raise ConfigError(
+            f"dataset {str(folder)!r} was saved by save_to_disk: {{source: file, path: {folder}}} reads it"
+        )
+    if (folder / "dataset_dict.json").is_file() and caches:
+        raise ConfigError(
+            f"dataset {str(folder)!r} has caches of the package datasets, such as {caches[0].relative_to(folder)}, "
+            f"which would be read as rows: delete them, or name one split: {{source: file, path: {caches[0].parent}}}"
+        )
 
 
 def _shuffled(rows: Any, number: int, seed: int, **extra: Any) -> Any:

@@ -31,6 +31,7 @@ PATIENCE = 30  # so many times longer a check may wait, for a lock that nobody r
 MEMORY = 4 << 30  # bytes of address space of a check
 SCORE = struct.Struct("d")
 LONGEST = 4096  # bytes of a result: a pipe takes so many at once
+READY = b"+"  # what a check says first, after it gave up its rights: a reply can say nothing before it
 ROUNDS = 50  # checks of one reply, each after modules were imported that the one before asked for
 # system calls that a check needs for memory, time and its result, by machine: (audit architecture, numbers)
 ALLOWED = {
@@ -72,8 +73,8 @@ class Isolated:
                 return float(SCORE.unpack(self.server.stdout.read(SCORE.size))[0])  # type: ignore[union-attr]
             except (OSError, struct.error):
                 raise MachineError(
-                    "the process that checks replies has ended, or has no memory: this says nothing about the replies. "
-                    "Run the same command again when the cause is gone"
+                    "the process that checks replies has ended, has no memory, or could not give up its rights: this "
+                    "says nothing about the replies. Run the same command again when the cause is gone"
                 ) from None
 
     def _start(self, entry: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -93,8 +94,11 @@ class Isolated:
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer each (answer, entry) with its score, until the requests end."""
     scorer, (entry, seconds, memory) = (pickle.loads(_receive(requests)) for _ in range(2))
-    with suppress(Exception):  # it imports what it needs; the processes without rights cannot
-        scorer.ready() if hasattr(scorer, "ready") else scorer(str(entry["answer"]), entry)
+    if hasattr(scorer, "ready"):  # it imports what it needs; the processes without rights cannot
+        scorer.ready()  # if it fails, this process ends: each reply would be wrong
+    else:
+        with suppress(Exception):
+            scorer(str(entry["answer"]), entry)
     while request := _receive(requests):
         replies.write(SCORE.pack(_checked(scorer, seconds, memory, *pickle.loads(request))))
         replies.flush()
@@ -154,22 +158,31 @@ def _forked(
     if not child:
         try:
             give_up_rights(end, seconds, memory)
+            os.write(end, READY)
             os.write(end, _scored(scorer, answer, entry))
         finally:
             os._exit(0)
     os.close(end)
-    ready, _, _ = select.select([result], [], [], PATIENCE * seconds)
-    said = os.read(result, LONGEST) if ready else b""
-    score, names = said[: SCORE.size], said[SCORE.size :].decode(errors="replace").split()
+    if _next(result, len(READY), seconds) != READY:
+        _ended(child)
+        raise MemoryError  # no memory, no filter of system calls, no processor: no reply has been looked at
+    said = _next(result, LONGEST, seconds)
     os.close(result)
-    if ready and not score:  # it broke down, or was killed
+    if said == b"":  # it broke down, or was killed
         status, used = _ended(child)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and used < seconds:
             raise MemoryError  # a reply can send no signal, and its last limit of time comes later
         return 0.0, frozenset()
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
+    score, names = (said or b"")[: SCORE.size], (said or b"")[SCORE.size :].decode(errors="replace").split()
     return float(SCORE.unpack(score)[0]) if len(score) == SCORE.size else 0.0, frozenset(names)
+
+
+def _next(pipe: int, size: int, seconds: float) -> bytes | None:
+    """Return what a check writes next, empty if it ended; None if it writes nothing for too long."""
+    ready, _, _ = select.select([pipe], [], [], PATIENCE * seconds)
+    return os.read(pipe, size) if ready else None
 
 
 def _ended(child: int) -> tuple[int, float]:
@@ -188,15 +201,20 @@ def give_up_rights(keep: int, seconds: float, memory: int) -> None:
     """Close all files but `keep`, limit time and memory, and refuse all system calls but ALLOWED, for ever."""
     import resource  # not on Windows
 
+    def limit(kind: int, most: int) -> None:
+        own = resource.getrlimit(kind)[1]  # of the shell: it may be lower, and cannot be raised
+        most = most if own == resource.RLIM_INFINITY else min(most, own)
+        resource.setrlimit(kind, (most, most))
+
     signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the process; the next limit is for one that blocks the signal
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds) + 1, math.ceil(seconds) + 1))
+    limit(resource.RLIMIT_CPU, math.ceil(seconds) + 1)
 
     for fd in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), fd)
     os.closerange(3, keep)
     os.closerange(keep + 1, 1024)
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit(resource.RLIMIT_AS, memory)
+    limit(resource.RLIMIT_CORE, 0)
     code = ctypes.create_string_buffer(_filter())
     program = struct.pack("HP", len(code) // 8, ctypes.addressof(code))  # struct sock_fprog
     libc = ctypes.CDLL(None, use_errno=True)

@@ -9,13 +9,13 @@ import importlib.util
 import math
 import re
 import sys
-import textwrap
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
+from experiments.data.code_blocks import code_of
 from experiments.data.grader import Grader, refused, shortened
 from experiments.data.isolated import ALLOWED, Isolated, supported
 from experiments.data.items import Item, Scorer
@@ -27,11 +27,8 @@ ANSWER = "{answer}"  # in a pattern: the answer of the item
 BOX = "\\boxed"
 SMALL, CLOSE = 1e-3, 1e-5  # numbers below SMALL are compared by their digits, with this relative difference
 IMPORTED, MAIN = "reply", '__name__ = "__main__"\n'  # the name of a reply's module, and that of the tests
-FENCE = "```"
-TILDES = re.compile(r"^[ \t]*~{3,}", re.MULTILINE)  # the other fence of Markdown
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 RUNS = (ast.Call, ast.Assert, ast.Raise, ast.Name)  # a name alone fails if the reply does not define it
-MARK = re.compile(r"[ \t]*([\w+-]*)")  # of a block of code: its language
 # what a program may import; a process without rights cannot open the files of others
 MODULES = (
     "abc", "array", "base64", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses",
@@ -95,6 +92,12 @@ class Math(InIsolation):
     def check(self, items: Sequence[Item]) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise refused("math", "the package math-verify is not installed: pip install math-verify")
+        try:  # one that breaks would make every reply wrong
+            works, fault = bool(self("$\\frac{1}{2}$", {"answer": "0.5"})), "1/2 and 0.5 are not equal to it"
+        except Exception as error:
+            works, fault = False, f"{type(error).__name__}: {error}".splitlines()[0]
+        if not works:
+            raise refused("math", f"the package math-verify does not work here ({fault}): install it again")
 
     def remarks(self, items: Sequence[Item]) -> list[str]:
         found = [item.answer for item in items if UNIT.search(item.answer)]
@@ -166,14 +169,18 @@ class Code(InIsolation):
             raise refused("code", "it runs the model's replies as code, in a process without rights: set allow: true")
         if not supported():
             raise refused("code", f"a process without rights needs Linux on {' or '.join(ALLOWED)}: choose another")
+        if missing := [name for name in self.modules if not _is_there(name)]:
+            raise refused("code", f"modules: {missing[0]} cannot be imported here: install it, or leave it out")
 
     def scorer(self) -> Scorer:
         return Isolated(self, self.seconds, int(self.memory * 2**30))
 
     def ready(self) -> None:
-        for name in (*MODULES, *self.modules):
+        for name in MODULES:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
+        for name in self.modules:
+            importlib.import_module(name)
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         tests = entry["metadata"]["tests"]
@@ -181,6 +188,14 @@ class Code(InIsolation):
         module = sys.modules[IMPORTED] = types.ModuleType(IMPORTED)  # classes look their names up there
         exec(compile(f"{code_of(reply)}\n\n{between}{tests}\n", "<reply>", "exec"), module.__dict__)
         return 1.0
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be found; the packages around it are imported for this."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except Exception:
+        return False
 
 
 def _parsed(tests: str) -> list[ast.stmt] | None:
@@ -221,28 +236,6 @@ def _number(found: Sequence[Any]) -> float:
         return float(found[0].evalf()) if found[0].is_number else math.nan
     except (AttributeError, IndexError, TypeError, ValueError, OverflowError):
         return math.nan
-
-
-def code_of(reply: str) -> str:
-    """Return the code of a reply: its blocks marked as Python, or those without a mark, or all of it.
-
-    Sessions (>>> f(1)) are no code, if there are other blocks.
-    """
-    blocks = list(_blocks(reply if FENCE in reply else TILDES.sub(FENCE, reply)))
-    marked = [code for mark, code in blocks if mark.lower() in ("python", "py", "python3")]
-    chosen = marked or [code for mark, code in blocks if not mark]
-    chosen = [code for code in chosen if not code.lstrip().startswith(">>>")] or chosen
-    return "\n\n".join(textwrap.dedent(code) for code in chosen) if chosen else reply
-
-
-def _blocks(reply: str) -> Iterator[tuple[str, str]]:
-    """Yield the mark and the code of each block. One that is cut off goes to the end of the reply."""
-    at = 0
-    while (start := reply.find(FENCE, at)) >= 0 and (line := reply.find("\n", start)) >= 0:
-        end = reply.find(FENCE, line)
-        at = end + len(FENCE) if end >= 0 else len(reply)
-        mark = MARK.match(reply, start + len(FENCE), line)
-        yield mark[1] if mark else "", reply[line + 1 : end if end >= 0 else None]
 
 
 def _text(cell: Any) -> str:

@@ -34,7 +34,7 @@ class Drawn:
 
     epochs: times the source was started. repeats: examples that an earlier epoch had drawn already. too_long: chats
     that were left out because they are longer than a row. shortened: chats of which only a part was left out.
-    tokens_left_out: of both. refused: chats that the chat template cannot write, which were passed over.
+    tokens_left_out: of both. refused: chats that were passed over (`Encoded`).
     """
 
     tokens: int = 0
@@ -110,7 +110,7 @@ class Pieces:
             drawn.examples += bool(self.waiting)
             drawn.repeats += bool(self.waiting and epoch)
             drawn.refused += bool(encoded.refused)
-            drawn.too_long += not (self.waiting or encoded.refused)
+            drawn.too_long += bool(encoded.left_out and not encoded.pieces)
             unusable += not self.waiting
             if unusable >= PATIENCE:
                 raise ConfigError(f"source {self.part.source.label}: {PATIENCE} examples in a row {self._why(encoded)}")

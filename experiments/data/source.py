@@ -102,6 +102,11 @@ class Source(Section):
         """Return sixteen hex digits that change when the data changes."""
         return short_digest(self.model_dump_json(exclude={"share"}))
 
+    @property
+    def origin(self) -> str:
+        """A digest of the files behind a source whose `digest` does not cover their content; empty if it does."""
+        return ""
+
     def materialise(self, context: SourceContext) -> Source:
         """Return the source to draw from: itself, unless its data must be made first."""
         return self

@@ -18,6 +18,7 @@ from experiments.common.result_folders import MEASUREMENT, folders, measurements
 from experiments.runs.result_file import check_owner, result_values
 from experiments.tracking.journal import PATTERN, Event, Journal
 from experiments.tracking.machine import process_state
+from experiments.tracking.run import flatten
 
 GAINS = ("gain", "new_nll_drop")  # of `scorecard.figures`, which takes a second to import
 ENDS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}  # status of a journal's end
@@ -167,6 +168,23 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not YAML: {error}; the folder cannot be read without it") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} has no mapping at the top; the folder cannot be read without it")
+    return values
+
+
+def own_config(folder: Path) -> dict[str, Any]:
+    """Return the plain values of a run's config. Raises ConfigError, also if it is not that which its journal noted.
+
+    Without a journal (a run that was copied from another machine) nothing is known.
+    """
+    values, file = read_config(folder / "config.yaml"), folder / "config.yaml"
+    events = [event for path in folder.glob(PATTERN) for event, _ in Journal(path).read() if event["event"] == "params"]
+    now = flatten(values)
+    noted = sorted(events, key=lambda event: event["time"])[-1]["params"] if events else now
+    if edited := sorted(name for name in noted.keys() | now.keys() if noted.get(name) != now.get(name)):
+        raise ConfigError(
+            f"{file} was edited: it has other settings than {folder.name} ran with ({edited[0]}). Bring it back, or "
+            "delete it and run the same config again, which writes it anew"
+        )
     return values
 
 

@@ -17,6 +17,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, read_note
 from experiments.measure.config import SEVERAL
 from experiments.measure.files import CONFIG, check_file, check_weights
+from experiments.methods.reference import REDRAWN
 from experiments.methods.saving import ADAPTER_CONFIG, load_onto
 from experiments.models.base import load_model
 from experiments.models.precision import DTYPES, device
@@ -164,6 +165,12 @@ def _check_adapter(folder: Path, base: Base) -> None:
         raise ConfigError(
             f"{folder} is an adapter of virtual tokens ({values.get('peft_type')}), which are read before each text: "
             "its tokens cannot be scored as the base's are. Measure an adapter of weights, such as LoRA"
+        )
+    if (start := str(values.get("init_lora_weights"))).startswith(REDRAWN):
+        raise ConfigError(
+            f"{folder} was trained from the start {start!r}, which took a part out of the base's weights, and PEFT "
+            "takes out another one when it loads the adapter: it would be another model. Save it as a plain adapter: "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
     _check_shapes(file, base)
     named = str(values.get("base_model_name_or_path") or "")

@@ -32,6 +32,12 @@ REFUSED = {
     "xlora": "it mixes adapters that are trained already",
     "poly": "each of its passes needs the number of a task",
 }
+STARTS = {  # of init_lora_weights -> why it would not be what its name says
+    "eva": "it needs text that is read before training, without which PEFT draws the usual start: take train: lora",
+    "corda": "it needs text that is read before training: take train: corda",
+    "pissa_niter": "it is drawn at random again when the adapter is loaded, which gives another model: take pissa",
+}
+IDLE = ("use_qalora", "qalora_group_size", "megatron_config", "megatron_core")  # fields for layers of other libraries
 OWN_TARGETS = ("ia3", "ln_tuning", "trainable_tokens")  # types that are defined by what they adapt
 PROBE = 8  # tokens of the pass that compares the start with the base
 ROUNDING = 1e-4  # of the largest logit
@@ -56,6 +62,8 @@ class Peft(Tuning):
     def _checked(self) -> Peft:
         config_class = config_of(self.type)
         for name, value in (self.model_extra or {}).items():
+            if reason := next((why for start, why in STARTS.items() if _starts(name, value, start)), None):
+                raise ValueError(f"{name}={value!r} cannot be used: {reason}")
             checked(config_class, name, value)
         if self.targets != "all" and (self.type in OWN_TARGETS or "target_modules" in (self.model_extra or {})):
             raise ValueError(
@@ -91,8 +99,19 @@ class Peft(Tuning):
         config_class, targets = config_of(self.type), {}
         if self.type not in OWN_TARGETS:
             targets = {"target_modules": linear_names(model, self.targets)}
+        self._check_saved(model)
         given = {name: checked(config_class, name, value) for name, value in (self.model_extra or {}).items()}
         return config_class(**{"task_type": "CAUSAL_LM", **targets, **given})
+
+    def _check_saved(self, model: PreTrainedModel) -> None:
+        """Raise ConfigError for a name in modules_to_save that no module has: PEFT passes over it."""
+        names = [name for name, _ in model.named_modules()]
+        given = (self.model_extra or {}).get("modules_to_save") or ()
+        if lacking := [one for one in given if not any(name.endswith(one) for name in names)]:
+            known = sorted({name.rpartition(".")[2] for name in names} - {""})
+            raise ConfigError(
+                f"peft: modules_to_save: no module is called {lacking[0]!r}: {nearest(lacking[0], known)}"
+            )
 
     def _check_start(self, model: Any, base: Tensor) -> None:
         """Raise ConfigError if the model does not start as the base, or if the base cannot be had from it again."""
@@ -105,6 +124,10 @@ class Peft(Tuning):
         with model.disable_adapter():
             if has_base(model) and not torch.equal(probe(model), base):
                 raise ConfigError(f"peft: type {self.type!r} changes the base's weights, and they do not come back")
+
+
+def _starts(name: str, value: Any, start: str) -> bool:
+    return name == "init_lora_weights" and str(value).lower().startswith(start)
 
 
 def config_of(name: str) -> Any:
@@ -128,6 +151,8 @@ def checked(config_class: Any, name: str, value: Any) -> Any:
     if name in OWN:
         raise ValueError(f"{name} is set by the bench: {OWN[name]}")
     declared = {field.name for field in dataclasses.fields(config_class)} - OWN.keys()
+    if name in IDLE and name in declared:
+        raise ValueError(f"{name} has no effect here: it is for layers of another library")
     if name not in declared:
         raise ValueError(f"unknown field {name!r} of {config_class.__name__}: {nearest(name, declared)}")
     annotation: TypeAdapter[Any] = TypeAdapter(get_type_hints(config_class)[name])

@@ -24,6 +24,7 @@ from experiments.methods.saving import is_peft
 from experiments.models.head import inner, why_whole
 
 TAKE_OUT = ("pissa", "corda", "olora", "loftq", "lora_ga")  # starts of LoRA that change the weights of the base
+REDRAWN = ("pissa_niter", "lora_ga")  # of these, what PEFT starts in another way when it loads the adapter
 UNREAD = ("labels", "shift_labels", "replayed", "documents")  # values of a batch that no logits depend on
 
 

@@ -71,6 +71,18 @@ def facts_of(base: PreTrainedModel) -> dict[str, Any]:
     return {**base_facts(base), "fingerprint": fingerprint(base)}
 
 
+def differing_base(saved: dict[str, Any], here: dict[str, Any], whole: bool = False) -> str:
+    """Say how the facts of two bases differ; an empty text if they do not, or if it cannot be seen.
+
+    whole: the weights do not count.
+    """
+    noted = ("name", "dtype", "fingerprint")
+    different = differences({k: v for k, v in saved.items() if k not in noted}, here)
+    if not different and not whole and same_base(saved, here) is False:
+        return "its weights are others (another model of the same shapes, or another revision)"
+    return different
+
+
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Write the facts of the base model that was trained (`facts_of`) next to what was trained."""
     write_json(folder / BASE, facts)
@@ -127,13 +139,8 @@ def _check_base(base: PreTrainedModel, file: Path, whole: bool) -> None:
     whole: its weights do not count, since all are replaced.
     """
     saved, here = read_json(file, AGAIN), facts_of(base)
-    noted = ("name", "dtype", "fingerprint")
-    different, same = (
-        differences({k: v for k, v in saved.items() if k not in noted}, here),
-        whole or same_base(saved, here),
-    )
-    if not different and same is False:
-        different = "its weights are others (another model of the same shapes, or another revision)"
+    same = whole or same_base(saved, here)
+    different = differing_base(saved, here, whole)
     named = saved.get("name") or read_json(file.with_name(ADAPTER_CONFIG), AGAIN).get("base_model_name_or_path")
     if not different and same is None and Path(named or "an unknown model").name != Path(here["name"]).name:
         warnings.warn(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError, TemplateSyntaxError, meta
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ModelError
@@ -39,6 +39,7 @@ MERGE_SYSTEM = (
     " + messages[2:] %}{%- else %}"
     '{%- set messages = [{"role": "user", "content": messages[0]["content"]}] + messages[1:] %}{%- endif %}{%- endif %}'
 )
+GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # a tag of transformers
 DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 
 
@@ -121,10 +122,20 @@ def _system(system: str | None) -> str:
 
 def _options(options: Mapping[str, Option], template: str) -> str:
     """Return the start of a template that sets its variables. Raises ModelError for one that it does not read."""
+    known = variables(template) if options else set()
     for name in options:
-        if not re.search(rf"\b{re.escape(name)}\b", template):
+        if name not in known:
             raise ModelError(f"data.template_options: this model's chat template reads no {name!r}: leave it out")
     return "".join(f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in options.items())
+
+
+def variables(template: str) -> set[str]:
+    """Return the variables that a template reads before it sets them itself: others would be given for nothing."""
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", template))
+    except TemplateSyntaxError:  # of an extension that is not known here
+        return set(re.findall(r"\w+", template))
+    return meta.find_undeclared_variables(tree)
 
 
 def _dated(template: str) -> str:

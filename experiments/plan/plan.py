@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, ModelError
 from experiments.config import ExperimentConfig
 from experiments.methods.config import ArmConfig
 from experiments.models.precision import Precision
@@ -77,13 +77,16 @@ def plan_run(
 ) -> Plan:
     """Plan every arm of a config. device: default: this machine's. length: tokens of a row, if not `data.length`.
 
-    Raises ConfigError if the number of devices does not divide `training.batch_size`.
+    Raises ConfigError if the number of devices does not divide `training.batch_size`, ModelError without the base.
     """
     device, arms, failed = device or here(), [], {}
+    Processes(devices).cut(config.training)
     for arm in config.arms:
         try:
             arms.append(_Planner(config, arm, device, devices, sharding, length or config.data.length).plan())
-        except ConfigError:
+        except ConfigError as error:  # of this arm's method: the others have plans
+            failed[arm.name] = str(error)
+        except ModelError:
             raise
         except Exception as error:  # of transformers and PEFT, for models and methods that they cannot build so
             failed[arm.name] = f"{type(error).__name__}: {error}"

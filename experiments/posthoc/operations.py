@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,8 +24,12 @@ from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_arm, check_operation
 from experiments.posthoc.ensemble import together
 from experiments.posthoc.parked import Noted, Parked
-from experiments.runs.trained import load_arm, load_trained
+from experiments.runs.trained import TRAINED, load_arm, load_trained
 
+# names of what is before the first layer: modules are not in the order in which they run (OPT's last norm)
+BEFORE = re.compile(
+    r"embed(?!_out|ding_norm)|(?:^|\.)(?:wte|wpe|w|project_in|input_hidden_states_(?:scale|bias))(?:\.|$)"
+)
 Figures = dict[str, float]
 Batches = Sequence[dict[str, Tensor]]
 
@@ -44,7 +49,10 @@ class TrainedArm:
         return self.run / "arms" / f"{self.name}-{self.learning_rate:g}"
 
     def base(self) -> PreTrainedModel:
-        return run_config(self.run).load_base()[0]
+        """Load the base model. Raises DamagedError if it is not the one that the arm was trained from."""
+        base = run_config(self.run).load_base()[0]
+        check_same_base(base, self.folder / TRAINED)
+        return base
 
     def trained(self) -> PreTrainedModel:
         return load_trained(self.run, self.name, self.learning_rate)
@@ -80,15 +88,11 @@ def lines(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figure
 
 
 def depth_shares(model: PreTrainedModel, first: float) -> dict[str, float]:
-    """Return a share by name of parameter: `first` up to the first layer, then rising linearly to 1 in the last."""
+    """Return a share by name of parameter: `first` before the first layer, then rising linearly to 1 in the last."""
     layers = decoder_layers(model)
-    depth = {id(p): index for index, layer in enumerate(layers) for p in layer.parameters()}
-    share, shares = first, {}
-    for name, parameter in model.named_parameters():
-        if id(parameter) in depth:
-            share = first + (1 - first) * depth[id(parameter)] / max(len(layers) - 1, 1)
-        shares[name] = share
-    return shares
+    part = {id(p): i / max(len(layers) - 1, 1) for i, layer in enumerate(layers) for p in layer.parameters()}
+    names = {n: part.get(id(p), 0.0 if BEFORE.search(n) else 1.0) for n, p in model.named_parameters()}
+    return {name: first + (1 - first) * depth for name, depth in names.items()}
 
 
 def merge(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Figures]:
@@ -136,7 +140,7 @@ def _others(operation: str, arm: TrainedArm) -> Iterator[PreTrainedModel]:
                 f"one {own.quantised}"
             )
         base = arm.base() if operation == "ensemble" else arm.base_in_floats()
-        check_same_base(base, folder / "trained")
+        check_same_base(base, folder / TRAINED)
         yield load_arm(base, folder)
 
 

@@ -130,7 +130,11 @@ def data_table(drawn: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table | None
             if cut
             else ""
         )
-        + (" Refused: chats that the chat template cannot write, which were passed over." if refused else "")
+        + (
+            " Refused: chats that the template cannot write, or without a learned reply; they were passed over."
+            if refused
+            else ""
+        )
     )
     return Table("Data that was drawn", head, rows, note) if rows else None
 
@@ -194,15 +198,18 @@ def _count(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
-def posthoc_table(results: Sequence[ArmResult]) -> Table | None:
-    """Show operations on trained weights, measured as the arms were (`experiments.posthoc`)."""
+def posthoc_table(results: Sequence[ArmResult], arms: Sequence[ArmResult] = ()) -> Table | None:
+    """Show operations on trained weights, measured as the arms were (`experiments.posthoc`).
+
+    It names the step of the weights if the arm has the figures of a later one (`training.keep: best`).
+    """
     if not results:
         return None
-    name = gain_name(results)
+    name, last = gain_name(results), {(arm.arm, arm.learning_rate): arm.steps for arm in arms}
     rows = tuple(
         (
             label(r),
-            r.operation or "",
+            f"{r.operation}" + ("" if last.get((r.arm, r.learning_rate), r.steps) == r.steps else f", step {r.steps}"),
             gain_text(r.scorecard, name),
             *(figure_text(r.scorecard, other) for other in OTHERS),
         )

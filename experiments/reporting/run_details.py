@@ -84,7 +84,7 @@ class RunRecords:
             trajectory_table(self.base, self.records, draws, seed),
             further_table(self.results),
             self.turned(),
-            posthoc_table(afterwards),
+            posthoc_table(afterwards, self.results),
             data_table(drawn),
             packing_table(packed or {}),
             overlap_table(overlaps),

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import ModelError
@@ -34,7 +33,7 @@ from experiments.tracking.tracker import Tracker
 from experiments.tracking.view import kind_params
 from experiments.training.callbacks import Hooks
 from experiments.training.channel import AbortLaunch
-from experiments.training.checkpoints import drop_checkpoints, last_checkpoint
+from experiments.training.checkpoints import drop_checkpoints, step_reached
 from experiments.training.processes import LaunchMismatch
 
 DATA = "data.json"  # what the arm's rows took from each source
@@ -168,9 +167,9 @@ class ArmRun:
 
     def _say_start(self, result: ArmResult) -> int:
         """Say which arm begins. Returns the step of the checkpoint that it goes on from, or 0."""
-        checkpoint = last_checkpoint(self.folder / "checkpoints")
-        self.session.say(f"{result.label}" + (f": continues from {Path(checkpoint).name}" if checkpoint else ""))
-        return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+        step = step_reached(self.folder / "checkpoints")
+        self.session.say(result.label + (f": continues from checkpoint-{step}" if step else ""))
+        return step
 
     def _say_end(self, result: ArmResult, seconds: float) -> None:
         if not result.reason:

@@ -13,11 +13,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ctrl.sharded import sharded
-from experiments.common.errors import NotFinite
+from experiments.common.errors import ModelError, NotFinite
 from experiments.common.files import write_json
 from experiments.methods import ActiveMethod, Method, MethodContext
 from experiments.methods.config import ArmConfig
-from experiments.methods.saving import facts_of, round_files, write_facts
+from experiments.methods.saving import differing_base, facts_of, round_files, write_facts
 from experiments.runs.messages import TrainArm
 from experiments.runs.prepared import Prepared
 from experiments.runs.trained import KEPT, TRAINED
@@ -67,7 +67,7 @@ class ArmTraining:
         with own_errors_abort(self.folder.name, self.processes):
             method = self.arm.build()
             base = self.load_base(method)
-            base_parameters, facts = sum(p.numel() for p in base.parameters()), facts_of(base)
+            base_parameters, facts = sum(p.numel() for p in base.parameters()), self._facts(base)
             model = method.prepare(base, self.context)
             added = sum(p.numel() for p in model.parameters()) - base_parameters
             active = method.begin(model, self.context)
@@ -84,6 +84,19 @@ class ArmTraining:
                 with active.evaluated(model):
                     self._save(model, active, facts)
         return {**cost, "added_parameters": float(added)}
+
+    def _facts(self, base: PreTrainedModel) -> dict[str, Any]:
+        """Return the facts of the base that was loaded. Raises ModelError if it is not the one that was measured.
+
+        Each arm loads it anew, hours later perhaps: somebody may have saved another model to its folder meanwhile.
+        """
+        facts = facts_of(base)
+        if different := differing_base(self.prepared.facts, facts):
+            raise ModelError(
+                f"base_model {self.prepared.config.base_model} is another one than when this run measured it: "
+                f"{different}. Bring the old one back, and the same command goes on"
+            )
+        return facts
 
     def _has_trained(self) -> bool:
         """Whether weights are kept already. Not if `best` was set after the best evaluation: then the last stay.

@@ -147,7 +147,7 @@ class ExperimentData:
         One dict for each source and stage: name, stage (from 1; mixed data has one), replayed, share (of the stage's
         tokens), asked (the share in the config), tokens, pieces, examples, epochs (times the source was begun),
         repeats (examples that an earlier epoch had), too_long (chats longer than data.length, which are left out),
-        shortened (of which only a part is left out), tokens_left_out (of both), refused (by the chat template).
+        shortened (of which only a part is left out), tokens_left_out (of both), refused (`Encoded`).
         """
         rows = rows or self.rows(arm)
         drawn = rows.drawn()

@@ -13,6 +13,7 @@ from experiments.methods.batches import read_by
 from experiments.models.head import only_label_logits
 from experiments.runs.arm_training import ArmTraining
 from experiments.training.checkpointing import checkpoint_layers
+from experiments.training.checkpoints import step_reached
 from experiments.training.lm_loss import lm_loss
 
 TIMED = 10  # steps; fewer are trained in the time that timing them takes
@@ -23,11 +24,19 @@ REPEATS = 3  # timed passes of each arm; the fastest counts
 class TimeLeft:
     """The time that the arms of a run still need: predicted before the first, corrected by what steps really take.
 
-    predicted: seconds of each arm by the name of its folder. steps: of an arm. say: prints a line.
+    predicted: seconds of each arm, from its first step, by the name of its folder. steps: of an arm. say: prints a
+    line. reached: the step that an arm goes on from, by name.
     """
 
-    def __init__(self, predicted: Mapping[str, float], steps: int, say: Callable[[str], None]) -> None:
-        self.predicted, self.left, self.steps, self.say = dict(predicted), dict(predicted), steps, say
+    def __init__(
+        self,
+        predicted: Mapping[str, float],
+        steps: int,
+        say: Callable[[str], None],
+        reached: Mapping[str, int] | None = None,
+    ) -> None:
+        self.predicted, self.steps, self.say = dict(predicted), steps, say
+        self.left = {name: s * (1 - (reached or {}).get(name, 0) / steps) for name, s in predicted.items()}
         self.begun = ""  # name of the arm that trains
         self.took, self.done = 0.0, 0.0  # seconds of the steps so far, and those predicted for them
         self.promised = (time.perf_counter(), sum(self.left.values()))  # when, and how many seconds were left
@@ -81,9 +90,12 @@ def say_time(arms: Sequence[ArmTraining], say: Callable[[str], None]) -> TimeLef
     seconds = {
         arm.folder.name: probes[arm.arm.name] * steps + prepared.evaluation_seconds * evaluations for arm in arms
     }
+    reached = {arm.folder.name: step_reached(arm.folder / "checkpoints") for arm in arms}
+    left = TimeLeft(seconds, steps, say, reached)
+    done = f", {sum(reached.values())} of them done," if any(reached.values()) else ""
     each = ", ".join(f"{name} {value:.2f} s" for name, value in probes.items())
-    say(f"about {sum(seconds.values()) / 60:.0f} min for {len(arms)} arms of {steps} steps (one step: {each})")
-    return TimeLeft(seconds, steps, say)
+    say(f"about {sum(left.left.values()) / 60:.0f} min for {len(arms)} arms of {steps} steps{done} (one step: {each})")
+    return left
 
 
 def step_seconds(arm: ArmTraining) -> float:

@@ -19,6 +19,7 @@ from experiments.evaluation.cache import Elsewhere
 from experiments.evaluation.evaluate import Suites, alone
 from experiments.evaluation.suite import SuiteContext
 from experiments.methods.config import ArmConfig
+from experiments.methods.saving import facts_of
 from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, write_records
@@ -31,11 +32,15 @@ from experiments.runs.result_file import owners_noted, write_result
 
 @dataclass(frozen=True, eq=False)
 class Prepared(MeasuredBase):
-    """What all arms of a run share. `prepare` makes it. searched: what is measured and in the training data too."""
+    """What all arms of a run share. `prepare` makes it.
+
+    searched: what is measured and in the training data too. facts: of the base model that was measured, see `facts_of`.
+    """
 
     config: ExperimentConfig
     data: ExperimentData
     searched: Searched
+    facts: dict[str, Any]
 
     def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path, changed: Sequence[Path]) -> None:
         """Measure a model that was changed after its training, fill the result, and write it and its records.
@@ -95,8 +100,9 @@ class Inputs:
         base = measure_base(
             evaluation, self.suites, self.model, self.tokenizer, precision, root, folder, seed, say, elsewhere, together
         )
+        facts = facts_of(self.model)
         del self.model
-        return Prepared(**vars(base), config=self.config, data=self.data, searched=searched)
+        return Prepared(**vars(base), config=self.config, data=self.data, searched=searched, facts=facts)
 
 
 def prepare(config: ExperimentConfig, folder: Path, say: Callable[[str], None] = print) -> Prepared:
@@ -137,6 +143,8 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     for line in data.counted():
         say(line)
     digests = {f"{i} {one['name']}": str(one["digest"]) for i, one in enumerate(data.describe())}
+    named = {f"{i} the files of {one.label}": one.origin for i, one in enumerate((*data.new, *data.old))}
+    digests |= {name: origin for name, origin in named.items() if origin}  # earlier versions noted none
     digests |= {f"kept {one.task}": one.digest() for one in config.evaluation.kept_files}
     if config.data.template is not None:  # maybe a file, which may have changed
         digests["the data.template"] = json_digest(tokenizer.chat_template)

@@ -55,6 +55,8 @@ def _data(config: ExperimentConfig) -> Iterator[str]:
     replays = data.replay or any(arm.replay for arm in config.arms)
     if data.old and not replays and not any(arm.build().reads_old for arm in config.arms):
         yield "data.old is read by no arm: give data.replay, the share of its tokens, or leave it out"
+    if data.choose is not None and not replays:
+        yield "data.choose has no effect, since no arm replays: give data.replay, or leave it out"
     for source in (*data.new, *data.old):
         read = next((name for name in INSTEAD_OF if isinstance(source, Columns) and getattr(source, name)), None)
         if read and (given := _given(source, INSTEAD_OF[read])):

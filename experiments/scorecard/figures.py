@@ -61,7 +61,7 @@ _NEW = (
            draw=lambda s: ratio(s.new["after"] - s.new["before"], s.new["n"] - s.new["before"])),
     Figure("answer_length", "new", "reply length", "mean length of the replies to questions of the new task",
            "mean of the characters", unit="characters", bounds=ABOVE_ZERO,
-           draw=lambda s: s.reply_length(lambda before, after: after)),
+           draw=lambda s: s.reply_length(lambda before, after: after, positive=True)),
     Figure("answer_length_change", "new", "change of reply length", "change of the mean length of these replies",
            "after - before, paired by question", unit="characters", signed=True, unchanged=0,
            draw=lambda s: s.reply_length(lambda before, after: after - before)),

@@ -66,17 +66,21 @@ def with_unseen(totals: Mapping[str, Array], size: float, seed: Sequence[int]) -
 
     With few flips, weights of the questions alone give intervals that are too short, and of no width without a flip. k
     lost answers then vary as gamma(k + UNSEEN), whose ends are close to those of the exact interval of a rare count.
-    size: answers that flip together (`flip_size`). Row 0 and the base's answers stay as they are.
+    size: answers that flip together (`flip_size`). Row 0 stays as it is, and so do the base's answers, unless all (or
+    none) are right after training: a missed answer that was won was wrong before.
     """
     rows = len(totals["n"])
     lost, won = np.zeros((2, rows))
     lost[1:], won[1:] = size * np.random.default_rng([*seed]).standard_gamma(UNSEEN, (2, rows - 1))
+    after = totals["after"] + won - lost
+    inside = after.clip(0, totals["n"])
     return {
         **totals,
+        "before": (totals["before"] - (after - inside)).clip(0, totals["n"]),
         "lost": totals["lost"] + lost,
         "won": totals["won"] + won,
         "flipped": totals["flipped"] + lost,
-        "after": (totals["after"] + won - lost).clip(0, totals["n"]),
+        "after": inside,
     }
 
 

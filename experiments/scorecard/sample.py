@@ -122,11 +122,15 @@ class Sample:
         rows = ((r, require(r, "value"), require(r, "tokens")) for r in _some(drift))
         return weighted(rows, self.draws, self.seed, positive=True)
 
-    def reply_length(self, of: Callable[[int, int], int]) -> Array:
-        """Mean of `of(before, after)`: the characters of the replies to the new task's questions."""
+    def reply_length(self, of: Callable[[int, int], int], positive: bool = False) -> Array:
+        """Mean of `of(before, after)`: the characters of the replies to the new task's questions.
+
+        positive: it is never below 0. A few replies are far longer than the others, as values of KL are.
+        """
         pairs = [(len(r0.reply), len(r.reply), r) for r0, r in self._answered("new")
                  if r0.reply is not None and r.reply is not None]  # fmt: skip
-        return weighted(((r, of(before, after), 1.0) for before, after, r in _some(pairs)), self.draws, self.seed)
+        rows = ((r, of(before, after), 1.0) for before, after, r in _some(pairs))
+        return weighted(rows, self.draws, self.seed, positive)
 
     def questions(self, suite: str, with_choice: bool = False) -> int:
         """How many questions of a suite were answered; with_choice: by a choice before and after."""

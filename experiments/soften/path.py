@@ -21,10 +21,11 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json, part_folder, read_json
 from experiments.measure.files import CONFIG, INDEXES, WEIGHTS
 from experiments.measure.kinds import Base
+from experiments.posthoc.operations import BEFORE
 
 By = Literal["weights", "depth"]
 LAYER = re.compile(r"\.(\d+)\.")
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", ".embeddings.weight")
 HEAD = "lm_head.weight"
 COPIED = (".json", ".jinja", ".txt", ".model", ".py")  # files of a model besides its weights
 TRAINING = ("trainer_state.json",)
@@ -36,9 +37,9 @@ class WeightPath:
     """Weights at a point between base and model: W(alpha) = W0 + s (W - W0), in fp32, then in the model's own dtype.
 
     by `weights`: s = alpha everywhere (WiSE-FT, arXiv 2109.01903). by `depth`: s = alpha + (1 - alpha) l / (L - 1) in
-    layer l of L, alpha in the embedding, 1 after the last layer (LiNeS, arXiv 2410.17146): what is near the input, and
-    general, changes less. alpha 1 is the model itself, bit for bit. base, model: folders with safetensors files. Raises
-    ConfigError if they have other tensors.
+    layer l of L, alpha before the first (embeddings), 1 after the last layer (LiNeS, arXiv 2410.17146): what is near
+    the input, and general, changes less. alpha 1 is the model itself, bit for bit. base, model: folders with
+    safetensors files. Raises ConfigError if they have other tensors.
     """
 
     base: Path
@@ -76,7 +77,7 @@ class WeightPath:
             return alpha
         if found := LAYER.search(name):
             return alpha + (1 - alpha) * int(found[1]) / max(1, self.layers - 1)
-        return alpha if name.endswith(EMBEDDINGS) else 1.0
+        return alpha if BEFORE.search(name) else 1.0
 
     def load(self, alpha: float, base: Base, near: Path) -> PreTrainedModel:
         """Load the model at a point, as `write` writes it, in the way in which the base is loaded.

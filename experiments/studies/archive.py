@@ -19,7 +19,10 @@ from experiments.common.files import parse_json
 from experiments.common.paths import short_path
 
 FILE, TRIALS = "trials.tar.xz", "trials.json"
-KEPT = ("config.yaml", "sources.json", "base/*.json", "base/*.jsonl", "arms/*/*.json", "arms/*/items-*.jsonl")
+KEPT = (
+    *("config.yaml", "sources.json", "base/*.json", "base/*.jsonl", "arms/*/*.json", "arms/*/items-*.jsonl"),
+    *("posthoc/*/result.json", "posthoc/*/items-*.jsonl"),
+)
 LEFT_OUT = ("mlflow.json", ".delivered.json")  # of this machine's MLflow
 MOST = 4 * 2**30  # bytes after unpacking
 AT_ONCE = 2**29  # bytes in memory: of trials.json, or of a member's header

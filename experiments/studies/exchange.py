@@ -1,7 +1,7 @@
 """Write a study's complete trials to one file, and begin a study from such a file, on this machine or another.
 
 `trials.tar.xz` has `trials.json` (the study's identity, then picks, values and results of each trial) and the runs that
-they were measured in: configs, results and item records, without weights.
+they were measured in: configs, results and item records, those of post-hoc operations too, without weights.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ def read_trials(study: StudyConfig, folder: Path) -> list[optuna.trial.FrozenTri
         made = [_attempt(study, trial) for trial in found]
         for trial in found:
             _check_runs(study, trial, archive)
+        own = {f"{run.folder}/arms/{_arm_of(run.result)}" for trial in found for run in trial.runs}
+        if strange := sorted(name for name in archive.files if not _belongs(name, own)):
+            raise ValueError(f"it has {strange[0]!r}, which is of none of its trials")
         return made
 
 
@@ -99,7 +102,7 @@ def unpack_runs(folder: Path, root: Path) -> None:
         for name in archive.files:
             if run_of(name) in new:
                 archive.unpack(name, part)
-        for result in part.glob(f"runs/*/arms/*/{RESULT}"):
+        for result in (*part.glob(f"runs/*/arms/*/{RESULT}"), *part.glob(f"runs/*/posthoc/*/{RESULT}")):
             check_files(result)
         for run in sorted(new):
             try:
@@ -120,8 +123,20 @@ def unpacked(trial: optuna.trial.FrozenTrial, root: Path) -> bool:
 
 def _result_file(run: Mapping[str, Any]) -> str:
     """Return the path of the result of a trial's run, below the root."""
-    result = ArmResult.from_dict(run["result"])
-    return f"{run['folder']}/arms/{result.arm}-{result.learning_rate:g}/{RESULT}"
+    return f"{run['folder']}/arms/{_arm_of(run['result'])}/{RESULT}"
+
+
+def _arm_of(result: dict[str, Any]) -> str:
+    made = ArmResult.from_dict(result)
+    return f"{made.arm}-{made.learning_rate:g}"
+
+
+def _belongs(name: str, arms: set[str]) -> bool:
+    """Whether a file is of one of the arms, or of the run around it: config, sources, records of the base."""
+    parts = name.split("/")
+    if parts[2] == "arms":
+        return "/".join(parts[:4]) in arms
+    return any(arm.startswith(f"{run_of(name)}/") for arm in arms)
 
 
 def _known(values: Any) -> Known:

@@ -11,6 +11,7 @@ import re
 import sqlite3
 import urllib.parse
 import urllib.request
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from experiments.tracking.journal import Event
+from experiments.tracking.moved import ARTIFACTS, keep_artifacts_here
 
 MAX_VALUE, MAX_TAG, MAX_BATCH, MAX_KEY = 6000, 8000, 100, 250  # MLflow's limits on params and tags
 MAX_METRICS = 1000
@@ -136,6 +138,7 @@ def open_local(root: Path) -> Any:
             connection.execute("PRAGMA schema_version")  # MLflow would try a broken file for two minutes
         client = client_class(tracking_uri=f"sqlite:///{path}")
         client.search_experiments(max_results=1)  # migrates the store, or fails if it is none
+        keep_artifacts_here(path, root.resolve() / ARTIFACTS)
     return client
 
 
@@ -175,7 +178,26 @@ def _import_mlflow() -> Any:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; `Run` warns once, in one line
     if not event.contains(Engine, "connect", _sync_normal):
         event.listen(Engine, "connect", _sync_normal)
+    _forget_places()
     return MlflowClient
+
+
+class _Nothing(OrderedDict[str, Any]):
+    """Keep nothing."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        return None
+
+
+def _forget_places() -> None:
+    """Let MLflow look up where a run's artifacts are each time.
+
+    It keeps the places by the ids of runs alone: of a root and its copy, the second one would get the first one's.
+    """
+    from mlflow.tracking._tracking_service import utils
+
+    if hasattr(utils, "_artifact_repos_cache"):
+        utils._artifact_repos_cache = _Nothing()
 
 
 def _sync_normal(connection: Any, _: Any) -> None:

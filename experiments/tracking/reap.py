@@ -8,10 +8,9 @@ from pathlib import Path
 from experiments.common.files import sweep
 from experiments.tracking.journal import PATTERN, Journal, in_order
 from experiments.tracking.machine import process_alive
+from experiments.tracking.moved import ARTIFACTS
 from experiments.tracking.senders import deliver
 from experiments.tracking.store import DIED, TrackingStore
-
-ARTIFACTS = "artifacts"  # of the local store: many files, and no journal among them
 
 
 def reap(store: TrackingStore, root: Path, seconds: float) -> list[str]:
@@ -73,4 +72,5 @@ def _journals(root: Path) -> list[Journal]:
 
 
 def _places(root: Path) -> list[Path]:
+    # artifacts: many files, and no journal among them
     return [place for place in root.iterdir() if place.is_dir() and place.name != ARTIFACTS]

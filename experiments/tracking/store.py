@@ -15,6 +15,7 @@ from experiments.common.machine_faults import of_the_machine
 from experiments.common.printable import printable
 from experiments.tracking.client import DATABASES, away, connect, open_local, pages, refused
 from experiments.tracking.machine import process_alive
+from experiments.tracking.moved import ARTIFACTS
 from experiments.tracking.uri import without_password
 
 DIED = "its process died"  # the tag `error` of a run that has no end of its own
@@ -106,7 +107,7 @@ class TrackingStore:
     def _find_experiment(self, name: str) -> str:
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            place = str(self.root / "artifacts") if self.local else None
+            place = str(self.root.resolve() / ARTIFACTS) if self.local else None
             return str(self.client.create_experiment(name, artifact_location=place))
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)

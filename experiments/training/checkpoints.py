@@ -33,6 +33,12 @@ def last_checkpoint(folder: Path) -> str | None:
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
+def step_reached(folder: Path) -> int:
+    """Return the step of the newest complete checkpoint, or 0 without one."""
+    checkpoint = last_checkpoint(folder)
+    return int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+
+
 def _owner(folder: Path) -> dict[str, Any]:
     """Return the arm and the run of a folder `arms/NAME/checkpoints`."""
     arm = folder.absolute().parent

@@ -161,13 +161,14 @@ def _with_draws(
     """Fit the law, and the laws of a bootstrap of residuals around the fitted values.
 
     The residuals of a run at all T are drawn together, since they go the same way. They are widened by
-    sqrt(n / (n - 3)) for the parameters that n runs fix at each T. Each fit starts from the law.
+    sqrt(n / (n - 3)) for the parameters that n runs fix at each T, and from the normal to Student's t of n - 3 degrees
+    of freedom: 5 runs do not show how far a run strays. Each fit starts from the law.
     """
     law = _law(table, kind)
     residuals = _residuals(table, law, kind)
     runs = len(residuals)
     centre = table[f"loss_{kind}"] - residuals.ravel()
-    residuals = (residuals - residuals.mean()) * np.sqrt(runs / max(1, runs - 3))
+    residuals = (residuals - residuals.mean()) * np.sqrt(runs / max(1, runs - 3)) * student_factor(max(runs, 4), 3)
     again = [residuals[rng.integers(runs, size=runs)].ravel() for _ in range(draws)]
     laws = (_law(table.assign(**{f"loss_{kind}": centre + drawn}), kind, ((law.s, law.t),)) for drawn in again)
     return law, tuple(laws)

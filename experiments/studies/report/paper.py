@@ -37,6 +37,7 @@ PAIRS = (  # in the paper's tables the first keeps more of its abilities than th
     ("lerp8-mse", "lerp16-mse"),
 )
 DRAWS = 10_000
+FEW = 8  # arms: of fewer, draws with replacement repeat too many
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,24 @@ def agreement(table: pd.DataFrame, seed: int = 0) -> list[Agreement]:
         ours, theirs = (table[f"{who}_{column}"].to_numpy(float) for who in ("our", "paper"))
         rho = float(spearman(ours[None], theirs[None])[0])
         drawn = spearman(ours[rows], theirs[rows])
-        drawn = drawn[np.isfinite(drawn)]
-        ends = np.percentile(drawn, [2.5, 97.5]) if len(table) >= 5 and len(drawn) > 0.9 * DRAWS else (None, None)
-        low, high = (None if end is None else float(end) for end in ends)
-        found.append(Agreement(column, Estimate(rho, low, high), len(table)))
+        found.append(Agreement(column, _with_ends(rho, drawn[np.isfinite(drawn)], len(table)), len(table)))
     return found
+
+
+def _with_ends(rho: float, drawn: np.ndarray, arms: int) -> Estimate:
+    """Give a rank correlation the interval of its draws; of few arms or one order the wider of it and a closed one.
+
+    Draws of the same order in both tables are all 1. The closed one is Fisher's z with the variance
+    (1 + rho^2 / 2) / (n - 3) (Bonett & Wright 2000, doi:10.1007/BF02294183), rho at most 1 - 1 / n^2.
+    """
+    if arms < 5 or len(drawn) <= 0.9 * DRAWS:
+        return Estimate(rho)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    if arms < FEW or abs(rho) > 1 - 1 / arms**2:
+        inside = float(np.clip(rho, 1 / arms**2 - 1, 1 - 1 / arms**2))
+        half = 1.96 * np.sqrt((1 + inside**2 / 2) / (arms - 3))
+        low, high = min(low, np.tanh(np.arctanh(inside) - half)), max(high, np.tanh(np.arctanh(inside) + half))
+    return Estimate(rho, float(low), float(high))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from experiments.studies.trial_results import has_records, result_of
 from experiments.studies.trials import Trial
 
 LEAST = 0.5  # of the highest gain: a way that gains less would set the common gain to next to nothing
+ITSELF_AT_ONE = ("wise", "lines", "dial_depth")  # operations that change nothing at alpha 1
 Points: TypeAlias = Mapping[str, Sequence[Measured]]  # the runs of each point by its name, in the order of the path
 SHOWN = ("retention", "nfr", "kl", "kl_text")  # the table is sorted by the first
 NOTE = (
@@ -104,16 +105,25 @@ def _of_rates(study: StudyConfig, trials: Sequence[Trial], root: Path) -> dict[s
 
 
 def _of_alphas(study: StudyConfig, rows: Sequence[ReportRow], root: Path) -> dict[str, Points]:
-    """Group the operations that have an alpha by arm and operation, the lowest alpha first, the arm itself last."""
+    """Group the operations that have an alpha by arm and operation, the lowest alpha first.
+
+    Of ITSELF_AT_ONE the arm is the point of alpha 1, unless the weights that were changed are of another step
+    (`training.keep: best`).
+    """
     made = {row.name: row for row in rows if row.records}
-    ways: dict[str, dict[str, ReportRow]] = {}
-    for item in sorted(study.posthoc, key=lambda one: one.alpha or 0.0):
-        if item.alpha is not None and item.label in made:
-            ways.setdefault(f"{item.arm}, {item.op}", {})[f"alpha {item.alpha:g}"] = made[item.label]
-    for way, points in ways.items():
-        for arm in (row for row in made.values() if has_name(row, way.rpartition(", ")[0])):
-            points[f"{rate_text(arm.result.learning_rate)} itself"] = arm
-    return {way: {name: _measured(row.runs, root) for name, row in points.items()} for way, points in ways.items()}
+    ways: dict[str, dict[float, tuple[str, ReportRow]]] = {}
+    for item in study.posthoc:
+        if item.alpha is None or item.label not in made:
+            continue
+        points = ways.setdefault(f"{item.arm}, {item.op}", {})
+        points[item.alpha] = (f"alpha {item.alpha:g}", made[item.label])
+        arm = next((row for row in made.values() if has_name(row, item.arm)), None)
+        if arm and item.op in ITSELF_AT_ONE and arm.result.steps == made[item.label].result.steps:
+            points.setdefault(1.0, (f"{rate_text(arm.result.learning_rate)} itself", arm))
+    return {
+        way: {name: _measured(row.runs, root) for _, (name, row) in sorted(points.items(), key=lambda one: one[0])}
+        for way, points in ways.items()
+    }
 
 
 def _measured(runs: Sequence[dict[str, Any]], root: Path) -> list[Measured]:

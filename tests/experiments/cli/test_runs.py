@@ -12,6 +12,8 @@ from experiments.cli import main as cli
 from experiments.cli.runs import config_lines
 from experiments.common.commands import command
 from experiments.common.files import write_text
+from experiments.tracking.journal import Journal
+from experiments.tracking.run import flatten
 from tests.helpers.run_folders import CONFIG, add_result, make_measurement, make_run, make_study
 from tests.helpers.toy_study import open_store, value
 
@@ -61,6 +63,16 @@ def test_show_a_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "report.html").touch()
     assert cli.main(["show", str(folder)]) == 0
     assert capsys.readouterr().out.endswith("\nreport:  mlruns/runs/demo-0123abcd/report.html\n")
+
+
+def test_an_edited_config_is_not_shown_as_that_of_the_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(root)
+    journal = Journal.create(folder, "experiment-demo")
+    journal.append("params", params=flatten({"name": folder.name, **CONFIG, "base_model": "another"}))
+    assert cli.main(["show", "demo"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "config.yaml was edited: it has other settings than demo-0123abcd ran with (base_model)" in said.err
 
 
 def test_the_command_of_another_root_names_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

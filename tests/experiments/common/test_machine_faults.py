@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
+import socket
+import sqlite3
+import ssl
+import urllib.error
 from concurrent.futures.process import BrokenProcessPool
+from email.message import Message
 
+import aiohttp
+import httpx
 import pytest
 import requests
 import torch
+import urllib3
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from experiments.common.errors import MachineError, RunError
@@ -39,6 +48,32 @@ MACHINE = [
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     OSError("Consistency check failed: file should be of size 4 but has size 2"),
     MachineError("the process that checks replies has ended"),
+    FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']"),
+    RuntimeError("received 0 items of ancdata"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("not enough memory: you tried to allocate 4096 bytes"),
+    *(sqlite3.OperationalError(text) for text in ("attempt to write a readonly database", "database is locked")),
+    *(OSError(number, os.strerror(number)) for number in (errno.EUCLEAN, errno.EREMOTEIO, errno.ENOLINK)),
+    *(
+        RuntimeError(f"CUDA error: {text}")
+        for text in ("the launch timed out and was terminated", "hardware stack error")
+    ),
+    *(
+        RuntimeError(f"CUDA error: {text}")
+        for text in ("invalid device ordinal", "system has unsupported display driver")
+    ),
+    RuntimeError("No CUDA GPUs are available"),
+    RuntimeError("Found no NVIDIA driver on your system."),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+    socket.gaierror(-3, "Temporary failure in name resolution"),
+    ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+    http.client.IncompleteRead(b"", 5),
+    urllib.error.URLError("no route"),
+    urllib.error.HTTPError("http://x", 503, "busy", Message(), None),
+    *(kind("broken") for kind in (httpx.WriteError, httpx.CloseError, httpx.ProxyError, httpx.RemoteProtocolError)),
+    *(kind("broken") for kind in (requests.exceptions.ChunkedEncodingError, requests.exceptions.RetryError)),
+    urllib3.exceptions.IncompleteRead(1, 2),
+    aiohttp.ClientPayloadError("Response payload is not completed"),
 ]
 OWN = [
     ValueError("loss became nan"),
@@ -50,6 +85,9 @@ OWN = [
     IsADirectoryError(errno.EISDIR, "Is a directory"),
     FileNotFoundError(errno.ENOENT, "No such file or directory"),
     RepositoryNotFoundError("404", response=requests.Response()),
+    urllib.error.HTTPError("http://x", 404, "not found", Message(), None),
+    sqlite3.DatabaseError("database disk image is malformed"),
+    httpx.InvalidURL("no address"),
 ]
 
 

@@ -65,5 +65,13 @@ def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> N
     assert compare(read_runs(alone), draws=200) == compare(
         read_runs([f"{run}:{a.split(':')[1]}" for a in alone]), draws=200
     )
+    for steps, remarks in ((20, 0), (10, 1)):  # of `keep: best`, at the last step and before
+        for folder, step in ((made, steps), (here / "arms" / "full-0.001", 20)):
+            values = {"status": "finished", "arm": "full", "learning_rate": 1e-3, "steps": step}
+            (folder / "result.json").write_text(json.dumps(values))
+        shutil.move(made / "items-20.jsonl", made / f"items-{steps}.jsonl")
+        said = f"{made.name}: made of the weights of step 10 (training.keep: best), and full-0.001 has the figures of "
+        said += "step 20"
+        assert compare(read_runs([str(here)]), draws=100).notes.count(said) == remarks
     (arm,) = read_runs([str(here / "arms" / "control-0.001")])
     assert arm.name == "control-0.001"

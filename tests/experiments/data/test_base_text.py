@@ -205,3 +205,26 @@ def test_nothing_usable_says_what_to_do(open_context: Open) -> None:
     context, _ = open_context(favour=100.0)
     with pytest.raises(ConfigError, match=r"none of 6 texts sampled from .* could be used: raise max_tokens"):
         sampled(context)
+
+
+def test_another_commit_of_a_model_of_the_hub_writes_its_own_text(
+    open_context: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name stays the same when somebody uploads other weights. Earlier versions noted no commit."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    newest = tmp_path / "hub" / "models--some--model" / "refs" / "main"
+    newest.parent.mkdir(parents=True)
+    context, calls = open_context(name="some/model")
+    sampled(context)  # of a commit that is not known
+    newest.write_text("1111")
+    sampled(context)
+    assert calls.count == 1
+    note = next(tmp_path.rglob(PROVENANCE))
+    note.write_text(json.dumps({**json.loads(note.read_text()), "content": [["commit", "1111"]]}))
+    sampled(context)
+    assert calls.count == 1
+    newest.write_text("2222")
+    sampled(context)
+    assert calls.count == 2
+    sampled(context)
+    assert calls.count == 2

@@ -249,6 +249,13 @@ class TestChats:
         (cut,) = Encoder(tokenizer, "sft", 512, loss=loss).pieces(Item("user says 0", "assistant", ended=False))
         assert self.text(tokenizer, cut.labels) == "Hm. assistant"
 
+    def test_a_chat_without_a_learned_reply_is_passed_over_and_is_not_too_long(self) -> None:
+        unlearned = chat([*TURNS[:3], {**TURNS[3], "weight": 0}])
+        encoder = Encoder(byte_tokenizer(), "sft", 512, loss="last_turn")
+        found = encoder.encode(unlearned)
+        assert (found.pieces, found.left_out) == ([], 0)
+        assert found.refused == "its last reply has weight 0, and data.loss is last_turn"
+
     def test_a_row_that_the_template_refuses_is_passed_over_if_asked(self) -> None:
         encoder = Encoder(family_tokenizer(FAMILIES["gemma-2"]), "sft", 512)
         refused = chat([{"role": "system", "content": "Be brief."}, *TURNS[:2]], place="here")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from datasets import Dataset, load_from_disk
 
 from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
@@ -224,6 +225,28 @@ class TestFolderOfADownload:
             note
             == "not read, because they describe the data: .cache/b.jsonl, LICENSE.txt, README.md, dataset_info.json"
         )
+
+    def test_what_datasets_keeps_next_to_a_saved_data_set_is_not_data(self, tmp_path: Path) -> None:
+        """`map` of a data set that was loaded from disk writes its result there, with the same columns."""
+        folder, rows = tmp_path / "saved", [{"question": f"Q{i}", "answer": "a"} for i in range(3)]
+        Dataset.from_list(rows).save_to_disk(folder)
+        saved = load_from_disk(str(folder))
+        saved.map(lambda row: {"answer": "other"})
+        saved.filter(lambda row: row["question"] != "Q1", num_proc=None)
+        caches = sorted(file.name for file in folder.glob("cache-*"))
+        assert len(caches) == 2
+        source = LocalFile(path=str(folder))
+        assert [(one.question, one.answer) for one in source.examples] == [(f"Q{i}", "a") for i in range(3)]  # type: ignore[union-attr]
+        assert f"not read, because they are caches of the package datasets: {', '.join(caches)}" in source.notes
+        assert len(LocalFile(path=str(folder / caches[0]), skip_bad_rows=True, text="{answer}{question}").notes) == 0
+
+    def test_splits_that_are_read_together_are_said(self, tmp_path: Path) -> None:
+        for name in ("train-00000-of-1.jsonl", "test/data.jsonl"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            write(tmp_path / name)
+        said = "trained on together: the files of test, train; for one of them alone, name its path"
+        assert LocalFile(path=str(tmp_path), **COLUMNS).notes[0] == said
+        assert said not in LocalFile(path=str(tmp_path / "test"), **COLUMNS).notes
 
     def test_without_tables_a_readme_is_a_document(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("one\n\ntwo")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset, DatasetDict, load_from_disk
 
 from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
@@ -34,6 +36,25 @@ class TestDatasets:
         assert source.size == (None if streaming else 6)
         with pytest.raises(ConfigError, match=r"has 6 distinct rows, but 7 are to be held out"):
             source.held_out(7, 0)
+
+    def test_streamed_files_that_changed_are_known_by_their_origin(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The digest of a stream has no content: a run that goes on must not read other rows without a word."""
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        data = tmp_path / "data"
+        data.mkdir()
+        write(data / "train.jsonl")
+
+        def origin(**fields: Any) -> str:
+            return HuggingFace(name=str(data), **{"streaming": True, **COLUMNS, **fields}).origin
+
+        before = origin()
+        assert before
+        assert origin() == before == origin(split="train[:3]")
+        assert origin(streaming=False) == origin(split="none") == ""
+        write(data / "train.jsonl", [*ROWS, ROWS[0]])
+        assert origin() not in (before, "")
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_files_choose_a_part_of_a_data_set(
@@ -92,6 +113,25 @@ class TestDatasets:
             assert len(list(streamed.epoch(0, 0, frozenset()))) == 29
         with pytest.raises(ConfigError, match=r"column 'answer' is empty"):
             list(HuggingFace(name=name, streaming=True).epoch(0, 0, frozenset()))
+
+    def test_a_saved_data_set_is_read_as_it_was_saved_or_not_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`load_dataset` takes the result of `map`, which `datasets` keeps next to the rows, for rows."""
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        saved = Dataset.from_list([{"question": f"Q{i}", "answer": "a"} for i in range(3)])
+        saved.save_to_disk(tmp_path / "one")
+        with pytest.raises(
+            ConfigError, match=r"one' was saved by save_to_disk: \{source: file, path: .*one\} reads it"
+        ):
+            HuggingFace(name=str(tmp_path / "one")).loaded  # noqa: B018
+        DatasetDict({"train": saved}).save_to_disk(tmp_path / "dict")
+        assert len(HuggingFace(name=str(tmp_path / "dict")).loaded) == 3
+        load_from_disk(str(tmp_path / "dict"))["train"].map(lambda row: {"answer": "other"})
+        with pytest.raises(
+            ConfigError, match=r"such as train/cache-\w+.arrow, which would be read as rows: delete them"
+        ):
+            HuggingFace(name=str(tmp_path / "dict")).loaded  # noqa: B018
 
     def test_columns_are_joined(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

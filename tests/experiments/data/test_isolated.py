@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import resource
 import signal
 import struct
 import time
@@ -140,6 +142,34 @@ def test_a_check_that_the_system_kills_is_no_wrong_answer(monkeypatch: pytest.Mo
     with pytest.raises(MemoryError, match=r"^$"):
         _checked(killed, 5.0, 1 << 32, str(int(signal.SIGKILL)), ENTRY)
     assert _checked(killed, 5.0, 1 << 32, str(int(signal.SIGUSR1)), ENTRY) == 0.0
+
+
+def unable(*_: Any) -> None:
+    raise OSError("this kernel has no seccomp filter")
+
+
+def test_a_system_in_which_no_check_can_begin_makes_no_answer_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reply would be wrong, of the base and of all arms, without a word."""
+    monkeypatch.setattr(isolated, "give_up_rights", unable)
+    with pytest.raises(MemoryError, match=r"^$"):
+        _checked(killed, 5.0, 1 << 32, "0", ENTRY)
+    monkeypatch.setattr(isolated, "give_up_rights", lambda *_: time.sleep(1))
+    monkeypatch.setattr(isolated, "PATIENCE", 1)
+    with pytest.raises(MemoryError, match=r"^$"):
+        _checked(killed, 0.2, 1 << 32, "0", ENTRY)
+
+
+def test_a_lower_limit_of_the_shell_makes_no_answer_wrong() -> None:
+    """`ulimit -v` and `ulimit -t` cannot be raised again by a check that wants more."""
+    if not (child := os.fork()):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + (1 << 30)
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        score = 0.0
+        with contextlib.suppress(MemoryError):
+            score = _checked(refused, 1.0, most + (1 << 30), "raise PermissionError", ENTRY)
+        os._exit(0 if score == 1.0 else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_no_secret_of_the_environment_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

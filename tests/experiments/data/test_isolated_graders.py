@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, MachineError
 from experiments.data.files import LocalFile
 from experiments.data.graders import read_grader
-from experiments.data.isolated_graders import code_of
 from experiments.data.items import Item
 from tests.helpers.question_files import write
 
@@ -42,20 +42,6 @@ def test_tests_of_code_are_columns_or_a_text_with_columns(tmp_path: Path) -> Non
         assert item.metadata["tests"] == expected
     with pytest.raises(ConfigError, match=r"has no column 'tests'"):
         LocalFile(path=path, grader="code").examples  # noqa: B018
-
-
-@pytest.mark.parametrize(
-    ("reply", "code"),
-    [
-        ("x = 1", "x = 1"),
-        ("Here:\n```python\nx = 1\n```\nIt prints:\n```\n1\n```", "x = 1\n"),
-        ("```\nx = 1\n```\nand\n```\ny = 2\n```", "x = 1\n\n\ny = 2\n"),
-        ("```py\n  x = 1\n", "x = 1\n"),  # cut off
-        ("```bash\nls\n```", "```bash\nls\n```"),
-    ],
-)
-def test_code_of_a_reply(reply: str, code: str) -> None:
-    assert code_of(reply) == code
 
 
 @pytest.mark.parametrize(
@@ -138,3 +124,22 @@ def test_math_says_which_answers_have_a_unit() -> None:
     assert read_grader("math").remarks(items[: len(plain)]) == []
     (said,) = read_grader("math").remarks(items)
     assert said.startswith(f"{len(units)} of {len(items)} answers have a unit, such as '5 km': only their numbers")
+
+
+def test_a_math_verify_that_breaks_is_no_wrong_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every reply would be wrong, of the base and of all arms, without a word."""
+    (tmp_path / "math_verify.py").write_text("raise RuntimeError('another version of antlr')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "math_verify", raising=False)
+    with pytest.raises(ConfigError, match=r"does not work here \(RuntimeError: another version of antlr\): install it"):
+        read_grader("math").check([])
+    scorer = read_grader("math").scorer()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MachineError, match=r"the process that checks replies has ended"):
+        scorer("$5$", Item("q", "5.0").entry)
+
+
+def test_modules_of_programs_are_there_before_a_reply_imports_them() -> None:
+    with pytest.raises(ConfigError, match=r"modules: numppy cannot be imported here: install it, or leave it out"):
+        read_grader({"code": {"allow": True, "modules": ["numpy", "numppy"]}}).check([])
+    read_grader({"code": {"allow": True, "modules": ["numpy", "xml.dom"]}}).check([])

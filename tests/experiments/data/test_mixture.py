@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.data.encoding import Encoder
+from experiments.data.encoding import Encoded, Encoder, Piece
 from experiments.data.items import Example, Item, Text
 from experiments.data.mixture import Mixture, Part, Rows, most_lacking
 from experiments.data.source import Finite, Source
@@ -165,6 +165,15 @@ class TestEpochs:
         (drawn,) = rows.drawn()
         assert drawn.examples == 30
         assert drawn.too_long > 0
+
+    def test_what_is_passed_over_is_not_too_long(
+        self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        found = [Encoded([], refused="why"), Encoded([], left_out=9), Encoded([Piece([1, 2], [1, 2])])]
+        monkeypatch.setattr("experiments.data.mixture.encoded_epoch", lambda *args: iter(found))
+        rows = Rows(mixture(tokenizer, [Part(Listed(texts=("a",)), 1.0, False)]), 2)
+        (drawn,) = rows.drawn()
+        assert (drawn.refused, drawn.too_long, drawn.examples, drawn.tokens_left_out) == (2, 2, 2, 18)
 
     def test_only_too_long_chats_is_an_error(
         self, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch

@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 
-from experiments.common.errors import DamagedError
+from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import read_json, write_json, write_text
 from experiments.common.hashing import file_digest, json_digest
-from experiments.desk.overview import Overview, age, chosen_alpha, read_all, read_measurement, read_run
+from experiments.common.paths import SHIPPED
+from experiments.common.yaml_values import dump_yaml
+from experiments.config import load_config
+from experiments.desk.overview import Overview, age, chosen_alpha, own_config, read_all, read_measurement, read_run
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import read_result, write_result
 from experiments.scorecard.figures import GAINS
 from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_tags
+from experiments.tracking.run import flatten
 from tests.helpers.run_folders import add_result, make_measurement, make_run, make_study
 
 DEAD = {"pid": "1", "pid_started": "0"}  # a process that is not that of today's id 1
@@ -226,3 +230,18 @@ def test_a_result_that_was_changed_is_not_shown(tmp_path: Path) -> None:
     assert [one.status for one in read_all(tmp_path)] == ["unreadable"]
     with pytest.raises(DamagedError, match=r"result\.json was changed after it was written"):
         read_run(folder)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_a_config_that_was_edited_is_not_that_of_the_run(name: str, tmp_path: Path) -> None:
+    """Every shipped config reads back as the journal noted it; one other value of it does not."""
+    config, folder = load_config(name), tmp_path / "demo-0123abcd"
+    write_text(folder / "config.yaml", dump_yaml(config.to_dict()))
+    assert own_config(folder)["seed"] == config.seed  # no journal
+    journal = start(folder)
+    journal.append("params", params=flatten({**config.to_dict(), "arms": []}))  # of a start before arms were added
+    journal.append("params", params=flatten(config.to_dict()))
+    assert own_config(folder)["seed"] == config.seed
+    write_text(folder / "config.yaml", dump_yaml({**config.to_dict(), "seed": config.seed + 1}))
+    with pytest.raises(ConfigError, match=r"config\.yaml was edited: .* demo-0123abcd ran with \(seed\)"):
+        own_config(folder)

@@ -224,3 +224,15 @@ def test_an_adapter_of_virtual_tokens_is_refused(base: str, models: dict[str, st
     )
     with pytest.raises(ConfigError, match=r"prompt is an adapter of virtual tokens \(PROMPT_TUNING\), which are read"):
         read_models([str(folder)], read_base(base), byte_tokenizer())
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_4", "lora_ga"])
+def test_an_adapter_whose_start_is_not_repeated_is_refused(
+    base: str, models: dict[str, str], tmp_path: Path, start: str
+) -> None:
+    """PEFT loads it without a word, with logits that are a tenth off."""
+    folder = Path(shutil.copytree(models["adapter"], tmp_path / "started"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": start}))
+    with pytest.raises(ConfigError, match=f"started was trained from the start '{start}'.*it would be another model"):
+        read_models([str(folder)], read_base(base), byte_tokenizer())

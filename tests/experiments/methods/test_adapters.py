@@ -137,6 +137,10 @@ def test_osf_trains_in_bf16() -> None:
         ({"type": "prefix_tuning"}, r"type 'prefix_tuning' cannot be used: it puts tokens of its own"),
         ({"type": "ia3", "targets": "mlp"}, r"targets='mlp' has no meaning here: type ia3"),
         ({"type": "oft", "targets": "mlp", "target_modules": ["q_proj"]}, r"targets='mlp' has no meaning here"),
+        ({"type": "lora", "init_lora_weights": "eva"}, r"init_lora_weights='eva' cannot be used: it needs text"),
+        ({"type": "lora", "init_lora_weights": "corda"}, r"'corda' cannot be used: .* take train: corda"),
+        ({"type": "lora", "init_lora_weights": "pissa_niter_4"}, r"'pissa_niter_4' cannot be used: it is drawn at ra"),
+        ({"type": "lora", "use_qalora": True}, r"use_qalora has no effect here: it is for layers of another library"),
         ({}, r"peft\.type\n  Field required"),
     ],
 )
@@ -150,6 +154,17 @@ def test_what_the_model_cannot_have_is_refused_with_the_error_of_peft() -> None:
         Peft(type="miss").prepare(tiny(), context())
     with pytest.raises(ConfigError, match=r"type 'c3a' does not start as the base model .* such as init_weights"):
         Peft.model_validate({"type": "c3a", "block_size": 8}).prepare(tiny(), context())
+    with pytest.raises(ConfigError, match=r"modules_to_save: no module is called 'lm_haed': did you mean 'lm_head'\?"):
+        Peft.model_validate({"type": "lora", "modules_to_save": ["lm_haed"]}).prepare(tiny(), context())
+
+
+@pytest.mark.parametrize("start", [True, "gaussian", "pissa", "olora", "orthogonal", "mica"])
+def test_a_start_of_lora_is_the_same_when_it_is_loaded(start: Any, tmp_path: Path) -> None:
+    """Some take a part out of the base's weights: another part at loading would be another model."""
+    tuning = Peft.model_validate({"type": "lora", "r": 4, "init_lora_weights": start})
+    model = trained(tuning)
+    torch.manual_seed(7)
+    assert torch.equal(logits(load_onto(tiny(), tuning.save(model, tmp_path))), logits(model))
 
 
 def test_fields_of_peft_are_used_and_written() -> None:

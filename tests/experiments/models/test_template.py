@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from experiments.common.errors import ModelError
 from experiments.data.items import Item
 from experiments.models.base import load_base
-from experiments.models.template import TEMPLATES, set_template
+from experiments.models.template import TEMPLATES, set_template, variables
 from experiments.models.tokens import end_of_turn, prompt_ids
 from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
 from tests.helpers.encoded import encode
@@ -104,6 +104,25 @@ class TestOptions:
     def test_a_variable_that_the_template_does_not_read(self) -> None:
         with pytest.raises(ModelError, match="reads no 'enable_thinkin': leave it out"):
             set_template(byte_tokenizer(QWEN3), options={"enable_thinkin": False})
+        own = (
+            "{%- set system_message = messages[0]['content'] %}{{ system_message }}"  # what is given would be replaced
+        )
+        for name in ("system_message", "content"):
+            with pytest.raises(ModelError, match=f"reads no '{name}': leave it out"):
+                set_template(byte_tokenizer(own), options={name: "x"})
+
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "{% if x is not defined %}{% set x = 1 %}{% endif %}{{ x }}",
+            "{% if messages[0].role == 'system' %}{% set x = 1 %}{% endif %}{{ x }}",
+            "{% generation %}{{ x }}{% endgeneration %}",
+            "{% for m in messages %}{% if x %}{% break %}{% endif %}{% endfor %}",
+            "{% unknown %}{{ x }}",
+        ],
+    )
+    def test_a_variable_with_a_default_of_the_template_is_read(self, template: str) -> None:
+        assert "x" in variables(template)
 
     def test_a_value_that_the_template_refuses(self) -> None:
         template = "{% if mode == 'x' %}{{ raise_exception('no mode x') }}{% endif %}" + CHATML

@@ -104,6 +104,13 @@ def test_an_arm_that_cannot_be_planned_leaves_the_others(base: str, monkeypatch:
     def fails(shape: Any, *args: Any) -> Any:
         raise NotImplementedError("an operation without data")
 
+    read = {"name": "read", "learning_rates": [1e-3], "train": {"corda": {"rank": 2}}}
+    arms = [read, {"name": "x", "method": "full", "learning_rates": [1e-3]}]
+    config = small_config(base, arms=arms, data={"old": {"source": "self", "number": 4}, "length": 32})
+    plan = plan_run(config, ROOMY)
+    assert [arm.name for arm in plan.arms] == ["x"]
+    assert plan.failed == {"read": "arm 'read': corda reads text before it trains, so it cannot be planned"}
+    assert "all 1 arms: " in plan_text(plan, 0.4)
     monkeypatch.setattr("experiments.plan.plan.trace", fails)
     plan = plan_run(small_arm(base), ROOMY)
     assert plan.failed == {"x": "NotImplementedError: an operation without data"}

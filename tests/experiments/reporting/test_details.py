@@ -121,6 +121,10 @@ def test_tables_show_what_is_there_and_are_left_out_where_nothing_is() -> None:
     posthoc = posthoc_table([full])
     assert posthoc is not None
     assert posthoc.rows[0][:3] == ("full 1e-3", "wise 0.5", "+.10 [.09,.11] nats per token")
+    later = posthoc_table([full], [dataclasses.replace(full, steps=full.steps + 1)])
+    assert later is not None
+    assert later.rows[0][1] == f"wise 0.5, step {full.steps}"
+    assert posthoc_table([full], [full]) == posthoc
     assert posthoc.markdown().splitlines()[1] == "| --- | --- | --- | --- | --- | --- |"
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from experiments.common.errors import ModelError
 from experiments.config import parse_config
+from experiments.methods.saving import facts_of
 from experiments.runs.arm_training import ArmTraining
+from tests.helpers.tiny_llama import tiny
 
 ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
 TASKS = {"suites": {"lm_eval": {"kept": ["arc_easy"]}}}
@@ -36,3 +39,21 @@ def test_a_run_that_is_measured_at_its_end_alone_has_checkpoints(
         config=config, folder=Path("x"), precision=None, data=SimpleNamespace(old_batches=None)
     )
     assert ArmTraining(prepared, config.arms[0], 1e-3).training.save_every == save_every
+
+
+@pytest.mark.parametrize("change", ["weights", "config"])
+def test_a_base_that_somebody_replaced_while_the_run_went_on_is_no_base_of_an_arm(change: str) -> None:
+    """Each arm loads the base anew: of another one it would be compared with the records of the first."""
+    config = parse_config({"name": "x", "arms": ARMS})
+    base = tiny()
+    prepared: Any = SimpleNamespace(
+        config=config, folder=Path("x"), precision=None, data=SimpleNamespace(old_batches=None), facts=facts_of(base)
+    )
+    arm = ArmTraining(prepared, config.arms[0], 1e-3)
+    assert arm._facts(tiny()) == prepared.facts
+    if change == "weights":
+        base.model.layers[1].mlp.up_proj.weight.data.mul_(1.5)
+    else:
+        base.config.rms_norm_eps = 0.1
+    with pytest.raises(ModelError, match=r"is another one than when this run measured it: .* goes on"):
+        arm._facts(base)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from experiments.runs.estimate import TimeLeft
+from experiments.runs.estimate import TimeLeft, say_time
 from experiments.runs.run import run_experiment
 from tests.helpers.small_run import small_config
 
@@ -44,6 +45,20 @@ def test_an_arm_that_goes_on_or_fails_is_counted_by_its_steps(clock: list[float]
     clock[0] += 1000.0
     evaluated(45)
     assert said == ["  about 17 min left: steps take 6.7 times as long as estimated at the start"]
+
+
+def test_steps_that_were_done_before_are_not_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two arms of 60 steps of 2 s and six evaluations of 5 s: 150 s each; the first goes on from step 40."""
+    evaluation = SimpleNamespace(evaluation_steps=range(6), training=SimpleNamespace(steps=60))
+    prepared = SimpleNamespace(config=evaluation, evaluation_seconds=5.0)
+    arms = [SimpleNamespace(arm=SimpleNamespace(name=n), folder=tmp_path / n, prepared=prepared) for n in "ab"]
+    monkeypatch.setattr("experiments.runs.estimate.step_seconds", lambda arm: 2.0)
+    monkeypatch.setattr("experiments.runs.estimate.step_reached", lambda folder: 40 * (folder.parent.name == "a"))
+    said: list[str] = []
+    left = say_time(arms, said.append)  # type: ignore[arg-type]
+    assert sum(left.left.values()) == pytest.approx(200)
+    assert left.promised[1] == pytest.approx(200)
+    assert said == ["about 3 min for 2 arms of 60 steps, 40 of them done, (one step: a 2.00 s, b 2.00 s)"]
 
 
 def test_a_short_time_and_an_unknown_one_are_not_said(clock: list[float]) -> None:

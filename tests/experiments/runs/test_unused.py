@@ -36,6 +36,13 @@ def test_old_text_may_be_read_without_being_replayed(arm: dict[str, Any]) -> Non
     ]
 
 
+def test_a_choice_of_replayed_examples_needs_an_arm_that_replays() -> None:
+    chosen = {**OLD, "choose": {"by": "loss"}}
+    said = "data.choose has no effect, since no arm replays: give data.replay, or leave it out"
+    assert faults({"method": "ewc"}, data=chosen) == [said]  # which reads old text, but not what was chosen of it
+    assert not faults({"method": "ewc", "replay": 0.1}, data=chosen)
+
+
 @pytest.mark.parametrize(
     ("arm", "said"),
     [

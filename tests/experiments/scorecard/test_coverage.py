@@ -6,7 +6,7 @@ Simulations are drawn as columns, not as records, so that 1,000 of them take sec
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 
 import numpy as np
@@ -126,10 +126,15 @@ SETTINGS = {
     "all right before": Kept(((50, 1),) * 2, 1.0, 0.05, 0.0),
     "four tasks, all but lost": Kept(FOUR, 0.7, 0.8, 0.05),
     "four tasks, better than the base": Kept(FOUR, 0.6, 0.03, 0.3),
+    "16 questions, strong base, better than it": Kept(((16, 1),), 0.9, 0.02, 0.5),
+    "24 questions, almost all right before, better": Kept(((24, 1),), 0.95, 0.0, 0.8),
     "tasks of unlike size": Kept(((8, 1), (16, 1), (96, 1)), 0.75, 0.08, 0.08),
 }
 
-RARE = ("six tasks, two flips", "one task, hardly a flip")  # two flips or fewer are expected
+RARE = (  # two flips or fewer are expected
+    *("six tasks, two flips", "one task, hardly a flip"),
+    *("16 questions, strong base, better than it", "24 questions, almost all right before, better"),
+)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -171,6 +176,35 @@ def test_without_a_flip_the_interval_is_as_wide_as_that_of_a_rare_count(n: int) 
     assert -3.7 / n < found.low < -1.5 / n
 
 
+@pytest.mark.parametrize("n", [16, 120])
+@pytest.mark.parametrize("right", [True, False])
+def test_of_answers_that_are_all_right_or_all_wrong_either_change_may_have_been_missed(n: int, right: bool) -> None:
+    """A model that wins 4 answers in 100 shows no flip in 3 samples of 10 of 24 questions, since all were right before.
+
+    With nothing to win in the sample, intervals of gain ended at 0 and covered such a gain 72 times in 100.
+    """
+    values = CHANGES[np.full(n, 3 if right else 0)]
+    found = estimate(figures_of(drawn(values, 0, 4000), 0)["gain"])
+    assert found.value == 0
+    assert found.low is not None
+    assert found.high is not None
+    assert -3.7 / n < found.low < -1.5 / n
+    assert 1.5 / n < found.high < 3.7 / n
+
+
+@pytest.mark.parametrize(
+    ("n", "a0", "lost", "won"),
+    [(20, 0.9, 0.02, 0.6), (24, 0.95, 0.0, 0.8), (24, 0.08, 0.8, 0.01), (40, 0.98, 0.0, 0.9)],
+)
+def test_intervals_of_gain_cover_where_almost_all_answers_are_right_or_wrong(
+    n: int, a0: float, lost: float, won: float
+) -> None:
+    rng, hits, runs, truth = np.random.default_rng(23), 0, 400, (1 - a0) * won - a0 * lost
+    for seed in range(runs):
+        hits += covered(estimate(figures_of(drawn(planted(rng, n, a0, lost, won), seed, 300), seed)["gain"]), truth)
+    assert hits / runs >= 0.93, hits / runs
+
+
 def log_normal(sigma: float) -> tuple[Callable[[np.random.Generator, int], Array], float]:
     return lambda rng, n: rng.lognormal(0, sigma, n), exp(sigma**2 / 2)
 
@@ -204,6 +238,18 @@ def kl_rows(values: Array) -> list[tuple[Record, float, float]]:
     return [
         (Record("drift", "replies", "kl", f"{i:03d}", value=v, tokens=1), v, 1.0) for i, v in enumerate(values.tolist())
     ]
+
+
+@pytest.mark.parametrize("units", [12, 64])
+def test_intervals_of_the_length_of_replies_cover_a_long_tail(units: int) -> None:
+    rng, hits, runs = np.random.default_rng([29, units]), 0, 400
+    base = [Record("new", "t", "generate", f"{i:03d}", correct=0, reply="", parsed=True) for i in range(units)]
+    for seed in range(runs):
+        lengths = np.round(40 * rng.lognormal(0, 1, units)).astype(int)
+        after = [replace(r, reply="x" * n) for r, n in zip(base, lengths.tolist(), strict=True)]
+        found = drawn_figures(Sample(base, after, 300, seed), ("answer_length",))
+        hits += covered(estimate(found["answer_length"]), 40 * exp(0.5))
+    assert 0.93 - np.sqrt(0.05 * 0.95 / runs) <= hits / runs, hits / runs
 
 
 def test_three_replies_have_no_interval_of_kl() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.scorecard import aa_floor, scorecard
-from experiments.scorecard.flips import COUNTS, counts
+from experiments.scorecard.flips import COUNTS, counts, with_unseen
 from tests.helpers.planted_run import kept
 
 
@@ -71,3 +71,17 @@ def test_generated_answers_have_no_choice_flips() -> None:
     card = scorecard([dataclasses.replace(kept(1, 0), choice=None, options=None)], [kept(1, 1)], draws=100)
     assert "nfr_mc" not in card
     assert card["nfr"].value == 1
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_of_answers_that_are_all_right_a_missed_gain_was_wrong_before(right: bool) -> None:
+    """With nothing to win in the sample, each draw could only lose: intervals of gain ended at 0."""
+    n, rows = 24.0, 2001
+    still = {name: np.zeros(rows) for name in COUNTS} | {"n": np.full(rows, n)}
+    still |= {name: np.full(rows, n * right) for name in ("before", "after")}
+    found = with_unseen(still, 1.0, (0, 0))
+    gain = found["after"] - found["before"]
+    assert gain[0] == 0
+    assert 0.4 < (gain[1:] > 0).mean() < 0.6
+    assert gain[1:].min() < -1 < 1 < gain[1:].max()
+    assert all(0 <= found[name].min() <= found[name].max() <= n for name in ("before", "after"))

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from experiments.common.errors import ConfigError
 from experiments.measure.kinds import Base
-from experiments.soften.path import WeightPath
+from experiments.posthoc.operations import depth_shares
+from experiments.soften.path import EMBEDDINGS, WeightPath
 from tests.helpers.byte_level import byte_base, byte_tokenizer
 from tests.helpers.measured import model_folder, resized_folder, tiny_model
 
@@ -158,3 +159,20 @@ def test_other_tensors_are_refused(change: str, match: str, folders: tuple[Path,
     save_file(values, tmp_path / ("model.safetensors" if change != "bin" else "other.safetensors"))
     with pytest.raises(ConfigError, match=match):
         WeightPath(folders[0], tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "bloom", "gpt_neox", "mamba", "gemma3_text", "lfm2"])
+def test_the_depth_of_each_tensor_is_that_of_the_posthoc_operation(kind: str) -> None:
+    """By name alone, since there is no model: positions and norms of embeddings are before the first layer too."""
+    config = AutoConfig.for_model(kind)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    expected = depth_shares(model, 0.25)
+    path: Any = WeightPath.__new__(WeightPath)
+    path.__dict__.update(by="depth", files=dict.fromkeys(expected, "model.safetensors"))
+    assert {name: path.share(name, 0.25) for name in expected} == pytest.approx(expected)
+    outside = {name: share for name, share in expected.items() if ".0." not in name and share in (0.25, 1)}
+    words = {name for name, share in outside.items() if share == 0.25}
+    assert words == {
+        n for n in outside if any(part in n for part in (*EMBEDDINGS, "wpe", "embed_pos", "embeddings_la"))
+    }

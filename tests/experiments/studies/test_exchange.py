@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import lzma
+import re
 import shutil
 import socket
 import tarfile
@@ -114,6 +115,23 @@ def test_the_file_has_no_weights_and_is_the_same_each_time(written: tuple[Store,
     assert again.read_bytes() == (out / FILE).read_bytes()
     with tarfile.open(out / FILE) as archive:
         assert not [name for name in archive.getnames() if "trained" in name]
+
+
+@pytest.mark.parametrize("name", ["runs/mine-0123abcd/config.yaml", "runs/{run}/arms/best-1/result.json"])
+def test_files_of_none_of_its_trials_are_refused(written: tuple[Store, Path, Path], name: str) -> None:
+    """A run that is no trial's would be taken for one that was made here, by the next start of its config."""
+    store, _, out = written
+    with tarfile.open(out / FILE) as archive:
+        members = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+    run = next(one.split("/")[1] for one in members if one.startswith("runs/"))
+    strange = name.format(run=run)
+    with tarfile.open(out / FILE, "w:xz") as archive:
+        for one, content in (members | {strange: b"{}"}).items():
+            info = tarfile.TarInfo(one)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    with pytest.raises(DamagedError, match=rf"it has '{re.escape(strange)}', which is of none of its trials"):
+        read_trials(store.config, out)
 
 
 def test_a_study_without_complete_trials_writes_none(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.files import write_json
+from experiments.common.errors import DamagedError
 from experiments.posthoc.run import result_folder
+from experiments.runs.result_file import write_result
+from experiments.studies.exchange import unpack_runs, write_trials
 from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.queue import Store
 from experiments.studies.report.paper import compared
@@ -32,8 +34,9 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     [run] = chosen.runs
     result = replace(result_of(run), operation="merge")
     folder = result_folder(here / run["folder"], result)
-    write_json(folder / "result.json", result.to_dict())
+    folder.mkdir(parents=True)
     shutil.copy(here / run["folder"] / "base" / "items.jsonl", folder / f"items-{result.steps}.jsonl")
+    write_result(folder, result)
     [row] = posthoc_rows(store.config, arms, here)
     assert (row.name, row.halves, row.trial.number) == ("lerp8-mse-merged", True, chosen.trial.number)
     assert (row.result.scorecard["gain"].value, row.result.scorecard["retention"].value) == (0, 1)
@@ -42,3 +45,14 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     assert row.result.scorecard["kept_accuracy"].value == pytest.approx(sum(right) / len(right))
     assert "merged" not in matched_gain([*arms, row], here)  # two points are no trajectory
     assert "lerp8-mse-merged" in compared([*arms, row]).index
+    for each in here.glob("runs/*"):
+        (each / "config.yaml").write_text("name: toy")
+    there = tmp_path / "shared"
+    there.mkdir()
+    write_trials(store.config, store.trials(), here, there)
+    unpack_runs(there, there)
+    assert posthoc_rows(store.config, arms, there)[0].result == row.result  # without weights, nobody else can make it
+    (next(there.glob("runs/*/posthoc/*/items-*.jsonl"))).write_text("")
+    write_trials(store.config, store.trials(), there, here)
+    with pytest.raises(DamagedError, match="is not the file that"):
+        unpack_runs(here, tmp_path / "third")

@@ -14,8 +14,8 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.common.printable import printable
+from experiments.data.code_blocks import code_of
 from experiments.data.grader import Contains
-from experiments.data.isolated_graders import code_of
 from experiments.data.matching import exact_match
 from experiments.data.numerals import last_number
 from experiments.data.overlap import words

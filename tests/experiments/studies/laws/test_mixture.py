@@ -106,6 +106,21 @@ def test_interval_of_the_critical_ratio_covers_the_planted_one() -> None:
 
 
 @pytest.mark.slow
+def test_intervals_of_five_runs_cover_the_planted_ratio() -> None:
+    """Five runs fix three parameters, so two are left to show how far a run strays. Without Student's t: 75 in 100."""
+    rng, ratios, law, hits, runs = np.random.default_rng(1), np.array([0.1, 0.3, 0.5, 0.7, 0.9]), KEPT, 0, 40
+    truth = law.largest_ratio(2.6, 4e6)
+    for seed in range(runs):
+        losses = {f"loss_{kind}": law(ratios, 4e6) + rng.normal(0, 0.004, 5) for kind in ("new", "kept")}
+        rows = pd.DataFrame({"ratio": ratios, "tokens": 4e6, **losses})
+        found = fit(rows, base_kept=2.5, epsilon=0.1, draws=60, seed=seed).critical_ratio
+        assert found.low is not None
+        assert found.high is not None
+        hits += found.low <= truth <= found.high
+    assert hits / runs >= 0.85  # 95 % less 3 standard errors of 40 tables
+
+
+@pytest.mark.slow
 def test_held_out_error_shows_a_law_that_does_not_hold() -> None:
     bent = table()
     bent["loss_kept"] += 0.1 * np.sin(12 * bent["ratio"])

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from experiments.records import ArmResult
 from experiments.runs.result_file import RESULT
 from experiments.studies.config import Posthoc
 from experiments.studies.queue import Store
-from experiments.studies.report.same_gain import _cells, same_gain
+from experiments.studies.report.same_gain import _cells, _of_alphas, same_gain
 from experiments.studies.selection import arm_name, choose
 from experiments.studies.trial_results import record_files, result_of
 
@@ -111,6 +114,31 @@ def test_shares_of_an_arms_change_are_a_way_of_their_own(some: tuple[Store, Path
     without = same_gain(study, store.trials(), rows, root)
     assert without is not None
     assert len(without.rows) == len(rows), "not made yet"
+
+
+@pytest.mark.parametrize(
+    ("op", "alphas", "steps", "path"),
+    [
+        ("lines", (0.9, 0.5), 4, ["alpha 0.5", "alpha 0.9", "1 itself"]),
+        ("wise", (1.0, 0.5), 4, ["alpha 0.5", "alpha 1"]),
+        ("dial", (0.25, 0.75), 4, ["alpha 0.25", "alpha 0.75"]),  # the arm's own alpha is not 1
+        ("wise", (0.5,), 2, ["alpha 0.5"]),  # made of the best step's weights
+    ],
+)
+def test_a_path_of_shares_is_in_the_order_of_the_shares(
+    op: str, alphas: tuple[float, ...], steps: int, path: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def row(name: str, steps: int) -> Any:
+        return SimpleNamespace(
+            name=name, records=True, runs=[], result=ArmResult("x", "x", 1.0, "finished", steps=steps)
+        )
+
+    monkeypatch.setattr("experiments.studies.report.same_gain.has_name", lambda row, name: row.name == name)
+    made = [Posthoc.model_validate({"arm": "x", "op": op, "alpha": alpha}) for alpha in alphas]
+    study: Any = SimpleNamespace(posthoc=made)
+    rows = [row("x", 4), *(row(one.label, steps) for one in made)]
+    ((way, points),) = _of_alphas(study, rows, Path()).items()
+    assert (way, list(points)) == (f"x, {op}", path)
 
 
 def test_intervals_end_where_values_end() -> None:

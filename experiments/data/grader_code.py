@@ -1,0 +1,91 @@
+"""Find the code of a grader of the user: its file, and the modules next to it that it imports.
+
+A grade depends on all of them, so all are in the grader's digest, and all are read again if one has changed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_LOADED: set[str] = set()  # files of modules that graders have imported: another grader may have its own of that name
+
+
+def own_files(file: Path, root: Path | None = None, package: str = "") -> list[Path]:
+    """Return a file of Python, and the files below root that it imports, also through others.
+
+    root: where its imports are looked up first; default: its folder. package: follow the imports of this one alone.
+    """
+    root, found = (root or file.parent).resolve(), [file]
+    for one in found:
+        new = (path for path in _imports(one, root, package) if path not in map(Path.resolve, found))
+        found += dict.fromkeys(new)
+    return found
+
+
+def installed_files(module: str) -> list[Path]:
+    """Return the files of an installed module, and of the modules of its package that it imports; none if missing."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # of the package around it, which runs; to import it says what is wrong
+        return []
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return []
+    package = module.partition(".")[0]
+    depth = module.count(".") + (Path(spec.origin).name == "__init__.py")
+    return own_files(Path(spec.origin), Path(spec.origin).parents[depth], package)
+
+
+def load(file: Path) -> ModuleType:
+    """Run a file as a module; it may import those next to it. They are read anew, whatever had their names before."""
+    spec = importlib.util.spec_from_file_location(f"grader_{file.stem}", file)
+    assert spec is not None  # of a file that ends in .py
+    assert spec.loader is not None
+    module, folder = importlib.util.module_from_spec(spec), str(file.parent.resolve())
+    _LOADED.update(str(one.resolve()) for one in own_files(file)[1:])
+    for name, known in list(sys.modules.items()):
+        if str(getattr(known, "__file__", None)) in _LOADED:
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _imports(file: Path, root: Path, package: str) -> Iterator[Path]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):  # to import it says what is wrong
+        return
+    for node in ast.walk(tree):
+        for folder, name in _names(node, file, root):
+            if package in ("", name.partition(".")[0]) or folder != root:
+                yield from _files_of(folder, name)
+
+
+def _names(node: ast.AST, file: Path, root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the modules that a statement may import: (folder in which it is looked up, dotted name)."""
+    if isinstance(node, ast.Import):
+        yield from ((root, alias.name) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        folder = root if not node.level else file.resolve().parents[node.level - 1]
+        parts: Any = [node.module] if node.module else []
+        yield from ((folder, ".".join([*parts, alias.name])) for alias in node.names)
+
+
+def _files_of(folder: Path, name: str) -> Iterator[Path]:
+    """Yield the files of a module and of the packages around it, as far as they are in the folder."""
+    parts = name.split(".")
+    for count in range(1, len(parts) + 1):
+        place = folder.joinpath(*parts[:count])
+        for path in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+            if path.is_file():
+                yield path.resolve()

@@ -1,0 +1,95 @@
+"""The code that a grader of the user depends on: its file and the modules of its own, which change its digest."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.common.hashing import short_digest
+from experiments.data.grader import Grader
+from experiments.data.grader_code import installed_files, own_files
+from experiments.data.graders import Function
+
+MAIN = "import json\nfrom parts import rules\n\ndef right(reply, entry):\n    return rules.RIGHT == reply\n"
+
+
+def folder_of(place: Path, right: str, main: str = MAIN) -> Path:
+    """A folder with grader.py, which imports parts/rules.py, which imports words.py; other.py is not imported."""
+    (place / "parts").mkdir(parents=True)
+    (place / "grader.py").write_text(main)
+    (place / "parts" / "__init__.py").write_text("")
+    (place / "parts" / "rules.py").write_text("import words\nfrom . import names\nRIGHT = words.RIGHT\n")
+    (place / "parts" / "names.py").write_text("")
+    (place / "words.py").write_text(f"RIGHT = {right!r}\n")
+    (place / "other.py").write_text("")
+    return place
+
+
+def grader(folder: Path) -> Function:
+    return Function(function=f"{folder / 'grader'}:right")
+
+
+def test_all_modules_of_its_own_are_found(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "a")
+    found = [str(path.relative_to(folder)) for path in own_files(folder / "grader.py")]
+    assert found[0] == "grader.py"
+    assert sorted(found[1:]) == ["parts/__init__.py", "parts/names.py", "parts/rules.py", "words.py"]
+
+
+@pytest.mark.parametrize("name", ["grader.py", "parts/__init__.py", "parts/rules.py", "parts/names.py", "words.py"])
+def test_an_edit_of_any_of_them_is_another_grader(tmp_path: Path, name: str) -> None:
+    folder = folder_of(tmp_path, "a")
+    before = grader(folder).digest()
+    (folder / "other.py").write_text("# of nobody\n")
+    assert grader(folder).digest() == before
+    (folder / name).write_text((folder / name).read_text() + "# edited\n")
+    assert grader(folder).digest() != before
+
+
+def test_a_grader_without_modules_of_its_own_has_the_digest_that_older_runs_noted(tmp_path: Path) -> None:
+    (tmp_path / "grader.py").write_text("def right(reply, entry):\n    return True\n")
+    made = grader(tmp_path)
+    assert made.digest() == short_digest(Grader.digest(made), (tmp_path / "grader.py").read_text())
+
+
+def test_each_grader_imports_its_own_modules_as_they_are_now(tmp_path: Path) -> None:
+    """Two folders have modules of one name, and one is edited: Python keeps the first that it imported."""
+    one, other = folder_of(tmp_path / "one", "a"), folder_of(tmp_path / "other", "b")
+    assert [grader(folder)("a", {}) for folder in (one, other)] == [1.0, 0.0]
+    assert [grader(folder)("b", {}) for folder in (one, other)] == [0.0, 1.0]
+    (other / "words.py").write_text("RIGHT = 'c'\n")
+    assert [grader(other)(reply, {}) for reply in "bc"] == [0.0, 1.0]
+    assert str(other) not in sys.path
+
+
+def test_a_run_goes_on_with_the_code_that_it_began_with(tmp_path: Path) -> None:
+    """Its digest was noted at the start: replies of a later arm must not be graded by other code under it."""
+    folder = folder_of(tmp_path, "a")
+    scorer = grader(folder).scorer()
+    (folder / "grader.py").write_text("def right(reply, entry):\n    return False\n")
+    (folder / "words.py").write_text("RIGHT = 'b'\n")
+    assert [scorer(reply, {}) for reply in "ab"] == [1.0, 0.0]
+    assert [grader(folder).scorer()(reply, {}) for reply in "ab"] == [0.0, 0.0]
+
+
+def test_an_installed_module_counts_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "graders_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "rules.py").write_text("import json\nfrom graders_of_mine.words import RIGHT\n\ndef right(r, e): ...\n")
+    (package / "words.py").write_text("RIGHT = 1\n")
+    (tmp_path / "unrelated.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [path.name for path in installed_files("graders_of_mine.rules")] == ["rules.py", "__init__.py", "words.py"]
+    before = Function(function="graders_of_mine.rules:right").digest()
+    (package / "words.py").write_text("RIGHT = 2\n")
+    assert Function(function="graders_of_mine.rules:right").digest() != before
+    assert installed_files("no_such_module_of_mine") == installed_files("") == []
+
+
+def test_code_that_cannot_be_read_is_a_file_without_imports(tmp_path: Path) -> None:
+    (tmp_path / "grader.py").write_text("import words\nthis is no Python\n")
+    (tmp_path / "words.py").write_text("")
+    assert own_files(tmp_path / "grader.py") == [tmp_path / "grader.py"]
