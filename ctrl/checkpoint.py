@@ -72,6 +72,7 @@ def description(model: Any) -> dict[str, Any]:
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
+    base["sums"] = {name: list(found) for name, found in control.sums.items()}
     return {"control": control.config.to_dict(), "base": base}
 
 

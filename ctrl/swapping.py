@@ -14,7 +14,16 @@ from ctrl.control import Control
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
-from ctrl.fingerprint import changed, computes, differences, fingerprint, part_prints, same_base, warn_if_changed
+from ctrl.fingerprint import (
+    changed,
+    computes,
+    differences,
+    embedding_sums,
+    fingerprint,
+    part_prints,
+    same_base,
+    warn_if_changed,
+)
 from ctrl.offloaded import is_offloaded
 from ctrl.precision import HALF, HalfComputing
 from ctrl.saving import load
@@ -114,7 +123,7 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
     own = {"fingerprint": control.fingerprint, "dtype": control.fingerprint_dtype, "part_prints": control.part_prints}
     here = {"fingerprint": fingerprint(base), "dtype": str(base.dtype), "part_prints": part_prints(base)}
     _check_type(base, other)
-    same = same_base(own, here)
+    same = same_base({**own, "sums": control.sums}, {**here, "sums": embedding_sums(base)})
     different = differences(control.computes, computes(base.config))
     if different and not allow_other:
         raise ConfigError(
