@@ -36,7 +36,8 @@ class Function(Grader):
     """A function of your own: (reply, entry) -> true or false, or a number of which 1 is right.
 
     entry: question, answer, and metadata with the columns that are named. An error counts as a wrong answer and is
-    shown. The function runs in the bench's own process.
+    shown. The function runs in the bench's own process. If its file changes, or a module next to it that it imports, a
+    run that began with the old one does not go on; one that is going on keeps the code that it began with.
     """
 
     main = "function"

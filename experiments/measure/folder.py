@@ -77,7 +77,8 @@ def open_session(
     with errors_explained(folder.parent), only_one(folder):
         facts = {"command": where.command, "arms": list(where.arms)}
         note_settings(folder, config, digest, base.folder, **facts)
-        session = Session(config, base, tokenizer, task, suites, root, folder, Tracker(root, "measure"), say)
+        tracker, begun = Tracker(root, "measure"), stamp(base.folder)
+        session = Session(config, base, tokenizer, task, suites, root, folder, tracker, say, begun)
         session.tracker.reap()
         session.check_fingerprints(models)
         yield session

@@ -20,7 +20,16 @@ from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.kept import FORMS
 from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
-from experiments.measure.files import TOKENIZER, check_last, checkpoints, content, folder_of, stamp, tokenizer_folder
+from experiments.measure.files import (
+    TOKENIZER,
+    check_last,
+    checkpoints,
+    content,
+    folder_of,
+    same_content,
+    stamp,
+    tokenizer_folder,
+)
 from experiments.measure.kinds import Base, Kind, kind_of
 from experiments.methods.saving import BASE as TRAINED_FROM
 from experiments.models.checked import check_template
@@ -213,3 +222,20 @@ def _other_shape(facts: Mapping[str, object], base: Mapping[str, object]) -> dic
     if int(str(facts["vocab_size"] or 0)) < int(str(base["vocab_size"] or 0)):
         found["drift"] = f"it predicts {facts['vocab_size']} tokens, the base {base['vocab_size']}"
     return found
+
+
+def noted_facts(model: Model) -> dict[str, Any]:
+    """Describe what is measured under a name: its kind, its files, the suites that it cannot have."""
+    stamps = {str(one.step): one.stamp for one in model.checkpoints} or {"1": model.address}
+    contents = {str(one.step): one.content for one in model.checkpoints}
+    return {"kind": model.kind, "files": stamps, "content": contents, "left_out": dict(model.left_out)}
+
+
+def is_of(known: Mapping[str, Any], model: Model) -> bool:
+    """Whether noted facts are the model's. Earlier versions noted no content, or one of fewer bytes."""
+    facts = noted_facts(model)
+    noted, now = known.get("content"), facts.pop("content")
+    if {name: value for name, value in known.items() if name != "content"} != facts:
+        return False
+    folders = {str(one.step): one.folder for one in model.checkpoints}
+    return noted in (None, now) or all(same_content(noted.get(step, ""), folder) for step, folder in folders.items())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, read_note, remove, write_json
 from experiments.common.printable import escaped
 from experiments.common.progress import progress
@@ -23,9 +23,9 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig
 from experiments.measure.endpoint import Endpoint, Replies, changed_replies
-from experiments.measure.files import same_content
+from experiments.measure.files import stamp
 from experiments.measure.kinds import Base, check_base_fingerprint
-from experiments.measure.models import Checkpoint, Model, distributions
+from experiments.measure.models import Checkpoint, Model, distributions, is_of, noted_facts
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.posthoc.tracked import cut_off
@@ -47,7 +47,8 @@ REPLIES = "replies.jsonl"  # of a model on a server
 class Session:
     """What all models of a measurement share.
 
-    tokenizer: of the base. task: the new one, or nothing. suites: of the config, with their items drawn.
+    tokenizer: of the base. task: the new one, or nothing. suites: of the config, with their items drawn. base_stamp: of
+    the base's files at the start.
     """
 
     config: MeasureConfig
@@ -59,6 +60,7 @@ class Session:
     folder: Path
     tracker: Tracker
     say: Callable[[str], None] = print
+    base_stamp: str = ""
 
     @cached_property
     def measured(self) -> MeasuredBase:
@@ -96,7 +98,7 @@ class Session:
         """Whether the model's result is on disk, of the files that it has now."""
         folder = self.arm(model)
         known = read_json(folder / MODEL)
-        return bool(known) and _is_of(known, model) and (folder / RESULT).is_file() and not cut_off(folder)
+        return bool(known) and is_of(known, model) and (folder / RESULT).is_file() and not cut_off(folder)
 
     def arm(self, model: Model) -> Path:
         return self.arm_folder(model.name)
@@ -116,6 +118,7 @@ class Session:
                     self._measure_endpoint(model, model.endpoint)
                 for one in model.checkpoints:
                     self._measure_checkpoint(model, one)
+                self._check_unchanged(model)
                 write_result(folder, self._result(model))
                 self._log(run, model)
         return whole_results([folder / RESULT])[0]
@@ -135,10 +138,22 @@ class Session:
     def _begin(self, model: Model) -> None:
         """Drop what was measured of other files under this name."""
         note = self.arm(model) / MODEL
-        if note.is_file() and not _is_of(read_json(note), model):
+        if note.is_file() and not is_of(read_json(note), model):
             self.say(f"{model.name} is another model than before, or its files have changed: it is measured again")
             remove(self.arm(model), self.folder / "removed")
-        write_json(note, _facts(model))
+        write_json(note, noted_facts(model))
+
+    def _check_unchanged(self, model: Model) -> None:
+        """Raise ConfigError if files changed while they were measured: a trainer may still write to the folder."""
+        same = is_of(read_json(self.arm(model) / MODEL), model)
+        if same and self.base_stamp in ("", stamp(self.base.folder)):
+            return
+        for file in self.arm(model).glob("items-*.jsonl"):
+            file.unlink()
+        raise ConfigError(
+            f"the files of {self.base.name if same else model.address} changed while {model.name} was measured, so its "
+            "figures are dropped: give the same command again when nobody writes there"
+        )
 
     def _measure_checkpoint(self, model: Model, one: Checkpoint) -> None:
         file = self.arm(model) / f"items-{one.step}.jsonl"
@@ -234,23 +249,6 @@ def draw_suites(
     """Draw the items of all suites. Raises ConfigError for unknown tasks and for more items than there are."""
     context = SuiteContext(config.seed, str(base.folder), base.remote_code)
     return Suites.drawn(evaluation, context, tokenizer, task)
-
-
-def _facts(model: Model) -> dict[str, Any]:
-    """Describe what is measured under a name: its kind, its files, the suites that it cannot have."""
-    stamps = {str(one.step): one.stamp for one in model.checkpoints} or {"1": model.address}
-    contents = {str(one.step): one.content for one in model.checkpoints}
-    return {"kind": model.kind, "files": stamps, "content": contents, "left_out": dict(model.left_out)}
-
-
-def _is_of(known: Mapping[str, Any], model: Model) -> bool:
-    """Whether noted facts are the model's. Earlier versions noted no content, or one of fewer bytes."""
-    facts = _facts(model)
-    noted, now = known.get("content"), facts.pop("content")
-    if {name: value for name, value in known.items() if name != "content"} != facts:
-        return False
-    folders = {str(one.step): one.folder for one in model.checkpoints}
-    return noted in (None, now) or all(same_content(noted.get(step, ""), folder) for step, folder in folders.items())
 
 
 def _free() -> None:

@@ -73,10 +73,11 @@ def with_unseen(totals: Mapping[str, Array], size: float, seed: Sequence[int]) -
     lost, won = np.zeros((2, rows))
     lost[1:], won[1:] = size * np.random.default_rng([*seed]).standard_gamma(UNSEEN, (2, rows - 1))
     after = totals["after"] + won - lost
-    inside = after.clip(0, totals["n"])
+    inside, before = after.clip(0, totals["n"]), totals["before"]
+    least = np.minimum(before, size)  # a base that answered some right has not answered none
     return {
         **totals,
-        "before": (totals["before"] - (after - inside)).clip(0, totals["n"]),
+        "before": (before - (after - inside)).clip(least, totals["n"]),
         "lost": totals["lost"] + lost,
         "won": totals["won"] + won,
         "flipped": totals["flipped"] + lost,

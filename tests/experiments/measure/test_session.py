@@ -113,3 +113,22 @@ def test_other_weights_of_the_same_size_and_time_are_seen(tmp_path: Path) -> Non
     swap(base, other)
     with pytest.raises(ConfigError, match=r"out holds a measurement of another base"):
         run()
+
+
+@pytest.mark.parametrize("written", ["model", "base"])
+def test_a_folder_that_is_written_while_it_is_measured_has_no_figures(written: str, tmp_path: Path) -> None:
+    """A trainer that saves again, or somebody who replaces the base: the note would be of the files before."""
+    places = {
+        name: model_folder(tmp_path / name, noise) for name, noise in (("base", 0), ("model", 0.1), ("other", 0.4))
+    }
+    settings = {"suites": ["kept"], "precision": "fp32", "root": tmp_path, "out": tmp_path / "out"}
+    changes = {"kept.items": 4, "kept.aa_floor": False, "bootstrap": 100}
+
+    def write(said: str) -> None:
+        if said.startswith("model"):
+            shutil.copy(Path(places["other"]) / "model.safetensors", Path(places[written]) / "model.safetensors")
+
+    found = measure(places["base"], [places["model"]], changes=changes, say=write, **settings)  # type: ignore[arg-type]
+    assert found.results == []
+    assert "changed while model was measured, so its figures are dropped" in found.failed["model"]
+    assert not list((tmp_path / "out" / "arms" / "model").glob("items-*"))

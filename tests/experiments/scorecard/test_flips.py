@@ -85,3 +85,14 @@ def test_of_answers_that_are_all_right_a_missed_gain_was_wrong_before(right: boo
     assert 0.4 < (gain[1:] > 0).mean() < 0.6
     assert gain[1:].min() < -1 < 1 < gain[1:].max()
     assert all(0 <= found[name].min() <= found[name].max() <= n for name in ("before", "after"))
+
+
+@pytest.mark.parametrize(("right", "size"), [(3.0, 2.0), (1.0, 1.0), (8.0, 2.0)])
+def test_missed_flips_of_few_questions_leave_the_base_some_answers(right: float, size: float) -> None:
+    """Retention is a ratio to them: with none left in a few draws it would have no interval."""
+    rows = 5001
+    still = {name: np.zeros(rows) for name in COUNTS} | {"n": np.full(rows, 8.0)}
+    still |= {name: np.full(rows, right) for name in ("before", "after")}
+    found = with_unseen(still, size, (0, 0))
+    assert found["before"].min() >= min(right, size)
+    assert found["before"].max() <= 8
