@@ -5,11 +5,16 @@ Hooks keep them for the thread that runs the layer, never on a module: several t
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+
+from ctrl.errors import ConfigError
+
+DROPOUT = re.compile(r"att(ention|n)_.*drop.*")  # fields of configs
 
 
 class _OfThread(threading.local):
@@ -49,3 +54,19 @@ def rows_of(branch: nn.Module) -> Tensor:
         f"divergence='attention' needs attention weights, but those of {type(branch).__name__} are None: call "
         "model.set_attn_implementation('eager')"
     )
+
+
+def check_attention(config: Any) -> None:
+    """Raise ConfigError if the attention of a model with this config returns no weights, or those after a dropout."""
+    if config._attn_implementation != "eager":
+        raise ConfigError(
+            f"divergence='attention' needs attention weights, but {config._attn_implementation!r} attention does "
+            "not return them: load the model with attn_implementation='eager'"
+        )
+    text = vars(config.get_text_config(decoder=True))
+    for name in filter(DROPOUT.fullmatch, text):
+        if text[name]:
+            raise ConfigError(
+                f"divergence='attention' compares attention weights, but {name}={text[name]!r} drops them at random "
+                f"in training, in each branch others: load the model with {name}=0.0"
+            )

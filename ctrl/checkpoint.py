@@ -61,7 +61,7 @@ def description(model: Any) -> dict[str, Any]:
     """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded."""
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
-    base |= {"part_prints": control.part_prints, "expanded_layers": control.layers}
+    base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
     return {"control": control.config.to_dict(), "base": base}
 
 
@@ -166,11 +166,10 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
         "vocab_size": text.vocab_size,
         "dtype": str(model.dtype),
         "computes": computes(config),
-        "buffers": _buffer_types(model),
     }
 
 
-def _buffer_types(model: nn.Module) -> list[str]:
+def buffer_types(model: nn.Module) -> list[str]:
     """List the types of the buffers that no file holds, RoPE's frequencies for one: `model.to(dtype)` rounds these too,
     a base that is loaded in this type has them in fp32."""
     made = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]

@@ -50,10 +50,15 @@ def norm(a: Tensor, b: Tensor, margin: float = 0.0) -> Tensor:
 
 
 def attention(pretrained: Tensor, expanded: Tensor, margin: float = 0.0) -> Tensor:
-    """KL(expanded || pretrained) of attention rows, mean over heads: (batch, heads, seq, keys) -> (batch, seq)."""
+    """KL(expanded || pretrained) of attention rows, mean over heads: (batch, heads, seq, keys) -> (batch, seq).
+
+    Sum over keys of e log(e / p) - e + p. The last two add 0, except with attention sinks, whose rows do not sum to 1:
+    without them equal rows would not be the minimum.
+    """
     p, e = widen(pretrained), widen(expanded)
-    tiny = torch.finfo(p.dtype).tiny  # masked keys have weight 0 in both rows and add 0
-    return (e * (e.clamp_min(tiny).log() - p.clamp_min(tiny).log())).sum(-1).mean(1)
+    tiny = torch.finfo(p.dtype).tiny
+    p, some = p.clamp_min(tiny), e.clamp_min(tiny)  # masked keys have weight 0 in both rows and add 0
+    return (e * (some.log() - p.log()) - some + p).sum(-1).mean(1)
 
 
 DIVERGENCES: dict[str, PerToken] = {

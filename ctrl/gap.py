@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,9 @@ Batches = Iterable[Mapping[str, Tensor]]
 class MergeGap:
     """Distance of a merged model from the expanded one over the real tokens of the batches.
 
-    kl: mean KL(expanded || merged) in nats per token. max_logit_difference: the largest absolute difference of logits.
+    kl: mean KL(expanded || merged) in nats per token; NaN if there is one logit only, as of a reward model.
+    max_logit_difference: the largest absolute difference of logits. A classifier of sequences has one row of logits a
+    sequence, so its tokens are sequences.
     """
 
     kl: float
@@ -40,7 +44,7 @@ def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> Merge
     with evaluating(expanded, merged):
         for batch in each(batches):
             p, q = (logits(model, batch) for model in (expanded, merged))
-            real = real_or_all(batch.get("attention_mask"), p)
+            real = real_or_all(batch.get("attention_mask"), p) if p.dim() > 2 else p.new_ones(len(p), dtype=torch.bool)
             if not real.any():
                 continue
             p, q = p[real].float(), q.to(p.device)[real].float()
@@ -49,7 +53,7 @@ def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> Merge
             tokens += int(real.sum())
     if not tokens:
         raise ConfigError("merge_gap got no real token: give a list of dicts with input_ids and attention_mask")
-    return MergeGap(kl / tokens, float(largest), tokens)
+    return MergeGap(kl / tokens if p.shape[-1] > 1 else math.nan, float(largest), tokens)
 
 
 def readable(batches: Batches | None) -> Batches | None:
@@ -76,10 +80,23 @@ def each(batches: Batches) -> Iterator[Mapping[str, Tensor]]:
 
 
 def logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Run one forward pass without labels on the model's own device: (batch, seq, vocabulary)."""
+    """Return the logits of a batch, (batch, seq, vocabulary); those of a classifier are (batch, classes).
+
+    Raises ConfigError if the model has none.
+    """
+    found: Tensor | None = getattr(run(model, batch), "logits", None)
+    if found is None:
+        raise ConfigError(
+            f"merge_gap compares logits, but {type(model).__name__} returns none: compare its outputs by hand, or "
+            "expand the model with its head"
+        )
+    return found
+
+
+def run(model: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+    """Run one forward pass without labels on the model's own device."""
     device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))  # meta: offloaded
-    out: Tensor = model(**{k: v.to(device) for k, v in batch.items() if k != "labels"}).logits
-    return out
+    return model(**{k: v.to(device) for k, v in batch.items() if k != "labels"})
 
 
 @contextlib.contextmanager

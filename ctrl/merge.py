@@ -20,7 +20,7 @@ from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
-from ctrl.gap import Batches, MergeGap, each, evaluating, logits, merge_gap, readable
+from ctrl.gap import Batches, MergeGap, each, evaluating, merge_gap, readable, run
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
@@ -114,7 +114,7 @@ def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
         with evaluating(model):
             for batch in each(batches):
                 mask = batch.get("attention_mask")
-                logits(model, batch)
+                run(model, batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.adapters import peft_adapter
+from ctrl.attention_rows import check_attention
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, require_expanded
@@ -75,7 +76,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     indices = place(config.layers, len(layers))
     check_layers(layers, indices)
     refuse_computed_weights((layers[index] for index in indices), "expand")
-    _check_attention(model, config)
+    if config.divergence == "attention":
+        check_attention(model.config)
     _check_unwrapped(model, layers)
     refuse_repacked(model)
     _warn_of_hooks(layers, indices)
@@ -232,11 +234,3 @@ def _warn_of_routers(model: PreTrainedModel) -> None:
 
 def _records(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("transformers.")
-
-
-def _check_attention(model: PreTrainedModel, config: ControlConfig) -> None:
-    if config.divergence == "attention" and model.config._attn_implementation != "eager":
-        raise ConfigError(
-            f"divergence='attention' needs attention weights, but {model.config._attn_implementation!r} attention does "
-            "not return them: load the model with attn_implementation='eager'"
-        )

@@ -15,6 +15,7 @@ from ctrl.checkpoint import (
     WEIGHTS_FILE,
     added_names,
     base_facts,
+    buffer_types,
     check_one_save,
     read_config,
     read_tensors,
@@ -139,7 +140,7 @@ def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_oth
             "(another model of the same shapes, or another revision). Load the base in training; "
             "allow_other_base=True puts the copies onto this one"
         )
-    if other := other_buffers(saved, here):
+    if other := other_buffers(saved, {**here, "buffers": buffer_types(model)}):
         warnings.warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:
         warnings.warn(

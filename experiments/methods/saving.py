@@ -76,7 +76,7 @@ def differing_base(saved: dict[str, Any], here: dict[str, Any], whole: bool = Fa
 
     whole: the weights do not count.
     """
-    noted = ("name", "dtype", "fingerprint")
+    noted = ("name", "dtype", "fingerprint", "buffers")
     different = differences({k: v for k, v in saved.items() if k not in noted}, here)
     if not different and not whole and same_base(saved, here) is False:
         return "its weights are others (another model of the same shapes, or another revision)"

@@ -294,3 +294,16 @@ def test_the_config_takes_every_name_of_the_table(monkeypatch: pytest.MonkeyPatc
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def test_rows_with_a_sink_are_closest_when_they_are_equal() -> None:
+    """GPT-OSS gives part of each row to a sink, so that it sums to less than 1."""
+    full = torch.randn(2, 3, 4, 5, dtype=torch.float64).softmax(-1)
+    pretrained = full[..., :-1]
+    rows = pretrained.clone().requires_grad_()
+    equal = DIVERGENCES["attention"](pretrained, rows)
+    assert torch.equal(equal, torch.zeros_like(equal))
+    equal.sum().backward()
+    assert rows.grad is not None
+    assert rows.grad.abs().max() < 1e-12
+    assert (DIVERGENCES["attention"](pretrained, pretrained * 0.5) > 0).all()

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 import ctrl
+from tests.helpers.families import perturb
 from tests.helpers.tiny_llama import BATCHES, IDS, MASK, disturbed, tiny
 
 
@@ -107,3 +108,40 @@ def test_a_generator_is_read_as_often_as_a_list() -> None:
     for (plain, gap), (again, gap_again) in zip(lists, read, strict=True):
         assert gap == gap_again
         assert torch.equal(plain(IDS).logits, again(IDS).logits)
+
+
+def classifier(classes: int) -> Any:
+    torch.manual_seed(0)
+    config = tiny().config
+    config.num_labels = classes
+    model: Any = ctrl.expand(tf.LlamaForSequenceClassification(config).eval(), ctrl.ControlConfig(layers=2))
+    with torch.no_grad():
+        perturb(model)
+    return model
+
+
+def test_of_a_classifier_each_sequence_counts_once() -> None:
+    """Its logits are (batch, classes): a mask of tokens says nothing about them."""
+    model, right_padded = classifier(3), {"input_ids": IDS, "attention_mask": MASK.flip(1)}
+    batches = [right_padded, {"input_ids": IDS[:1] + 40}]
+    merged, gap = ctrl.merge_back(model, gap_on=batches)
+    x, y = (torch.cat([one.eval()(**batch).logits.double() for batch in batches]) for one in (model, merged))
+    kl = (x.softmax(-1) * (x.log_softmax(-1) - y.log_softmax(-1))).sum(-1)
+    assert gap.kl == pytest.approx(float(kl.mean()), rel=1e-3)
+    assert gap.max_logit_difference == pytest.approx(float((x - y).abs().max()), rel=1e-4)
+    assert gap.tokens == 3
+
+
+def test_a_single_logit_has_no_kl() -> None:
+    _, gap = ctrl.merge_back(classifier(1), gap_on=[{"input_ids": IDS}])
+    assert np.isnan(gap.kl)
+    assert gap.max_logit_difference > 0
+
+
+def test_without_logits_alphas_are_measured_and_a_gap_is_refused() -> None:
+    torch.manual_seed(0)
+    config = ctrl.ControlConfig(layers=2, interpolation="dlerp")
+    model = ctrl.expand(tf.LlamaModel(tiny().config).eval(), config)
+    assert type(ctrl.merge_back(model, batches=BATCHES)) is tf.LlamaModel
+    with pytest.raises(ctrl.ConfigError, match="merge_gap compares logits, but LlamaModel returns none"):
+        ctrl.merge_back(model, alpha=0.5, gap_on=BATCHES)

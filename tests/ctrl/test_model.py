@@ -190,3 +190,13 @@ def test_a_loss_of_routers_that_leaves_the_copies_out_is_said(recorded: bool, we
         out.aux_loss.backward()
         gates = [p for n, p in model.named_parameters() if n.endswith("mlp.gate.weight") and ".expanded." in n]
         assert gates[-1].grad is None
+
+
+@pytest.mark.parametrize(("family", "field"), [("llama", "attention_dropout"), ("gpt2", "attn_pdrop")])
+def test_attention_weights_with_dropout_are_not_compared(family: str, field: str) -> None:
+    """Equal branches once were 40 nats apart: each drops other weights."""
+    config = build(family).config
+    setattr(config, field, 0.1)
+    base: Any = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with pytest.raises(ConfigError, match=f"{field}=0.1 drops them at random in training"):
+        ctrl.expand(base, ControlConfig(layers=1, divergence="attention"))

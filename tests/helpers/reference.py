@@ -110,8 +110,11 @@ def relaxed_norm_token(x: Array, weight: Array, c: float, eps: float) -> Array:
 
 
 def kl(e: Array, p: Array) -> float:
-    """KL(e || p) of two attention rows, in nats; keys that neither row looks at add nothing."""
-    return sum(x * math.log(x / y) for x, y in zip(e, p, strict=True) if x > 0)
+    """KL(e || p) of two attention rows, in nats, which need not sum to 1: the sum of e log(e / p) - e + p.
+
+    Keys that neither row looks at add nothing.
+    """
+    return sum(x * math.log(x / y) for x, y in zip(e, p, strict=True) if x > 0) - sum(e) + sum(p)
 
 
 # --- a batch -----------------------------------------------------------------------------------------------------
