@@ -82,8 +82,9 @@ def load(
         raise
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
-    for name in tensors.keys() - set(added_names(model)) - set(meta["base"].get("frozen", ())):
-        model.get_parameter(name).requires_grad_(True)  # trained besides the copies, and still does
+    frozen = tensors.keys() & set(meta["base"].get("frozen", ()))
+    for name in tensors.keys() - set(added_names(model)) | frozen:
+        model.get_parameter(name).requires_grad_(name not in frozen)  # as it was at the save, also outside of copies
     return model
 
 
