@@ -231,8 +231,8 @@ def other_rows(saved: dict[str, Any], here: dict[str, Any]) -> str:
         return ""
     return (
         f"{', '.join(odd)}: a few rows of this base are not those of the base in training, so outputs change "
-        "with their tokens. resize_token_embeddings draws new rows at random: call torch.manual_seed before it, or save the "
-        "resized base and load that"
+        "with their tokens. resize_token_embeddings draws new rows at random: call torch.manual_seed before it, or "
+        "save the resized base and load that"
     )
 
 
