@@ -64,6 +64,8 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
             parameter.data.copy_(expansion.head[name])
     for part in expansion.parts:
         _add(layers[part.index], part, control)
+    for inner in _inner_models(model):
+        vars(inner)["save_pretrained"] = refuse_to_save_a_part
     become(model, control_class(type(model)))
     model.control = control  # type: ignore[assignment]
     keep_as_in_training(model)
@@ -77,6 +79,8 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
 def take_off(model: Any) -> Expansion:
     """Remove in place all that `put_on` added, and return it."""
     parts = []
+    for inner in _inner_models(model):
+        vars(inner).pop("save_pretrained", None)
     remember_taken_off(model, [p for p in model.parameters() if p.requires_grad])
     for layer in expanded_layers(model):
         parts.append(Part(layer.index, layer.kind, layer.expanded, layer.interpolation))
@@ -92,6 +96,20 @@ def take_off(model: Any) -> Expansion:
     become(model, class_before(model, ControlModel))
     heed_fields(model.config)
     return expansion
+
+
+def _inner_models(model: nn.Module) -> list[PreTrainedModel]:
+    """List the models inside of the model that hold its expanded layers: the decoder, and what is around it."""
+    inner = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m is not model]
+    return [one for one in inner if expanded_layers(one)]
+
+
+def refuse_to_save_a_part(*args: Any, **kwargs: Any) -> None:
+    """Raise ConfigError in place of the decoder's own save_pretrained: its folder would load without the copies."""
+    raise ConfigError(
+        "the decoder alone would be saved with a config of the base, and load without its copies: call save_pretrained "
+        "of the whole model, or save a part of the plain model that ctrl.merge_back(model) returns"
+    )
 
 
 def deep_copy(model: Any, shared: dict[int, Any] | None = None) -> Any:

@@ -64,7 +64,7 @@ def _warn_of_half_types(model: Any) -> None:
             f"{len(half)} weights train in {trains[half[0]].dtype} (first: {half[0]}), in which most steps are lost at "
             "rates of 1e-5: they are smaller than the distance to the next number. Copies are in fp32 unless model.to("
             "dtype), or the state dict of a save, has rounded them. To train other parts load the base in fp32, or "
-            "give them a larger rate",
+            "give them a larger rate. An optimizer with fp32 weights of its own (DeepSpeed's) loses nothing",
             stacklevel=6,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from transformers import AutoModel
 
 import ctrl
 from ctrl.expansion import put_on, take_off
@@ -95,3 +96,16 @@ def test_models_that_share_a_config_are_stripped_one_by_one(tmp_path: Any) -> No
         take_off(model)
     assert second.config.keys_to_ignore_at_inference == before
     assert "keys_to_ignore_at_inference" not in second.config.to_dict()
+
+
+def test_the_decoder_alone_is_not_saved_as_if_it_had_no_copies(tmp_path: Path) -> None:
+    model: Any = disturbed()
+    with pytest.raises(ctrl.ConfigError, match="load without its copies: call save_pretrained of the whole model"):
+        copy.deepcopy(model).base_model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    merged: Any = ctrl.merge_back(model)
+    merged.base_model.save_pretrained(tmp_path / "merged")
+    again = AutoModel.from_pretrained(tmp_path / "merged")
+    assert torch.equal(again(IDS).last_hidden_state, merged.base_model(IDS).last_hidden_state)
+    ctrl.reference(model).base_model.save_pretrained(tmp_path / "base")
+    ctrl.unload(model).base_model.save_pretrained(tmp_path / "base")
