@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.common.errors import CompareError
 from experiments.common.files import parse_json, read_json
+from experiments.common.printable import from_csv_cell
 from experiments.comparison.folders import ComparedRun, read_arm, read_base, read_stages
 from experiments.records import ArmResult, Estimate
 
@@ -54,7 +55,7 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
         figures = {n: _cell(row, n) for n in names if n in row and pd.notna(row[n])}
         if not figures or row.get("arm") == "base" or not _empty(row.get("repeats")):
             continue
-        arm = f"{row['arm']}-{row['learning_rate']:g}"
+        arm = f"{from_csv_cell(str(row['arm']))}-{row['learning_rate']:g}"
         parts = [
             f"trial {row['trial']}" if "trial" in row else "",
             arm,

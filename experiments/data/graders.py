@@ -69,7 +69,7 @@ class Function(Grader):
         except (Exception, SystemExit) as error:
             if isinstance(error, BenchError | MemoryError):
                 raise
-            if fault := of_the_machine(error):
+            if fault := of_the_machine(error, reply):
                 raise MachineError(f"grader {self.function}: {fault}") from error
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"grader {self.function}: {said} (the reply counts as wrong)", stacklevel=2)

@@ -294,6 +294,13 @@ class TestFunction:
         with pytest.raises(MachineError, match=r"no network"):
             made.correct("3", made.test[0])
 
+    def test_words_of_a_reply_are_no_fault_of_the_machine(self, tmp_path: Path) -> None:
+        """Python's errors repeat what they could not read: a model that writes of a full disk would end each run."""
+        (tmp_path / "mine.py").write_text("def read(reply, entry):\n    return float(reply)\n")
+        made = task(Function(function=f"{tmp_path / 'mine'}:read"), "3", {})
+        with pytest.warns(UserWarning, match=r"could not convert string to float.*counts as wrong"):
+            assert not made.correct("No space left on device", made.test[0])
+
     def test_a_name_that_is_not_there(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match=r"has no function 'rihgt': did you mean 'right'"):
             task(Function(function=f"{folder / 'mine'}:rihgt"), "3", {})
