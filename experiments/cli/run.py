@@ -129,16 +129,18 @@ def sync_command(args: argparse.Namespace) -> int:
 
 
 def overrides(pairs: list[str]) -> dict[str, object]:
-    """`training.steps=20` -> {"training.steps": 20}; values are read as YAML. Raises ConfigError."""
+    """`training.steps=20` -> {"training.steps": 20}; values are read as YAML, keys once. Raises ConfigError."""
     import yaml
 
     from experiments.common.yaml_values import load_yaml
 
-    values = {}
+    values: dict[str, object] = {}
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found:
             raise ConfigError(f"--set takes KEY=VALUE, but got {pair!r}: for example --set training.steps=20")
+        if before := next((one for one in values if f"{one}.".startswith(f"{key}.")), ""):
+            raise ConfigError(f"--set {pair} replaces --set {before}: leave one out")
         try:
             values[key] = load_yaml(value)
         except yaml.YAMLError as error:

@@ -43,6 +43,13 @@ def test_values_of_set_are_yaml() -> None:
     assert overrides(given) == expected
 
 
+@pytest.mark.parametrize("later", ["data.new=x", "data={}", "data.new=[]"])
+def test_a_key_is_set_once(later: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set data\S* replaces --set data\.new: leave one out"):
+        overrides(["data.new={name: chain_sum}", later])
+    assert overrides(["data=null", "data.new=x"]) == {"data": None, "data.new": "x"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
