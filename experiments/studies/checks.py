@@ -69,8 +69,11 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     lists = [unused_fields(config) for config in configs]
     if common := [fault for fault in lists[0] if all(fault in faults for faults in lists)]:
         raise ConfigError("\n".join([f"{source}, in all trials:", *common]))
+    arms = {config.arms[0].name: config.arms[0] for config in configs}
+    names = [*arms, *(posthoc.label for posthoc in study.posthoc)]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ConfigError(f"{source}: posthoc: two rows of the report would be called {twice!r}: give one another name")
     for posthoc in study.posthoc:
-        arms = {config.arms[0].name: config.arms[0] for config in configs}
         arm = arms.get(posthoc.arm, arms.get(posthoc.arm.split(" ")[0]))
         if arm is None:
             raise ConfigError(f"{source}: posthoc: unknown arm {posthoc.arm!r}: {nearest(posthoc.arm, arms)}")

@@ -88,6 +88,22 @@ def test_overrides_of_a_profile_are_last() -> None:
     profile = {"evaluation.suites": {"new": {}, "kept": {"items": 16}}}
     study = parse_study(values(search=STEPS, overrides=given, profiles={"p": profile}), "p")
     assert study.run_config({"training.steps": 20}, 0, 0).evaluation.settings("kept").items == 16
+    assert parse_study(study.to_dict()).overrides == study.overrides
+
+
+@pytest.mark.parametrize(
+    "posthoc",
+    [
+        [{"name": "soft", "alpha": 0.5}, {"name": "soft", "alpha": 0.7}],
+        [{"alpha": 0.5}] * 2,
+        [{"name": "a", "alpha": 1}],
+    ],
+)
+def test_rows_of_a_report_have_names_of_their_own(posthoc: list[dict[str, Any]]) -> None:
+    """By its name alone a row is found, so one of two would get the other's figures."""
+    search = {"arm": {"kind": "arms", "arms": {"a": {"arms.0.method": "full"}}}}
+    with pytest.raises(ConfigError, match=r"posthoc: two rows of the report would be called '(soft|a|a-wise-0\.5)'"):
+        parse_study(values(search=search, posthoc=[{"arm": "a", "op": "wise"} | one for one in posthoc]))
 
 
 def test_a_named_arm_changes_what_overrides_give_to_all() -> None:
