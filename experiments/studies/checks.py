@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -42,10 +43,14 @@ def _replaced(study: StudyConfig) -> Iterator[str]:
     for where, keys in groups.items():
         yield from (f"{where}: {later!r} replaces {first!r}" for first, later in _pairs(keys, keys))
     arms = [(key, [k for arm in d.arms.values() for k in arm]) for key, d in study.search.items() if d.kind == "arms"]
-    for i, (one, keys) in enumerate(arms):
+    for i, (one, own) in enumerate(arms):
         for other, others in arms[i + 1 :]:
-            for first, later in _pairs(keys, others, of_one=False):
+            for first, later in _pairs(own, others, of_one=False):
                 yield f"search: {later!r} of {other} replaces {first!r} of {one}"
+    paths = [d.path or key for key, d in study.search.items() if d.kind != "arms"]
+    for first, later in itertools.permutations(paths, 2):
+        if replaces(later, first):
+            yield f"search: {later!r} replaces {first!r}"
     fixed = [d.path or key for key, d in study.search.items() if d.kind != "arms" and not getattr(d, "times", False)]
     for where, keys in {"overrides": study.overrides, **named}.items():
         for first, later in _pairs(keys, fixed, of_one=False):

@@ -70,6 +70,15 @@ LAYERS, STEPS = "arms.0.control.layers", {"training.steps": {"kind": "choice", "
         ),
         (
             {
+                "search": {
+                    "evaluation.kept_items": {"kind": "choice", "values": [8, 12]},
+                    "evaluation.suites.kept.items": {"kind": "choice", "values": [8, 12]},
+                }
+            },
+            "search: 'evaluation.suites.kept.items' replaces 'evaluation.kept_items'",
+        ),
+        (
+            {
                 "search": {"evaluation.suites.kept.items": {"kind": "choice", "values": [8, 12]}},
                 "overrides": {"evaluation.kept_items": 50},
             },
