@@ -39,6 +39,7 @@ REFUSAL |= dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "tex
 def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
     """Write the folder of an expanded model that is in no wrapper; see `ctrl.save`."""
     folder = Path(folder)
+    refuse_base(folder, model.config._name_or_path)
     copies = [layer.expanded for layer in expanded_layers(model)]
     refuse_computed_weights(copies, "ctrl.save")
     refuse_quantised_copies(copies, model.control.config.expanded == "lora")
@@ -57,11 +58,21 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     return folder
 
 
+def refuse_base(folder: Path, base: str) -> None:
+    """Raise CheckpointError if the folder is the base's own: its weights and config have the names of ours."""
+    if base and (folder / REFUSAL_FILE).is_file() and os.path.realpath(folder) == os.path.realpath(base):
+        raise CheckpointError(
+            f"{folder} is the folder of the base model, whose weights and config the expansion would replace: choose "
+            "another folder"
+        )
+
+
 def description(model: Any) -> dict[str, Any]:
     """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded."""
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
+    base["sums"] = {name: list(found) for name, found in control.sums.items()}
     return {"control": control.config.to_dict(), "base": base}
 
 

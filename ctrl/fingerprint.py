@@ -77,7 +77,7 @@ def _is_held(parameter: Tensor) -> bool:
 def remember_base(control: Control, model: Any) -> None:
     """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
     control.computes = computes(model.config)
-    control.samples, control.sums = _samples(model), _sums(model)
+    control.samples, control.sums = _samples(model), embedding_sums(model)
     control.fingerprint, control.fingerprint_dtype = _digest(control.samples), str(model.dtype)
     control.part_prints = part_prints(model)
 
@@ -94,7 +94,7 @@ def changed(model: Any) -> list[Tensor]:
     if not isinstance(control, Control) or not before or not now:
         return []
     moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
-    for name, total in _sums(model).items():
+    for name, total in embedding_sums(model).items():
         unrounded = name in before and name in now and torch.equal(_bits(before[name]), _bits(now[name]))
         if unrounded and control.sums.get(name, total) != total:
             moved.add(name)
@@ -115,7 +115,7 @@ def _bits(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _sums(model: Any) -> dict[str, tuple[str, int]]:
+def embedding_sums(model: Any) -> dict[str, tuple[str, int]]:
     """Add up the bytes of all values of embeddings and head, eight at a time: name -> type and sum."""
     heads = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
     found = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters(recurse=False)}
@@ -208,11 +208,15 @@ def _differ(there: Any, here: Any) -> bool:
 def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
     """Compare the fingerprints in two `base_facts`; None if one is missing, or the dtypes round in different ways.
 
+    In one type the sums of the embeddings count too, of which few rows may differ.
     If one of the whole base is missing, those of parts can only show that the bases differ.
     """
     prints = [facts.get("fingerprint") for facts in (saved, here)]
     dtypes = [facts.get("fingerprint_dtype") or facts.get("dtype") for facts in (saved, here)]
     exact = dtypes[0] == dtypes[1] or all(dtype in EXACT for dtype in dtypes)
+    sums, others = (facts.get("sums") or {} for facts in (saved, here))
+    if any(sums[n][0] == others[n][0] and sums[n][1] != others[n][1] for n in sums.keys() & others.keys()):
+        return False
     if all(prints) and exact:
         return prints[0] == prints[1]
     there, here_parts = (facts.get("part_prints") or {} for facts in (saved, here))

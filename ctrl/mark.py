@@ -20,7 +20,7 @@ from ctrl.fingerprint import differences, same_base
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
 # facts of the base that are compared in other ways
-NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers")
+NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums")
 
 
 def marked(description: dict[str, Any]) -> Tensor:

@@ -17,7 +17,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ctrl.checkpoint import read_tensors
+from ctrl.checkpoint import read_tensors, refuse_base
 from ctrl.config import ControlConfig
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import CheckpointError, ConfigError
@@ -109,6 +109,7 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
         "expansion": expansion,
     }
     folder, tied = Path(folder), _tied(expanded)
+    refuse_base(folder, expanded.config._name_or_path)
 
     def write(tensors: dict[str, Tensor]) -> None:
         state = {names[name]: published_value(name, t, config.interpolation) for name, t in tensors.items()}

@@ -25,7 +25,7 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
-from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, same_base
+from ctrl.fingerprint import differences, embedding_sums, fingerprint, holds_more, part_prints, same_base
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers
 from ctrl.model import expand
@@ -125,6 +125,7 @@ def _base(
 def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool) -> None:
     """Raise CheckpointError if the model differs from the saved facts of the base, or warn if only its name does."""
     here = {**base_facts(model), "fingerprint": fingerprint(model), "part_prints": part_prints(model)}
+    here["sums"] = embedding_sums(model)
     if different := differences({k: v for k, v in saved.items() if k not in NOTED}, here):
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {different}")
     different = differences(saved.get("computes", {}), here["computes"])

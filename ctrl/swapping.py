@@ -14,7 +14,16 @@ from ctrl.control import Control
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
-from ctrl.fingerprint import computes, differences, fingerprint, part_prints, same_base, warn_if_changed
+from ctrl.fingerprint import (
+    changed,
+    computes,
+    differences,
+    embedding_sums,
+    fingerprint,
+    part_prints,
+    same_base,
+    warn_if_changed,
+)
 from ctrl.offloaded import is_offloaded
 from ctrl.precision import HALF, HalfComputing
 from ctrl.saving import load
@@ -53,6 +62,8 @@ def swap(
     CheckpointError as `load` does.
     """
     base: Any = _changeable(model) if any(isinstance(m, ControlModel) for m in model.modules()) else model
+    if not allow_other_base:
+        _refuse_changed(base)
     former = take_off(base) if isinstance(base, ControlModel) else None
     try:
         if isinstance(other, Expansion):
@@ -67,6 +78,20 @@ def swap(
     if former is not None:
         _warn_of_blocks(former.control)
     return former
+
+
+def _refuse_changed(base: Any) -> None:
+    """Raise ConfigError if weights of the base are others than when it was expanded: the other expansion needs those.
+
+    The fingerprint, a sample, would miss a few rows of the embeddings.
+    """
+    moved = set(map(id, changed(base)))
+    if names := [name for name, parameter in base.named_parameters() if id(parameter) in moved]:
+        raise ConfigError(
+            f"{len(names)} weights of the base have changed since it was expanded (first: {names[0]}), so the other "
+            "expansion would run on another base: ctrl.save this one, and ctrl.load the other onto the base anew "
+            "(allow_other_base=True puts it onto the weights as they are)"
+        )
 
 
 def _warn_of_blocks(former: Control) -> None:
@@ -98,7 +123,7 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
     own = {"fingerprint": control.fingerprint, "dtype": control.fingerprint_dtype, "part_prints": control.part_prints}
     here = {"fingerprint": fingerprint(base), "dtype": str(base.dtype), "part_prints": part_prints(base)}
     _check_type(base, other)
-    same = same_base(own, here)
+    same = same_base({**own, "sums": control.sums}, {**here, "sums": embedding_sums(base)})
     different = differences(control.computes, computes(base.config))
     if different and not allow_other:
         raise ConfigError(

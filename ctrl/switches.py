@@ -62,9 +62,10 @@ def at_alpha(model: nn.Module, alpha: float | Sequence[float]) -> Iterator[nn.Mo
 
     alpha: one number for all layers, or one for each expanded layer, the lowest first.
     0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
-    `merge_back` mixes weights, this mixes hidden states. A backward pass may come after the block, and a copy made
-    inside it keeps the alpha, as with `ctrl.pretrained`. Of overlapping blocks the one that began last counts. Raises
-    ConfigError for a stacked layer, which mixes nothing.
+    `merge_back` mixes weights, this mixes hidden states. Inside the block `merge_back` takes this alpha, `ctrl.save`
+    writes the layers' own. A backward pass may come after the block, and a copy made inside it keeps the alpha, as with
+    `ctrl.pretrained`. Of overlapping blocks the one that began last counts. Raises ConfigError for a stacked layer,
+    which mixes nothing.
     """
     control, gates = require_expanded(model).control, _gates(model)
     fixed = _numbers(alpha, len(gates))

@@ -6,7 +6,9 @@ A grade depends on all of them, so all are in the grader's digest, and all are r
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,10 +56,22 @@ def load(file: Path) -> ModuleType:
     importlib.invalidate_caches()
     sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        with _from_source():
+            spec.loader.exec_module(module)
     finally:
         sys.path.remove(folder)
     return module
+
+
+@contextlib.contextmanager
+def _from_source() -> Iterator[None]:
+    """Inside the block no compiled file is read or written: of two edits in one second it may be the first."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    sys.pycache_prefix, sys.dont_write_bytecode = os.devnull, True
+    try:
+        yield
+    finally:
+        sys.pycache_prefix, sys.dont_write_bytecode = before
 
 
 def _imports(file: Path, root: Path, package: str) -> Iterator[Path]:

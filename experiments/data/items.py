@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from experiments.common.errors import BenchError
 from experiments.common.hashing import text_id
+from experiments.common.machine_faults import NUMBERS
 from experiments.data.matching import FINAL
 from experiments.data.numerals import COMMAS, WHOLE, tidy
 from experiments.models.conversation import Message, earlier_questions, messages_of, question_of, tools_of
@@ -185,7 +186,9 @@ class NewTask:
             return self.scorer(answer, item.entry) >= 1.0
         except (BenchError, MemoryError):  # of the machine
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in NUMBERS:  # not by its text, in which the reply may be
+                raise
             return False
 
 

@@ -26,6 +26,7 @@ from experiments.models.sharing import Progress, no_progress
 URL = re.compile(r"(?P<url>https?://[^\s#?@]+)(#(?P<model>\S+))?")
 SECRET = re.compile(r"(?<=//)[^/]*@|\?.*")  # parts of an address that may hold a password or a key
 KEY = "OPENAI_API_KEY"  # of the environment
+SHORTEST_KEY = 12  # characters: servers at home are given EMPTY or none, which are words of replies too
 TRIES, WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # seconds, doubled after each try
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds of one reply
 WORKERS = 8  # requests at a time
@@ -92,7 +93,7 @@ class Endpoint:
                 fault = type(error).__name__
             else:
                 if found.is_success:
-                    return _text(found)
+                    return self._without_key(_text(found))  # which is written down: a server may echo its headers
                 fault = f"{found.status_code} {self._without_key(found.text)[:200]}"
                 if found.status_code != 429 and found.status_code < 500:
                     raise EndpointError(f"{self.url} refuses a question: {fault}")
@@ -100,8 +101,7 @@ class Endpoint:
         raise EndpointError(f"{self.url} gave no reply in {TRIES} tries ({fault}): the same command goes on from here")
 
     def _without_key(self, text: str) -> str:
-        key = self.client.headers.get("Authorization", "").removeprefix("Bearer ")
-        return text.replace(key, "...") if key else text
+        return _without_key(text, self.client)
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,12 @@ def _listed(url: str, client: httpx.Client) -> list[str]:
         raise ConfigError(
             f"--model: the server at {url} is not ready ({found.status_code}): look at it, try again later"
         )
-    return _names(found)
+    return [_without_key(name, client) for name in _names(found)]
+
+
+def _without_key(text: str, client: httpx.Client) -> str:
+    key = client.headers.get("Authorization", "").removeprefix("Bearer ")
+    return text.replace(key, "...") if len(key) >= SHORTEST_KEY else text
 
 
 def _names(response: httpx.Response) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from torch.nn.utils import prune, weight_norm
+from transformers import LlamaForCausalLM
 
 import ctrl
 from ctrl.checkpoint import FILES, read_tensors
@@ -80,3 +81,20 @@ def test_copies_whose_weights_are_computed_are_not_saved(how: Any, tmp_path: Pat
     with pytest.raises(ctrl.ConfigError, match=r"ctrl.save cannot copy .* mlp.up_proj, whose weight is computed"):
         ctrl.save(model, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "save", [ctrl.save, lambda model, folder: model.save_pretrained(folder), ctrl.export_published]
+)
+def test_the_folder_of_the_base_is_not_overwritten(save: Any, tmp_path: Path) -> None:
+    """Its files have the same names: the base would be lost, and the expansion with it."""
+    tiny().save_pretrained(tmp_path / "base")
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    before = (tmp_path / "base" / "model.safetensors").read_bytes()
+    model = ctrl.expand(LlamaForCausalLM.from_pretrained(tmp_path / "base"), ctrl.ControlConfig(layers=1))
+    for folder in ("base", "link"):
+        with pytest.raises(ctrl.CheckpointError, match="is the folder of the base model"):
+            save(model, tmp_path / folder)
+    assert (tmp_path / "base" / "model.safetensors").read_bytes() == before
+    ctrl.save(model, tmp_path / "base" / "expansion")
+    ctrl.load(tmp_path / "base", tmp_path / "base" / "expansion")

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 import ctrl
+from ctrl.expansion import take_off
 from ctrl.fingerprint import changed, fingerprint
 from tests.helpers.families import EVERY, build
 from tests.helpers.quantised import FakeInt8, replace_linears
@@ -405,3 +406,20 @@ def test_what_was_frozen_when_it_was_saved_is_frozen_again(tmp_path: Path) -> No
     trainer = Trainer(model, TrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True))
     trainer.save_model(str(tmp_path / "c"))
     model.load_state_dict(load_file(tmp_path / "c" / "model.safetensors"), strict=False)  # its own mark
+
+
+def test_a_base_with_another_row_of_its_embeddings_is_another_base(tmp_path: Path) -> None:
+    model, other = (ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)) for _ in range(2))
+    ctrl.save(model, tmp_path)
+    base = named("base")
+    with torch.no_grad():
+        one_row(base.get_input_embeddings().weight)
+    assert fingerprint(base) == model.control.fingerprint  # no sampled value is another one
+    with pytest.raises(ctrl.CheckpointError, match=r"the weights of this base, .* are others"):
+        ctrl.load(base, tmp_path)
+    with pytest.raises(ctrl.ConfigError, match="made on another base model, or on other weights"):
+        ctrl.swap(base, take_off(other))
+    resumed = ctrl.expand(base, ctrl.ControlConfig(layers=2))
+    with pytest.raises(ctrl.CheckpointError, match=r"the weights of its base, .* are others"):
+        resumed.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    ctrl.load(named("base").bfloat16(), tmp_path)  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 import ctrl
 from ctrl.expansion import take_off
+from ctrl.layer import expanded_layers
 from tests.helpers.families import EVERY, build, perturb
 from tests.helpers.tiny_llama import IDS, disturbed, expanded, tiny
 from tests.helpers.trainers import hf_trainer, whole_batch
@@ -218,3 +219,17 @@ def test_what_was_put_on_a_base_of_another_type_is_what_a_load_gives(
     ctrl.swap(second, expansion)
     ctrl.save(second, tmp_path)
     assert torch.equal(second(IDS).logits, ctrl.load(third, tmp_path)(IDS).logits)
+
+
+def test_a_base_of_which_one_row_was_trained_gets_no_other_expansion(tmp_path: Path) -> None:
+    """A trained token, or PEFT's trainable_token_indices merged: no sampled value shows it."""
+    config = ctrl.ControlConfig(layers=2)
+    model, other = ctrl.expand(tiny(), config), ctrl.save(ctrl.expand(tiny(), ctrl.ControlConfig(layers=1)), tmp_path)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7, 1] += 0.5
+    before = model(IDS).logits
+    with pytest.raises(ctrl.ConfigError, match=r"1 weights of the base have changed .* .first: model.embed_tokens"):
+        ctrl.swap(model, other)
+    assert torch.equal(model(IDS).logits, before)
+    ctrl.swap(model, other, allow_other_base=True)
+    assert [layer.index for layer in expanded_layers(model)] == [3]

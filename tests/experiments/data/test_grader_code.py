@@ -62,6 +62,7 @@ def test_each_grader_imports_its_own_modules_as_they_are_now(tmp_path: Path) -> 
     (other / "words.py").write_text("RIGHT = 'c'\n")
     assert [grader(other)(reply, {}) for reply in "bc"] == [0.0, 1.0]
     assert str(other) not in sys.path
+    assert not [*tmp_path.rglob("*.pyc")], "a compiled file of the same second and size counts as that of an edited one"
 
 
 def test_a_run_goes_on_with_the_code_that_it_began_with(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 import pytest
 
 from experiments.data.items import Item, NewTask, Scorer
@@ -146,3 +149,27 @@ class TestNewTask:
         task = NewTask("task", (item,), lambda answer, entry: float(answer == entry["answer"]))
         assert task.correct(parse_answer(item.reply, task.form), item)
         assert not task.correct(parse_answer("Sort them.\nAnswer: a b", task.form), item)
+
+
+@pytest.mark.parametrize(
+    ("error", "wrong"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "words.txt"), False),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (MemoryError(), False),
+        (ValueError("not a list: No space left on device"), True),  # a reply may say so
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), True),
+        (ZeroDivisionError(), True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_fault_of_the_machine_makes_no_reply_wrong(error: Exception, wrong: bool) -> None:
+    def raises(answer: str, entry: dict[str, Any]) -> float:
+        raise error
+
+    task = NewTask("t", (Item("q", "a"),), raises)
+    if wrong:
+        assert not task.correct("b", task.test[0])
+    else:
+        with pytest.raises(type(error), match=str(error.args[1]) if error.args else "^$"):
+            task.correct("b", task.test[0])

@@ -91,6 +91,16 @@ def test_the_key_goes_to_the_server_alone(echo: ReplyServer, monkeypatch: pytest
     with pytest.raises(EndpointError, match=r"bad key \.\.\.") as caught:
         one.reply("what?", 3)
     assert SECRET not in str(caught.value)
+    echo.answer, echo.models = (
+        (lambda body: reply(f"I was sent {SECRET}")),
+        (200, {"data": [{"id": f"m-{SECRET}"}]}, {}),
+    )
+    assert one.reply("what?", 3) == "I was sent ..."  # it is written to files, and to MLflow
+    assert Endpoint.opened(echo.address.partition("#")[0]).model == "m-..."
+    monkeypatch.setenv(endpoint.KEY, "EMPTY")
+    echo.models = (200, {"data": [{"id": "m"}]}, {})
+    echo.answer = lambda body: reply("the set is EMPTY")
+    assert Endpoint.opened(echo.address.partition("#")[0]).reply("what?", 3) == "the set is EMPTY"
 
 
 @pytest.mark.parametrize(
