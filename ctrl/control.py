@@ -56,7 +56,7 @@ class Control:
     part_prints: dict[str, str] = field(default_factory=dict, repr=False)  # of its norms and embeddings
     computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
-    sums: dict[str, tuple[str, int]] = field(default_factory=dict, repr=False)  # of embeddings and head, as there
+    sums: dict[str, tuple[str, int]] = field(default_factory=dict, repr=False)  # of these weights, see ctrl.sums
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
     recomputes: bool = False  # as if `checkpoint_pretrained`, for the training of a bench or trainer

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from ctrl.control import Control
 from ctrl.layer import ADDED
 from ctrl.quantised import has_quantised
-from ctrl.sharded import is_sharded
 from ctrl.structure import head_parameters
+from ctrl.sums import FLOATS, bits, exact_sums, is_held
 
 SAMPLE = 64  # values of each parameter, at most
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 HALF = (torch.bfloat16, torch.float16)
 EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16, these give the same values
 
@@ -63,21 +62,17 @@ def part_prints(model: Any) -> dict[str, str]:
     }
     prints = {}
     for name, found in parts.items():
-        if found and all(type(p) is nn.Parameter and _is_held(p) and p.dtype in FLOATS for p in found):
+        if found and all(type(p) is nn.Parameter and is_held(p) and p.dtype in FLOATS for p in found):
             exact = all(str(p.dtype) in EXACT for p in found)
             samples = {str(i): _some(p).cpu() for i, p in enumerate(found)}
             prints[name if exact else f"{name} in {found[0].dtype}"] = str(_digest(samples))
     return prints
 
 
-def _is_held(parameter: Tensor) -> bool:
-    return not (parameter.is_meta or is_sharded(parameter) or parameter.numel() == 0)
-
-
 def remember_base(control: Control, model: Any) -> None:
     """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
     control.computes = computes(model.config)
-    control.samples, control.sums = _samples(model), embedding_sums(model)
+    control.samples, control.sums = _samples(model), exact_sums(model)
     control.fingerprint, control.fingerprint_dtype = _digest(control.samples), str(model.dtype)
     control.part_prints = part_prints(model)
 
@@ -86,7 +81,8 @@ def changed(model: Any) -> list[Tensor]:
     """List the base's parameters that are no longer what they were when it was expanded, as far as a sample shows.
 
     Merged adapters do that, or parts that trained and were frozen again. Of embeddings and the head all values count,
-    since few rows of them may have changed. What another type has rounded is no change. Empty for a plain model.
+    since few rows of them may have changed, and of buffers that are saved (biases of routers that a balancing moves).
+    What another type has rounded is no change. Empty for a plain model.
     """
     control = getattr(model, "control", None)
     before = control.samples if isinstance(control, Control) else None
@@ -94,41 +90,21 @@ def changed(model: Any) -> list[Tensor]:
     if not isinstance(control, Control) or not before or not now:
         return []
     moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
-    for name, total in embedding_sums(model).items():
-        unrounded = name in before and name in now and torch.equal(_bits(before[name]), _bits(now[name]))
-        if unrounded and control.sums.get(name, total) != total:
+    for name, total in exact_sums(model).items():
+        then = control.sums.get(name, total)
+        sampled = name in before and name in now
+        unrounded = torch.equal(bits(before[name]), bits(now[name])) if sampled else then[0] == total[0]
+        if unrounded and then != total:
             moved.add(name)
-    return [parameter for name, parameter in model.named_parameters() if name in moved]
+    return [tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in moved]
 
 
 def _moved(before: Tensor, now: Tensor) -> bool:
     """Whether a sample has changed by more than the rounding of another type: of the one that it has now, or had."""
     if now.dtype != before.dtype:
         return str(now.dtype) in EXACT and not torch.equal(before.bfloat16(), now.bfloat16())
-    same = torch.equal(_bits(before), _bits(now))
+    same = torch.equal(bits(before), bits(now))
     return not same and not any(torch.equal(before.to(half).to(now.dtype), now) for half in HALF)
-
-
-def _bits(values: Tensor) -> Tensor:
-    """Return the bytes of values, in which NaN equals itself."""
-    return values.view(torch.uint8)
-
-
-@torch.no_grad()
-def embedding_sums(model: Any) -> dict[str, tuple[str, int]]:
-    """Add up the bytes of all values of embeddings and head, eight at a time: name -> type and sum."""
-    heads = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
-    found = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters(recurse=False)}
-    named = {n: p for n, p in model.named_parameters() if id(p) in found and _is_held(p) and p.dtype in FLOATS}
-    return {n: (str(p.dtype), _sum(p.detach().flatten())) for n, p in named.items()}
-
-
-def _sum(flat: Tensor) -> int:
-    """Add up bytes as integers of 64 bits, which is exact on every device and as fast as memory."""
-    flat = flat.clone() if flat.storage_offset() else flat  # its bytes may begin between two integers
-    data = _bits(flat)
-    whole = len(data) // 8 * 8
-    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
 
 
 def warn_if_changed(model: Any, use: str) -> None:
@@ -140,7 +116,7 @@ def warn_if_changed(model: Any, use: str) -> None:
     if not moved or model.control.told_of_base:
         return
     model.control.told_of_base = True
-    names = [name for name, parameter in model.named_parameters() if id(parameter) in moved]
+    names = [n for n, tensor in (*model.named_parameters(), *model.named_buffers()) if id(tensor) in moved]
     warnings.warn(
         f"{use} is not the base that was expanded: {len(names)} frozen parameters have changed since (first: "
         f"{names[0]}), by merged adapters, a training of theirs or a write. Load the base anew to compare with it",
@@ -157,11 +133,11 @@ def _samples(model: Any) -> dict[str, Tensor] | None:
     trained = head_parameters(model)
     named = {name: p for name, p in model.named_parameters() if name not in trained}
     found = {name: p for name, p in named.items() if not any(f".{part}" in name for part in ADDED)}
-    if has_quantised(model) or not all(map(_is_held, found.values())):
+    if has_quantised(model) or not all(map(is_held, found.values())):
         return None
     samples = {name: _some(p).contiguous() for name, p in found.items()}
     first = next(iter(samples.values())).device
-    parts = torch.cat([_bits(sample).to(first) for sample in samples.values()]).cpu()  # one copy from the device
+    parts = torch.cat([bits(sample).to(first) for sample in samples.values()]).cpu()  # one copy from the device
     sizes = [sample.nbytes for sample in samples.values()]
     pairs = zip(samples.items(), parts.split(sizes), strict=True)
     return {name: part.clone().view(sample.dtype) for (name, sample), part in pairs}
@@ -217,23 +193,6 @@ def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
         return prints[0] == prints[1]
     there, here_parts = (facts.get("part_prints") or {} for facts in (saved, here))
     return False if any(there[part] != here_parts[part] for part in there.keys() & here_parts.keys()) else None
-
-
-def other_rows(saved: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say that embeddings or head of two bases of one type differ, though no sampled value does; empty if not.
-
-    It is no other base: whoever adds a token for padding resizes the base, which draws the new rows at random.
-    """
-    sums, others = (facts.get("sums") or {} for facts in (saved, here))
-    both = sums.keys() & others.keys()
-    odd = sorted(n for n in both if sums[n][0] == others[n][0] and sums[n][1] != others[n][1])
-    if not odd:
-        return ""
-    return (
-        f"{', '.join(odd)}: a few rows of this base are not those of the base in training, so outputs change "
-        "with their tokens. resize_token_embeddings draws new rows at random: call torch.manual_seed before it, or "
-        "save the resized base and load that"
-    )
 
 
 def holds_more(model: Any, dtype: str) -> bool:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import differences, other_rows, same_base
+from ctrl.fingerprint import differences, same_base
+from ctrl.sums import other_rows
 
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute

@@ -199,7 +199,7 @@ def check_mergeable(model: Any) -> None:
 
 @torch.no_grad()
 def mixed_weights(layer: ExpandedLayer, alpha: float) -> dict[str, Tensor]:
-    """Compute mix(W, W_expanded, alpha) for every parameter of the layer, in fp32 for half types."""
+    """Compute mix(W, W_expanded, alpha) for every weight of the layer, in fp32 for half types."""
     mix = INTERPOLATIONS[layer.control.config.interpolation].merged
     assert mix is not None  # check_mergeable has made sure
     mixed = {}
@@ -219,7 +219,15 @@ def _pairs(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
             changes = [low_rank.get_delta_weight(adapter).to(base.dtype) for adapter in low_rank.active_adapters]
             expanded[f"{name}.weight"] = base + sum(changes)
             expanded |= {f"{name}.bias": bias for bias in [low_rank.base_layer.bias] if bias is not None}
-    return [(name, w, expanded[name]) for name, w in layer.named_parameters() if name in expanded]
+    pairs = [(name, w, expanded[name]) for name, w in layer.named_parameters() if name in expanded]
+    return [*pairs, *_moved_buffers(layer)]
+
+
+def _moved_buffers(layer: ExpandedLayer) -> list[tuple[str, Tensor, Tensor]]:
+    """List the saved buffers in which the copy differs: biases of routers that a balancing of experts has moved."""
+    own, saved = dict(layer.expanded.named_buffers()), layer.state_dict().keys()
+    pairs = [(name, w, own[name]) for name, w in layer.named_buffers() if name in own and name in saved]
+    return [(name, w, e) for name, w, e in pairs if w.is_floating_point() and not torch.equal(w.to(e.dtype), e)]
 
 
 def _set_weights(layer: ExpandedLayer, weights: dict[str, Tensor]) -> None:
@@ -230,3 +238,7 @@ def _set_weights(layer: ExpandedLayer, weights: dict[str, Tensor]) -> None:
         if id(parameter) in merged and not name.startswith(ADDED):
             path, _, own = name.rpartition(".")
             setattr(layer.get_submodule(path), own, merged[id(parameter)])
+    for name, buffer in list(layer.named_buffers()):
+        if name in weights:
+            path, _, own = name.rpartition(".")
+            setattr(layer.get_submodule(path), own, weights[name].to(buffer.dtype))

@@ -66,9 +66,9 @@ def merge_models(
             totals[name] = totals.get(name, before) + factor * (mixed.to(before.device) - before)
     plain = deep_copy(expanded[0])
     take_off(plain)
-    for name, parameter in plain.named_parameters():
+    for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
         if name in totals:
-            parameter.copy_(totals[name])
+            tensor.copy_(totals[name])
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, [merge_gap(model, plain, gap_on) for model in models])
 

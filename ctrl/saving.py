@@ -25,10 +25,11 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
-from ctrl.fingerprint import differences, embedding_sums, fingerprint, holds_more, other_rows, part_prints, same_base
+from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, same_base
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers
 from ctrl.model import expand
+from ctrl.sums import exact_sums, other_rows
 
 
 def save(model: nn.Module, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
@@ -82,9 +83,10 @@ def load(
         raise
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
-    frozen = tensors.keys() & set(meta["base"].get("frozen", ()))
-    for name in tensors.keys() - set(added_names(model)) | frozen:
-        model.get_parameter(name).requires_grad_(name not in frozen)  # as it was at the save, also outside of copies
+    frozen, added = set(meta["base"].get("frozen", ())), set(added_names(model))
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in tensors and (name in frozen or name not in added):  # as it was at the save
+            tensor.requires_grad_(name not in frozen)
     return model
 
 
@@ -126,7 +128,7 @@ def _base(
 def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool) -> None:
     """Raise CheckpointError if the model differs from the saved facts of the base, or warn if only its name does."""
     here = {**base_facts(model), "fingerprint": fingerprint(model), "part_prints": part_prints(model)}
-    here["sums"] = embedding_sums(model)
+    here["sums"] = exact_sums(model)
     if different := differences({k: v for k, v in saved.items() if k not in NOTED}, here):
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {different}")
     different = differences(saved.get("computes", {}), here["computes"])

@@ -18,9 +18,7 @@ from ctrl.fingerprint import (
     changed,
     computes,
     differences,
-    embedding_sums,
     fingerprint,
-    other_rows,
     part_prints,
     same_base,
     warn_if_changed,
@@ -30,6 +28,7 @@ from ctrl.precision import HALF, HalfComputing
 from ctrl.saving import load
 from ctrl.sharded import sharded
 from ctrl.structure import decoder_layers
+from ctrl.sums import exact_sums, other_rows
 
 
 def unload(model: nn.Module) -> PreTrainedModel:
@@ -87,7 +86,7 @@ def _refuse_changed(base: Any) -> None:
     The fingerprint, a sample, would miss a few rows of the embeddings.
     """
     moved = set(map(id, changed(base)))
-    if names := [name for name, parameter in base.named_parameters() if id(parameter) in moved]:
+    if names := [name for name, tensor in base.state_dict(keep_vars=True).items() if id(tensor) in moved]:
         raise ConfigError(
             f"{len(names)} weights of the base have changed since it was expanded (first: {names[0]}), so the other "
             "expansion would run on another base: ctrl.save this one, and ctrl.load the other onto the base anew "
@@ -125,7 +124,7 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
     here = {"fingerprint": fingerprint(base), "dtype": str(base.dtype), "part_prints": part_prints(base)}
     _check_type(base, other)
     same = same_base(own, here)
-    rows = other_rows({"sums": control.sums}, {"sums": embedding_sums(base)})
+    rows = other_rows({"sums": control.sums}, {"sums": exact_sums(base)})
     different = differences(control.computes, computes(base.config))
     if different and not allow_other:
         raise ConfigError(

@@ -1,0 +1,65 @@
+"""Add up all values of embeddings, head and buffers exactly: a few of them may have changed, which samples miss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ctrl.layer import ADDED
+from ctrl.quantised import has_quantised
+from ctrl.sharded import is_sharded
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@torch.no_grad()
+def exact_sums(model: Any) -> dict[str, tuple[str, int]]:
+    """Add up the bytes of all values of embeddings, head and saved buffers, eight at a time: name -> type and sum."""
+    heads = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
+    found = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters(recurse=False)}
+    named = {n: p for n, p in model.named_parameters() if id(p) in found and is_held(p) and p.dtype in FLOATS}
+    named |= {} if has_quantised(model) else _saved_buffers(model)
+    return {n: (str(p.dtype), _sum(p.detach().flatten())) for n, p in named.items()}
+
+
+def _saved_buffers(model: Any) -> dict[str, Tensor]:
+    """Return the buffers of the base that are in its files."""
+    passing = {id(m._buffers[name]) for m in model.modules() for name in m._non_persistent_buffers_set}
+    base = {n: b for n, b in model.named_buffers() if id(b) not in passing and is_held(b) and b.is_floating_point()}
+    return {name: buffer for name, buffer in base.items() if not any(f".{part}" in name for part in ADDED)}
+
+
+def _sum(flat: Tensor) -> int:
+    """Add up bytes as integers of 64 bits, which is exact on every device and as fast as memory."""
+    flat = flat.clone() if flat.storage_offset() else flat  # its bytes may begin between two integers
+    data = bits(flat)
+    whole = len(data) // 8 * 8
+    return int(data[:whole].view(torch.int64).sum()) + int(data[whole:].sum())
+
+
+def other_rows(saved: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say that embeddings, head or buffers of two bases of one type differ, though no sampled value does; empty if not.
+
+    It is no other base: whoever adds a token for padding resizes the base, which draws the new rows at random.
+    """
+    sums, others = (facts.get("sums") or {} for facts in (saved, here))
+    both = sums.keys() & others.keys()
+    odd = sorted(n for n in both if sums[n][0] == others[n][0] and sums[n][1] != others[n][1])
+    if not odd:
+        return ""
+    return (
+        f"{', '.join(odd)}: a few values of this base are not those of the base in training, so its outputs "
+        "are others. resize_token_embeddings draws new rows at random: call torch.manual_seed before it, or "
+        "save the resized base and load that"
+    )
+
+
+def bits(values: Tensor) -> Tensor:
+    """Return the bytes of values, in which NaN equals itself."""
+    return values.view(torch.uint8)
+
+
+def is_held(parameter: Tensor) -> bool:
+    return not (parameter.is_meta or is_sharded(parameter) or parameter.numel() == 0)

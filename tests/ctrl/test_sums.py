@@ -1,0 +1,72 @@
+"""Sums over all values of embeddings, head and buffers see what samples miss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ctrl
+from ctrl.fingerprint import changed
+from ctrl.sums import exact_sums, other_rows
+from tests.helpers.architectures import build
+from tests.helpers.families import perturb
+from tests.helpers.tiny_llama import IDS, tiny
+
+BIAS = "mlp.gate.e_score_correction_bias"  # of DeepSeek's routers: a buffer that a balancing of experts moves
+
+
+def balanced(model: Any, seed: int, copies: bool = True) -> Any:
+    """Move the routers' biases, of the copies or of the base."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith(BIAS) and (".expanded." in name) == copies:
+                buffer.add_(torch.rand(buffer.shape, generator=generator))
+    return model
+
+
+def deepseek(seed: int = 1) -> Any:
+    model = ctrl.expand(build("deepseek_v3"), ctrl.ControlConfig(layers=[-2, -1]))
+    perturb(model)
+    return balanced(model, seed).eval()
+
+
+def test_sums_are_of_all_bytes() -> None:
+    model: Any = tiny()
+    sums = exact_sums(model)
+    assert sorted(sums) == ["lm_head.weight", "model.embed_tokens.weight"]
+    dtype, total = sums["lm_head.weight"]
+    whole = model.lm_head.weight.detach().view(torch.int64)
+    assert (dtype, total) == ("torch.float32", int(whole.sum()))
+    with torch.no_grad():
+        model.lm_head.weight[7, 1] += 1e-3
+    here = {"sums": exact_sums(model)}
+    assert other_rows({"sums": sums}, here).startswith("lm_head.weight: a few values of this base")
+    assert other_rows({}, here) == other_rows(here, here) == ""
+
+
+def test_buffers_of_the_base_that_have_moved_are_saved_and_said(tmp_path: Path) -> None:
+    model = deepseek()
+    assert not changed(model)
+    ctrl.save(model, tmp_path / "before")
+    balanced(model, 2, copies=False)
+    ctrl.save(model, tmp_path / "after")
+    again = ctrl.load(build("deepseek_v3"), tmp_path / "after").eval()
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
+    with pytest.warns(UserWarning, match=f"frozen parameters have changed since .first: .*{BIAS}"):
+        ctrl.unload(model)
+    with pytest.warns(UserWarning, match=f"{BIAS}: a few values of this base are not those"):
+        ctrl.load(model, tmp_path / "before")
+
+
+def test_buffers_of_copies_are_merged() -> None:
+    model, other = deepseek(), deepseek(seed=3)
+    with ctrl.at_alpha(model, 1.0):
+        expected = model(IDS).logits
+    assert torch.equal(ctrl.merge_back(model, alpha=1.0).eval()(IDS).logits, expected)
+    torch.testing.assert_close(ctrl.merge_models([model, other], [1.0, 0.0], 1.0).eval()(IDS).logits, expected)
+    plain = build("deepseek_v3")
+    assert torch.equal(ctrl.merge_back(model, alpha=0.0).eval()(IDS).logits, plain(IDS).logits)
