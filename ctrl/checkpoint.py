@@ -46,6 +46,8 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     names = trained_names(model)
     state = model.state_dict() if state_dict is None else state_dict
     meta = {"format": FORMAT, **description(model)}
+    # not of what is saved whole: new rows of embeddings that trained may start with other values in each process
+    meta["base"]["sums"] = {name: total for name, total in meta["base"]["sums"].items() if name not in names}
     if frozen := _frozen(model, names):
         meta["base"]["frozen"] = frozen
     if missing := [name for name in names if name not in state]:
@@ -159,9 +161,13 @@ def trained_names(model: nn.Module) -> list[str]:
     return names
 
 
-def _frozen(model: nn.Module, names: list[str]) -> list[str]:
-    """List those of `trained_names` outside of the copies that no longer train: merged adapters, parts frozen again."""
-    added, state = set(added_names(model)), model.state_dict(keep_vars=True)
+def _frozen(model: Any, names: list[str]) -> list[str]:
+    """List those of `trained_names` that no longer train, and that would after a load: merged adapters, parts of the
+    base that were frozen again, parts of copies unless all of what expand trains is frozen (as to use the model)."""
+    state, own = model.state_dict(keep_vars=True), model.control.trained
+    added = set(added_names(model))
+    if any(state[name].requires_grad for name in added & own):
+        added -= own
     return [name for name in names if name not in added and not state[name].requires_grad]
 
 

@@ -208,19 +208,32 @@ def _differ(there: Any, here: Any) -> bool:
 def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
     """Compare the fingerprints in two `base_facts`; None if one is missing, or the dtypes round in different ways.
 
-    In one type the sums of the embeddings count too, of which few rows may differ.
     If one of the whole base is missing, those of parts can only show that the bases differ.
     """
     prints = [facts.get("fingerprint") for facts in (saved, here)]
     dtypes = [facts.get("fingerprint_dtype") or facts.get("dtype") for facts in (saved, here)]
     exact = dtypes[0] == dtypes[1] or all(dtype in EXACT for dtype in dtypes)
-    sums, others = (facts.get("sums") or {} for facts in (saved, here))
-    if any(sums[n][0] == others[n][0] and sums[n][1] != others[n][1] for n in sums.keys() & others.keys()):
-        return False
     if all(prints) and exact:
         return prints[0] == prints[1]
     there, here_parts = (facts.get("part_prints") or {} for facts in (saved, here))
     return False if any(there[part] != here_parts[part] for part in there.keys() & here_parts.keys()) else None
+
+
+def other_rows(saved: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say that embeddings or head of two bases of one type differ, though no sampled value does; empty if not.
+
+    It is no other base: whoever adds a token for padding resizes the base, which draws the new rows at random.
+    """
+    sums, others = (facts.get("sums") or {} for facts in (saved, here))
+    both = sums.keys() & others.keys()
+    odd = sorted(n for n in both if sums[n][0] == others[n][0] and sums[n][1] != others[n][1])
+    if not odd:
+        return ""
+    return (
+        f"{', '.join(odd)}: a few rows of this base are not those of the base in training, so outputs change "
+        "with their tokens. resize_token_embeddings draws new rows at random: call torch.manual_seed before it, or "
+        "save the resized base and load that"
+    )
 
 
 def holds_more(model: Any, dtype: str) -> bool:

@@ -59,7 +59,9 @@ def merge_gap(expanded: nn.Module, merged: nn.Module, batches: Batches) -> Merge
 def readable(batches: Batches | None) -> Batches | None:
     """Return batches that can be read several times: a generator gives its own once. Raises ConfigError for one batch
     in place of a list."""
-    if isinstance(batches, Mapping | str | Tensor) or not isinstance(batches, Iterable | None):
+    given: Any = batches
+    several = given is None or hasattr(given, "__iter__") or hasattr(given, "__getitem__")  # what a loop can read
+    if isinstance(batches, Mapping | str | Tensor) or not several:
         raise ConfigError(
             f"batches must be a list of dicts with input_ids, but got one {type(batches).__name__}: write [batch]"
         )
@@ -68,7 +70,8 @@ def readable(batches: Batches | None) -> Batches | None:
 
 def each(batches: Batches) -> Iterator[Mapping[str, Tensor]]:
     """Yield the batches. Raises ConfigError for one that is no dict of tensors."""
-    for batch in readable(batches) or ():
+    found = readable(batches)
+    for batch in () if found is None else found:  # no `or`: a DataLoader of a stream has no length
         if not isinstance(batch, Mapping):
             raise ConfigError(f"batches must be a list of dicts with input_ids, but one is a {type(batch).__name__}")
         if odd := [name for name, value in batch.items() if not isinstance(value, Tensor)]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def idle(copies: Iterable[nn.Module], reached: set[int]) -> list[nn.Parameter]:
-    """List the parameters of the copies whose ids are not among those reached.
+    """List the parameters of the copies that would train and whose ids are not among those reached.
 
     Those of modules in a list (experts) are left out: they take turns, so they keep training.
     """
@@ -21,7 +21,7 @@ def idle(copies: Iterable[nn.Module], reached: set[int]) -> list[nn.Parameter]:
     for copied in copies:
         lists = [m for m in copied.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
         known = reached | {id(p) for one in lists for p in one.parameters()}
-        found += [parameter for parameter in copied.parameters() if id(parameter) not in known]
+        found += [p for p in copied.parameters() if p.requires_grad and id(p) not in known]
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import differences, same_base
+from ctrl.fingerprint import differences, other_rows, same_base
 
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
@@ -48,7 +48,7 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
             f"others: load the base in {dtypes[0]} to go on with that training",
             stacklevel=3,
         )
-    elif other := other_buffers(there["base"], here["base"]):
+    for other in filter(None, (find(there["base"], here["base"]) for find in (other_buffers, other_rows))):
         warnings.warn(other, stacklevel=3)
     names = [facts["base"]["name"] for facts in (there, here)]
     if same_base(there["base"], here["base"]) is None and all(names) and names[0] != names[1]:

@@ -27,6 +27,7 @@ from ctrl.model import expand
 from ctrl.offloaded import in_memory
 from ctrl.outputs import IGNORED
 from ctrl.plain import source_layers
+from ctrl.precision import HALF
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
     LayerMap,
@@ -99,7 +100,7 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     deeper, (_, unfrozen) = copy.deepcopy(expanded.config), deeper_indices(kinds, expanded.control.total)
     select_layers(deeper.get_text_config(decoder=True), source_layers(expanded))
     expansion = expansion_object(config, expanded, len(source_layers(expanded)), unfrozen)
-    warn_of_losses(config, control_config(expansion, expanded.control.layers))
+    warn_of_losses(config, control_config(expansion, expanded.control.layers), expanded.dtype in HALF)
     values = {k: v for k, v in deeper.to_dict().items() if k != IGNORED}
     values |= {
         "num_hidden_layers": len(source_layers(expanded)),

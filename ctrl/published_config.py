@@ -86,12 +86,16 @@ def _diverges(config: ControlConfig) -> bool:
     return config.structure != "stack" and config.divergence != "none" and config.divergence_weight > 0
 
 
-def warn_of_losses(config: ControlConfig, back: ControlConfig) -> None:
-    """Warn of settings that only further training needs and that get lost. back: the config that a reader gets."""
+def warn_of_losses(config: ControlConfig, back: ControlConfig, half: bool) -> None:
+    """Warn of settings that only further training needs and that get lost.
+
+    back: the config that a reader gets. half: whether the base is in a half type, since others have one copies_dtype.
+    """
     names = ["divergence", "divergence_weight", "scale_by_alpha", "detach_pretrained", "divergence_tokens"]
     names += ["margin"] if config.divergence in ("cosine", "cosine_smooth", "norm") else []
     names += ["detach_alpha"] if config.scale_by_alpha else []
-    pairs = [(name, getattr(config, name), getattr(back, name)) for name in names if _diverges(config)]
+    names = [*(names if _diverges(config) else ()), *(["copies_dtype"] if half else ()), "checkpoint_pretrained"]
+    pairs = [(name, getattr(config, name), getattr(back, name)) for name in names]
     lost = [f"{name}={here!r} (comes back as {there!r})" for name, here, there in pairs if here != there]
     if lost:
         warnings.warn(

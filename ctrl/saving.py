@@ -25,7 +25,7 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
-from ctrl.fingerprint import differences, embedding_sums, fingerprint, holds_more, part_prints, same_base
+from ctrl.fingerprint import differences, embedding_sums, fingerprint, holds_more, other_rows, part_prints, same_base
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers
 from ctrl.model import expand
@@ -82,8 +82,9 @@ def load(
         raise
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
-    for name in tensors.keys() - set(added_names(model)) - set(meta["base"].get("frozen", ())):
-        model.get_parameter(name).requires_grad_(True)  # trained besides the copies, and still does
+    frozen = tensors.keys() & set(meta["base"].get("frozen", ()))
+    for name in tensors.keys() - set(added_names(model)) | frozen:
+        model.get_parameter(name).requires_grad_(name not in frozen)  # as it was at the save, also outside of copies
     return model
 
 
@@ -141,7 +142,8 @@ def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_oth
             "(another model of the same shapes, or another revision). Load the base in training; "
             "allow_other_base=True puts the copies onto this one"
         )
-    if other := other_buffers(saved, {**here, "buffers": buffer_types(model)}):
+    rows = "" if allow_other else other_rows(saved, here)
+    for other in filter(None, (rows, other_buffers(saved, {**here, "buffers": buffer_types(model)}))):
         warnings.warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:
         warnings.warn(

@@ -20,6 +20,7 @@ from ctrl.fingerprint import (
     differences,
     embedding_sums,
     fingerprint,
+    other_rows,
     part_prints,
     same_base,
     warn_if_changed,
@@ -123,14 +124,15 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
     own = {"fingerprint": control.fingerprint, "dtype": control.fingerprint_dtype, "part_prints": control.part_prints}
     here = {"fingerprint": fingerprint(base), "dtype": str(base.dtype), "part_prints": part_prints(base)}
     _check_type(base, other)
-    same = same_base({**own, "sums": control.sums}, {**here, "sums": embedding_sums(base)})
+    same = same_base(own, here)
+    rows = other_rows({"sums": control.sums}, {"sums": embedding_sums(base)})
     different = differences(control.computes, computes(base.config))
     if different and not allow_other:
         raise ConfigError(
             f"this expansion was made on a base whose config computes something else: {different} (allow_other_base="
             "True puts it onto this one)"
         )
-    if len(decoder_layers(base)) != control.total or (same is False and not allow_other):
+    if len(decoder_layers(base)) != control.total or ((same is False or rows) and not allow_other):
         raise ConfigError(
             "this expansion was made on another base model, or on other weights of this one: put it onto its own base "
             "(allow_other_base=True puts it onto one of the same shapes)"

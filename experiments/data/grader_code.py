@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
+import os
 import sys
 import weakref
 from collections.abc import Iterator
@@ -53,13 +54,24 @@ def load(file: Path) -> ModuleType:
     assert spec.loader is not None
     module, folder = importlib.util.module_from_spec(spec), str(file.parent.resolve())
     importlib.invalidate_caches()
-    with _names_free(file):
+    with _names_free(file), _from_source():
         sys.path.insert(0, folder)
         try:
             spec.loader.exec_module(module)
         finally:
             sys.path.remove(folder)
     return module
+
+
+@contextlib.contextmanager
+def _from_source() -> Iterator[None]:
+    """Inside the block no compiled file is read or written: of two edits in one second it may be the first."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    sys.pycache_prefix, sys.dont_write_bytecode = os.devnull, True
+    try:
+        yield
+    finally:
+        sys.pycache_prefix, sys.dont_write_bytecode = before
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers as tf
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import LlamaForCausalLM
 
 import ctrl
@@ -145,3 +147,23 @@ def test_without_logits_alphas_are_measured_and_a_gap_is_refused() -> None:
     assert type(ctrl.merge_back(model, batches=BATCHES)) is tf.LlamaModel
     with pytest.raises(ctrl.ConfigError, match="merge_gap compares logits, but LlamaModel returns none"):
         ctrl.merge_back(model, alpha=0.5, gap_on=BATCHES)
+
+
+class Stream(IterableDataset[dict[str, torch.Tensor]]):
+    """Text that has no length."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        yield from ({"input_ids": ids, "attention_mask": mask} for ids, mask in zip(IDS, MASK, strict=True))
+
+
+class Map(Dataset[dict[str, torch.Tensor]]):
+    """Batches by number, without an iterator."""
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return BATCHES[index]
+
+
+@pytest.mark.parametrize("batches", [DataLoader(Stream(), batch_size=2), Map()])
+def test_batches_are_all_that_a_loop_can_read(batches: Any) -> None:
+    model, merged = disturbed(seed=5), disturbed(seed=6)
+    assert ctrl.merge_gap(model, merged, batches) == ctrl.merge_gap(model, merged, BATCHES)

@@ -17,6 +17,8 @@ def test_leaves_are_the_parameters_of_the_graph() -> None:
     copied = nn.Module()
     copied.one, copied.other, copied.experts = one, other, nn.ModuleList([unused])
     assert [id(p) for p in idle([copied], leaves(out))] == [id(other.weight)]
+    other.weight.requires_grad_(False)  # as the pretrained weights in a low-rank copy
+    assert not idle([copied], leaves(out))
 
 
 def test_parts_that_run_for_long_text_alone_train_too() -> None:

@@ -11,7 +11,7 @@ import torch
 import ctrl
 from ctrl.published_config import control_config
 from tests.helpers.published import by_hand
-from tests.helpers.tiny_llama import IDS, disturbed
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 
 def test_values_of_the_expansion_object(tmp_path: Path) -> None:
@@ -84,3 +84,13 @@ def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
         ctrl.export_published(disturbed(interpolation="moe_soft"), tmp_path)
     with pytest.raises(ctrl.ConfigError, match="expanded='lora' cannot be exported"):
         ctrl.export_published(disturbed(expanded="lora"), tmp_path)
+
+
+@pytest.mark.parametrize("structure", ["concat", "stack"])
+def test_an_export_names_what_it_cannot_hold_of_memory_and_types(structure: Any, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"structure": structure, "copies_dtype": "base", "checkpoint_pretrained": True}
+    lost = r"cannot hold copies_dtype='base' \(comes back as 'fp32'\), checkpoint_pretrained=True"
+    with pytest.warns(UserWarning, match=lost):
+        ctrl.export_published(ctrl.expand(tiny().bfloat16(), ctrl.ControlConfig(layers=2, **values)), tmp_path)
+    with pytest.warns(UserWarning, match=r"cannot hold checkpoint_pretrained=True \(comes back as False\): "):
+        ctrl.export_published(ctrl.expand(tiny(), ctrl.ControlConfig(layers=2, **values)), tmp_path)

@@ -264,3 +264,14 @@ def test_facts_of_the_base_that_are_none_are_refused(tmp_path: Path, base: Any) 
         ctrl.CheckpointError, match=r"control_config\.json is not a control config .*: save the model again"
     ):
         ctrl.load(tiny(), tmp_path)
+
+
+def test_parts_of_copies_that_were_frozen_are_frozen_again(tmp_path: Path) -> None:
+    model, all_frozen = disturbed(), disturbed().requires_grad_(False)
+    model.model.layers[1].expanded.mlp.requires_grad_(False)
+    trains = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ctrl.save(model, tmp_path / "a")
+    again = ctrl.load(tiny().eval(), tmp_path / "a")
+    assert [name for name, parameter in again.named_parameters() if parameter.requires_grad] == trains
+    ctrl.save(all_frozen, tmp_path / "b")  # of a model in use; whoever loads it may train it
+    assert any(parameter.requires_grad for parameter in ctrl.load(tiny().eval(), tmp_path / "b").parameters())

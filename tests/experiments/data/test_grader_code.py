@@ -64,6 +64,7 @@ def test_each_grader_imports_its_own_modules_as_they_are_now(tmp_path: Path) -> 
     (other / "words.py").write_text("RIGHT = 'c'\n")
     assert [grader(other)(reply, {}) for reply in "bc"] == [0.0, 1.0]
     assert str(other) not in sys.path
+    assert not [*tmp_path.rglob("*.pyc")], "a compiled file of the same second and size counts as that of an edited one"
 
 
 def test_a_module_of_that_name_that_somebody_else_has_imported_is_not_the_graders(tmp_path: Path) -> None:

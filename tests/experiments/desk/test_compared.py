@@ -27,7 +27,7 @@ def comparison(kl: float = 12.0) -> Comparison:
         Difference("c", "kl", Estimate(11.5, 11, 12), 0, 0),
     ]
     methods = {"a <b>": ("control", 1e-3), "b": ("full", 1e-4)}
-    return Comparison("a <b>", cards, found, {"new": 48, "kept": 96, "drift": 12}, methods=methods)
+    return Comparison("a <b>", cards, found, methods=methods, questions={"new": 48, "kept": 96, "drift": 12})
 
 
 def test_a_point_has_its_run_its_interval_and_its_difference() -> None:
