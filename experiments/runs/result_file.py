@@ -37,11 +37,7 @@ def write_result(folder: Path, result: ArmResult, changed: Mapping[Path, str] | 
     loaded. Raises RunError if one has others by now: `run --fresh` may have trained it again.
     """
     run = folder.parents[1]
-    if other := [arm for arm, digest in (changed or {}).items() if trained_digest(arm) != digest]:
-        raise RunError(
-            f"{other[0]} was trained again, or removed, while its earlier weights were measured for {folder.name}: "
-            "give the same command again when it has a result"
-        )
+    check_trained(changed or {})
     made_from = [run / BASE_ITEMS, *folder.glob("items-*.jsonl"), *folder.glob("trained/*")]
     files = {path.relative_to(run).as_posix(): file_digest(path) for path in sorted(made_from) if path.is_file()}
     values = {**result.to_dict(), MADE_FROM: files, OWNER: owner_of(run, **settings_noted(folder))}
@@ -121,6 +117,15 @@ def check_operation_of(file: Path, result: ArmResult, changed: Sequence[Path]) -
         raise DamagedError(
             f"{file} is the result of {found.label!r}, not of {result.label!r} on these arms, which has the same "
             f"folder: move {file.parent} out of {file.parents[1]}, and the same command makes it"
+        )
+
+
+def check_trained(loaded: Mapping[Path, str]) -> None:
+    """Raise RunError if an arm has other weights than when they were loaded, or none. loaded: its `trained_digest`."""
+    if other := [arm for arm, digest in loaded.items() if trained_digest(arm) != digest]:
+        raise RunError(
+            f"{other[0]} was trained again, or removed, while its earlier weights were in use: give the same command "
+            "again when it has a result"
         )
 
 

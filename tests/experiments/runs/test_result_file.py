@@ -123,7 +123,7 @@ def test_an_operation_on_weights_that_were_trained_again_while_they_were_measure
     write_result(folder, RESULT)
     if meanwhile == "removed":
         (folder / "result.json").unlink()
-    with pytest.raises(RunError, match=r"full-0\.001 was trained again, or removed, while its earlier weights"):
+    with pytest.raises(RunError, match=r"full-0\.001 was trained again, or removed, while its earlier"):
         write_result(made, RESULT, {folder: loaded})
     assert not (made / "result.json").exists()
 
