@@ -136,6 +136,8 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
+    for line in (note for suite in suites.suites.values() for note in suite.notes):
+        say(line)
     for file in config.evaluation.kept_files:
         for note in file.notes():
             say(f"kept task {file.task}: {note}")

@@ -73,7 +73,8 @@ class Choice(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Choice:
-        if any(value in self.values[:i] for i, value in enumerate(self.values)):  # 1 and 1.0 are one value
+        picks = self.points()  # 1 and 1.0 are one value; so are a list and its text to Optuna
+        if any(value in self.values[:i] or picks[i] in picks[:i] for i, value in enumerate(self.values)):
             raise ValueError(f"values must differ, but got {list(self.values)}")
         return self
 
