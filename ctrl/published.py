@@ -222,7 +222,11 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
         shards = _read_json(index).get("weight_map")
         if not isinstance(shards, dict):
             raise CheckpointError(f"{index} has no 'weight_map' from tensors to files: the checkpoint is damaged")
-        names = sorted(set(shards.values()))
+        names = sorted(set(map(str, shards.values())))
+        if strange := [name for name in names if Path(name).name != name]:
+            raise CheckpointError(
+                f"{index} names {strange[0]!r}, which is not in its folder: do not use the checkpoint"
+            )
     tensors: dict[str, Tensor] = {}
     for name in names:
         tensors.update(read_tensors(folder / name))

@@ -15,6 +15,7 @@ from experiments.common.printable import printable
 from experiments.common.progress import print_line
 
 Commands = Any  # what argparse's add_subparsers returns; its class is private
+_FORMAT = warnings.formatwarning
 NO_WRAP = 10_000  # columns: what is no terminal gets each row on one line
 STYLES = (  # pattern, style of its matches on a terminal
     (r"\A[^\n]+(?=\n-{9,})", "bold"),  # the head of a table
@@ -102,6 +103,12 @@ def quiet_warnings() -> None:
     """Silence warnings that concern the libraries' next versions. Imports nothing, unlike `quiet`."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = _shown_warning
+
+
+def _shown_warning(*values: Any, **options: Any) -> str:
+    """Return a warning as Python writes it, without codes for the terminal: it may repeat a reply, or a file's text."""
+    return printable(_FORMAT(*values, **options))
 
 
 def folder(text: str) -> Path:

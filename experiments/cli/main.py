@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from experiments.cli import catalogue, compare, measure, plan, preview, run, runs, soften, study, ui
 from experiments.cli.console import quiet_warnings, stop
@@ -22,6 +23,37 @@ from experiments.common.commands import command, program
 from experiments.common.errors import BenchError
 from experiments.common.machine_faults import of_the_machine
 from experiments.common.threads import wait_asleep
+
+
+class Once(argparse.Action):
+    """Store an option's value, and refuse a second one: argparse would keep the last and say nothing.
+
+    An option that takes several values gets those of all its places: `--new 'gsm8k*' --new 'math*'`.
+    """
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        if option and self.dest in parser.given:  # type: ignore[attr-defined]
+            before = getattr(namespace, self.dest)
+            if not isinstance(values, list):
+                raise argparse.ArgumentError(self, f"is given twice, {before} and {values}: leave one out")
+            values = [*before, *values]
+        parser.given.add(self.dest)  # type: ignore[attr-defined]
+        setattr(namespace, self.dest, values)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parse a command line in which no option replaces another. given: names of the options so far."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.given: set[str] = set()
+        self.register("action", None, Once)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.given = set()
+        return super().parse_known_args(args, namespace)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +96,7 @@ def unusable(words: Sequence[str]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog=program(), description="Train, measure and compare.")
+    top = Parser(prog=program(), description="Train, measure and compare.")
     top.set_defaults(command=welcome)
     commands = top.add_subparsers(metavar="COMMAND")
     for room in (run, preview, plan, measure, soften, runs, catalogue, compare, study, ui):

@@ -129,18 +129,25 @@ def sync_command(args: argparse.Namespace) -> int:
 
 
 def overrides(pairs: list[str]) -> dict[str, object]:
-    """`training.steps=20` -> {"training.steps": 20}; values are read as YAML. Raises ConfigError."""
+    """`training.steps=20` -> {"training.steps": 20}; values are read as YAML, keys once. Raises ConfigError."""
     import yaml
 
     from experiments.common.yaml_values import load_yaml
 
-    values = {}
+    values: dict[str, object] = {}
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found:
             raise ConfigError(f"--set takes KEY=VALUE, but got {pair!r}: for example --set training.steps=20")
+        if before := next((one for one in values if f"{one}.".startswith(f"{key}.")), ""):
+            raise ConfigError(f"--set {pair} replaces --set {before}: leave one out")
+        if not value.strip():  # an unset variable of the shell is no default
+            raise ConfigError(f"--set {pair} is empty: give a value, or null for none")
         try:
             values[key] = load_yaml(value)
+            node = yaml.compose(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {pair}: {value!r} is not YAML; quote what is text ({error})") from error
+        if cut := value[node.end_mark.index if node else 0 :].strip():
+            raise ConfigError(f"--set {pair}: {cut!r} is a comment in YAML; put the text in quotes: '\"{value}\"'")
     return values

@@ -125,10 +125,11 @@ def config_lines(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the config of a run in a few lines: title -> text."""
     data, training, evaluation = config["data"], config["training"], config["evaluation"]
     replay = f", {data['replay']:.0%} replay of {_sources(data['old'])}" if data.get("replay") else ""
+    rows = training["batch_size"] * training.get("gradient_accumulation", 1)
     return {
         "base model": f"{config['base_model']}, precision {config['precision']}, seed {config['seed']}",
         "new task": _sources(data["new"]) + replay,
-        "training": f"{training['steps']} steps of {training['batch_size']} rows",
+        "training": f"{training['steps']} steps of {rows} rows",
         "evaluation": f"every {evaluation['every']} steps: {', '.join(evaluation['suites'])}",
     }
 

@@ -76,9 +76,12 @@ NETWORK_WORDS = (
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be gone at the next try
 
 
-def of_the_machine(error: BaseException) -> str:
-    """Return the fault of the machine that caused an error, as one line; an empty text if there is none."""
-    return next((_line(cause) for cause in causes(error) if _is_fault(cause)), "")
+def of_the_machine(error: BaseException, given: str = "") -> str:
+    """Return the fault of the machine that caused an error, as one line; an empty text if there is none.
+
+    given: a text of others that the error may repeat (a reply): its words say nothing of the machine.
+    """
+    return next((_line(cause) for cause in causes(error) if _is_fault(cause, given)), "")
 
 
 def disk_full(error: BaseException) -> bool:
@@ -96,10 +99,10 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__) or error
 
 
-def _is_fault(error: BaseException) -> bool:
+def _is_fault(error: BaseException, given: str) -> bool:
     if isinstance(error, TYPES) or _number(error) in (*NUMBERS, *UNNAMED) or _of_the_network(error):
         return True
-    return any(text in str(error) for text in TEXTS)
+    return any(text in str(error) and text not in given for text in TEXTS)
 
 
 def _of_the_network(error: BaseException) -> bool:

@@ -23,8 +23,9 @@ from experiments.scorecard.trajectory import drawn_trajectory, trajectory_figure
 
 @dataclass
 class Comparison:
-    """The result of `compare`. cards: figures by run. items: number of common items by suite. matched_gain: the gain at
-    which retention_matched is read; None if no run gains. methods: method and learning rate by run, if they are known.
+    """The result of `compare`. cards: figures by run. items: number of common items by suite, each form of a
+    question for itself; questions: without the forms. matched_gain: the gain at which retention_matched is read; None
+    if no run gains. methods: method and learning rate by run, if they are known.
     """
 
     reference: str
@@ -34,6 +35,7 @@ class Comparison:
     matched_gain: float | None = None
     notes: list[str] = field(default_factory=list)
     methods: dict[str, tuple[str, float]] = field(default_factory=dict)
+    questions: dict[str, int] = field(default_factory=dict)
 
     def figures(self) -> list[str]:
         """List the figures that a run has, in the order of the tables."""
@@ -95,6 +97,7 @@ def common_items(runs: Sequence[ComparedRun], result: Comparison) -> list[Compar
     for suite in sorted({key[0] for key in everything}):
         have, most = (sum(key[0] == suite for key in keys) for keys in (shared, everything))
         result.items[suite] = have
+        result.questions[suite] = len({(key[1], key[3]) for key in shared if key[0] == suite})
         if have < most:
             result.notes.append(
                 f"suite {suite}: {have} items are common to all runs, of {most}; only they are compared"

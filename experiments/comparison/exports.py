@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.common.errors import CompareError
 from experiments.common.files import parse_json, read_json
+from experiments.common.printable import from_csv_cell
 from experiments.comparison.folders import ComparedRun, read_arm, read_base, read_stages
 from experiments.records import ArmResult, Estimate
 
@@ -47,14 +48,15 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
 def _table_rows(path: Path) -> list[dict[str, Any]]:
     import pandas as pd
 
-    table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+    words: dict[str, Any] = {"dtype": {"arm": "string"}, "keep_default_na": False, "na_values": [""]}  # NA, 007: arms
+    table = pd.read_csv(path, **words) if path.suffix == ".csv" else pd.read_parquet(path)
     names = [column.removesuffix("_low") for column in table.columns if column.endswith("_low")]
     rows = []
     for row in table.to_dict("records"):
         figures = {n: _cell(row, n) for n in names if n in row and pd.notna(row[n])}
-        if not figures or row.get("arm") == "base" or not _empty(row.get("repeats")):
+        if not figures or _empty(row.get("learning_rate")) or not _empty(row.get("repeats")):  # no rate: the base
             continue
-        arm = f"{row['arm']}-{row['learning_rate']:g}"
+        arm = f"{from_csv_cell(str(row['arm']))}-{row['learning_rate']:g}"
         parts = [
             f"trial {row['trial']}" if "trial" in row else "",
             arm,
@@ -67,9 +69,9 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _unfinished(trial: Mapping[Any, Any]) -> str | None:
-    """Say that a trial of an export has not finished, and why; None if it has, or if nobody knows."""
-    state, reason = trial.get("state", "complete"), trial.get("reason")
-    return None if state == "complete" else str(state) if _empty(reason) else f"{state}: {reason}"
+    """Say that a trial of an export, or an arm of a run's table, has not finished, and why; None if nobody knows."""
+    state, reason = trial.get("state", trial.get("status", "complete")), trial.get("reason")
+    return None if state in ("complete", "finished") else str(state) if _empty(reason) else f"{state}: {reason}"
 
 
 def _cell(row: Mapping[Any, Any], name: str) -> Estimate:

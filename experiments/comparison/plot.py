@@ -52,7 +52,7 @@ def comparison_figure(comparison: Comparison, title: str) -> Figure:
 def note_of(comparison: Comparison) -> str:
     """Say what the marks mean, and what the picture rests on."""
     note = f"square: reference ({comparison.reference}); filled: differs from it, Holm p < .05"
-    return f"{note}\n{caption(Asked(comparison.items), SHARES)}"
+    return f"{note}\n{caption(Asked(comparison.questions), SHARES)}"
 
 
 def significant_runs(comparison: Comparison, name: str) -> set[str]:

@@ -6,14 +6,18 @@ A grade depends on all of them, so all are in the grader's digest, and all are r
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
+import os
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_LOADED: set[str] = set()  # files of modules that graders have imported: another grader may have its own of that name
+PROGRAM = ("experiments", "ctrl")  # packages of the bench: no grader's own, and importing them twice would double them
+_OF_GRADERS: weakref.WeakSet[ModuleType] = weakref.WeakSet()  # packages of their own that graders have imported
 
 
 def own_files(file: Path, root: Path | None = None, package: str = "") -> list[Path]:
@@ -21,11 +25,13 @@ def own_files(file: Path, root: Path | None = None, package: str = "") -> list[P
 
     root: where its imports are looked up first; default: its folder. package: follow the imports of this one alone.
     """
-    root, found = (root or file.parent).resolve(), [file]
-    for one in found:
-        new = (path for path in _imports(one, root, package) if path not in map(Path.resolve, found))
-        found += dict.fromkeys(new)
-    return found
+    root, found = (root or file.parent).resolve(), {file.resolve(): file}
+    waiting = [file]
+    while waiting:
+        new = [path for path in dict.fromkeys(_imports(waiting.pop(0), root, package)) if path not in found]
+        found |= dict(zip(new, new, strict=True))
+        waiting += new
+    return list(found.values())
 
 
 def installed_files(module: str) -> list[Path]:
@@ -47,17 +53,52 @@ def load(file: Path) -> ModuleType:
     assert spec is not None  # of a file that ends in .py
     assert spec.loader is not None
     module, folder = importlib.util.module_from_spec(spec), str(file.parent.resolve())
-    _LOADED.update(str(one.resolve()) for one in own_files(file)[1:])
-    for name, known in list(sys.modules.items()):
-        if str(getattr(known, "__file__", None)) in _LOADED:
-            del sys.modules[name]
     importlib.invalidate_caches()
-    sys.path.insert(0, folder)
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(folder)
+    with _names_free(file), _from_source():
+        sys.path.insert(0, folder)
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(folder)
     return module
+
+
+@contextlib.contextmanager
+def _from_source() -> Iterator[None]:
+    """Inside the block no compiled file is read or written: of two edits in one second it may be the first."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    sys.pycache_prefix, sys.dont_write_bytecode = os.devnull, True
+    try:
+        yield
+    finally:
+        sys.pycache_prefix, sys.dont_write_bytecode = before
+
+
+@contextlib.contextmanager
+def _names_free(file: Path) -> Iterator[None]:
+    """Take modules with the names of a grader's own ones out of Python's list, and put those of others back after it.
+
+    Another grader, a notebook or Python itself may have imported one of that name.
+    """
+    root, own = file.parent.resolve(), own_files(file)[1:]
+    names = {path.relative_to(root).parts[0].removesuffix(".py") for path in own if path.is_relative_to(root)}
+    taken = _out(names)
+    try:
+        yield
+    finally:
+        others = {name for name in names if name in taken and taken[name] not in _OF_GRADERS}
+        _out(others)
+        sys.modules.update({name: module for name, module in taken.items() if _top(name) in others})
+        _OF_GRADERS.update(sys.modules[name] for name in names - others if name in sys.modules)
+
+
+def _out(names: set[str]) -> dict[str, ModuleType]:
+    """Take the modules of these packages out of Python's list, and return them."""
+    return {name: sys.modules.pop(name) for name in [*sys.modules] if _top(name) in names}
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def _imports(file: Path, root: Path, package: str) -> Iterator[Path]:
@@ -67,7 +108,8 @@ def _imports(file: Path, root: Path, package: str) -> Iterator[Path]:
         return
     for node in ast.walk(tree):
         for folder, name in _names(node, file, root):
-            if package in ("", name.partition(".")[0]) or folder != root:
+            top = _top(name)
+            if folder != root or (top not in (*PROGRAM, *sys.builtin_module_names) and package in ("", top)):
                 yield from _files_of(folder, name)
 
 

@@ -40,6 +40,7 @@ class Function(Grader):
     run that began with the old one does not go on; one that is going on keeps the code that it began with.
     """
 
+    version = 2
     main = "function"
     function: str = Field(description="FILE:FUNCTION, a file of Python with or without .py, or an installed module")
     columns: tuple[str, ...] = Field(
@@ -65,11 +66,13 @@ class Function(Grader):
 
     def _grade(self, function: Callable[..., Any], reply: str, entry: Mapping[str, Any]) -> float:
         try:
-            return float(function(reply, dict(entry)))
+            if not (score := float(function(reply, dict(entry)))) <= 1:  # of 0 to 100, 1 is not right; NaN is nothing
+                raise ValueError(f"it gave {score:g}, not true, false or a number up to 1")
+            return score
         except (Exception, SystemExit) as error:
             if isinstance(error, BenchError | MemoryError):
                 raise
-            if fault := of_the_machine(error):
+            if fault := of_the_machine(error, reply):
                 raise MachineError(f"grader {self.function}: {fault}") from error
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"grader {self.function}: {said} (the reply counts as wrong)", stacklevel=2)

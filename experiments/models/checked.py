@@ -6,7 +6,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,6 +71,7 @@ def load_weights(
 ) -> PreTrainedModel:
     """Load a model alone. Parameters and errors: see `load_whole`."""
     folder = Path(source)
+    _check_indexes(name, folder)
     with _explained(name, folder, "config.json"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -100,6 +101,15 @@ def load_weights(
             "or more devices"
         )
     return model
+
+
+def _check_indexes(name: str, folder: Path) -> None:
+    """Raise ModelError if a list of weight files names some outside of the folder, which may be of another model."""
+    for index in folder.glob("*.index.json") if folder.is_dir() else ():
+        with suppress(OSError, ValueError, AttributeError, TypeError):  # a damaged one is named where it is loaded
+            files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            if strange := [file for file in files if Path(file).name != file]:
+                raise ModelError(f"base_model {name!r}: {index} names {strange[0]!r}, which is not in its folder")
 
 
 def check_model(name: str, model: PreTrainedModel) -> None:

@@ -37,7 +37,7 @@ from experiments.records import ArmResult
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text, rate_text
 from experiments.runs.base_records import check_tokenizer
-from experiments.runs.result_file import whole_results
+from experiments.runs.result_file import check_trained, trained_digest, whole_results
 from experiments.runs.run import errors_explained
 from experiments.runs.trained import as_kept, load_arm
 from experiments.scorecard.figures import FIGURES, HEADLINE
@@ -79,12 +79,13 @@ def export(
         raise ConfigError(f"--to {to} exists: name a new folder")
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(DTYPES)}")
-    (result,) = whole_results([file])
+    (result,), trained = whole_results([file]), {file.parent: trained_digest(file.parent)}
     result = as_kept(result, file.parent)
     config = run_config(run)
     base, own = config.load_base()
     check_tokenizer(run, own)
     model = load_arm(dequantise(base) if form == "merged" else base, file.parent).eval()
+    check_trained(trained)  # the card has the figures of these weights
     tokenizer = config.load_tokenizer()
     if form == "trained" and not isinstance(model, ControlModel) and not is_peft(model):
         raise ConfigError(f"--form trained: arm {arm!r} trained weights of the model itself: use --form merged")

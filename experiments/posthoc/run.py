@@ -27,7 +27,7 @@ from experiments.posthoc.operations import OPERATIONS, Figures, TrainedArm
 from experiments.posthoc.tracked import end_tracked, experiment_of, measure_tracked
 from experiments.records import ArmResult
 from experiments.runs.prepared import Prepared
-from experiments.runs.result_file import RESULT, check_operation_of, read_result, whole_results
+from experiments.runs.result_file import RESULT, check_operation_of, read_result, trained_digest, whole_results
 from experiments.runs.run import errors_explained, open_run
 from experiments.runs.trained import as_kept
 from experiments.tracking.tracker import Tracker
@@ -55,7 +55,7 @@ def posthoc(
     check_operation(operation, trained.parent, alphas or (), others)
     check_kept(run)
     opened: tuple[Prepared, Tracker] | None = None
-    results = []
+    results, changed = [], [trained.parent, *others]
     shares: list[float | None] = [as_printed(alpha) for alpha in alphas] if alphas else [None]
     for alpha in shares:
         (result,) = whole_results([trained])
@@ -67,13 +67,14 @@ def posthoc(
             with _missing(folder, trained.parent, say) as missing:
                 if missing:
                     prepared, tracker = opened = opened or _opened(run, say, study)
+                    weights = {one: trained_digest(one) for one in changed}  # as they are loaded
                     source = TrainedArm(run, arm, learning_rate, others, _text_batches(prepared))
                     model, figures = _applied(operation, source, alpha)
                     result.cost = {"added_parameters": float(model.num_parameters() - _size(prepared)), **figures}
                     say(f"measuring {result.label}{_of_step(result, trained)} ...")
-                    measure_tracked(prepared, tracker, model, result, folder, options, [trained.parent, *others])
+                    measure_tracked(prepared, tracker, model, result, folder, options, weights)
             results += whole_results([folder / RESULT])
-            check_operation_of(folder / RESULT, result, [trained.parent, *others])
+            check_operation_of(folder / RESULT, result, changed)
             end_tracked(run, results[-1], folder, options)
     return results
 

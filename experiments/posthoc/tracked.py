@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,13 @@ def measure_tracked(
     result: ArmResult,
     folder: Path,
     options: Mapping[str, Any],
-    changed: Sequence[Path],
+    changed: Mapping[Path, str],
 ) -> None:
     """Measure a model as the arms were, and write result and records to `folder`, in an MLflow run of kind `posthoc`.
 
-    changed: folders of the arms whose weights it has. options: operation, alpha and others, as tags and params of the
-    run. The run's journal is in `folder`, so that `sync` of the experiment's folder sends it too. A run that broke off
-    is continued.
+    changed: the arms whose weights it has, see `write_result`. options: operation, alpha and others, as tags and params
+    of the run. The run's journal is in `folder`, so that `sync` of the experiment's folder sends it too. A run that
+    broke off is continued.
     """
     with _run(tracker, prepared.folder, result, folder, options) as run:
         prepared.measure(model, result, folder, changed)

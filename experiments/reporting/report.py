@@ -15,7 +15,7 @@ from experiments.config import ExperimentConfig
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.doubts import doubt
 from experiments.reporting.page import image_bytes, inline_svg, write_page
-from experiments.reporting.plots.caption import asked_in
+from experiments.reporting.plots.caption import Asked, asked_in
 from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.summary import claims
 from experiments.reporting.table import Table
@@ -24,7 +24,6 @@ from experiments.reporting.tables import (
     arms_table,
     columns_of,
     failure_text,
-    kept_tasks,
     retention_table,
     table_csv,
 )
@@ -45,16 +44,17 @@ def write_report(
     figures: Sequence[tuple[str, Figure]] = (),
     significant: SignificantPairs | None = None,
     links: Sequence[tuple[str, str]] = (),
+    asked: Asked | None = None,
 ) -> Path:
     """Write report.html (needs no other file), report.md, table.csv and forgetting.png. Returns report.html.
 
     base: the figures of the base model. ui_command: opens the MLflow UI. details: further tables
     (`experiments.reporting.details`). figures: further pictures with their titles, in the HTML page alone. significant:
     the pairs of arms that differ (`experiments.scorecard.significant_pairs`); default: those whose intervals do not
-    overlap. links: the address of each arm's run, by its name.
+    overlap. links: the address of each arm's run, by its name. asked: how many questions were; default: by the config.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = asked_in(config.to_dict(), len(kept_tasks(results)))
+    asked = asked or asked_in(config.to_dict())
     title = f"Learning {config.data.label}: what is gained, what is kept"
     figure = gained_kept_figure(results, title, asked)
     write_bytes(folder / "forgetting.png", image_bytes(figure, "png"))
@@ -64,8 +64,8 @@ def write_report(
         "config": config,
         "yaml": dump_yaml(config.to_dict()),
         "base": [f"{title} {figure_text(base, name)}" for name, title in BASE.items() if name in base],
-        "tiles": _tiles(config, base, results),
-        "claims": [(one.text, doubt(one, _asked(config, results))) for one in claims(results, significant)],
+        "tiles": _tiles(asked, base, results),
+        "claims": [(one.text, doubt(one, _questions(asked))) for one in claims(results, significant)],
         "image": inline_svg(figure),
         "table": arms_table(results, significant),
         "columns": (*columns_of(results), *COSTS),
@@ -84,22 +84,20 @@ def write_report(
     return write_page(folder / "report.html", "report", **values)
 
 
-def _asked(config: ExperimentConfig, results: Sequence[ArmResult]) -> dict[str, int]:
-    """Return how many questions the figures of claims are measured on."""
-    kept = len(kept_tasks(results)) * config.evaluation.settings("kept").items
-    return {"gain": config.evaluation.new_items, **({"retention": kept} if kept else {})}
+def _questions(asked: Asked) -> dict[str, int]:
+    """Return how many questions the figures of claims are measured on, as far as it is known."""
+    parts = {"gain": "new", "retention": "kept"}
+    return {figure: asked.counts[part] for figure, part in parts.items() if part in asked.counts}
 
 
-def _tiles(
-    config: ExperimentConfig, base: Mapping[str, Estimate], results: Sequence[ArmResult]
-) -> list[tuple[str, str]]:
+def _tiles(asked: Asked, base: Mapping[str, Estimate], results: Sequence[ArmResult]) -> list[tuple[str, str]]:
     tiles = []
     for name, title in BASE.items():
         if name in base:
             value, _, interval = figure_text(base, name).partition(" ")
             tiles.append((value, f"base model on the {title} {interval}"))
-    failed, tasks = sum(r.status == "failed" for r in results), len(kept_tasks(results))
+    failed = sum(r.status == "failed" for r in results)
     arms = f"arm{'s' if len(results) != 1 else ''} (method at a learning rate)"
     tiles.append((f"{len(results)}", arms + (f", {failed} failed" if failed else "")))
-    items = f"{config.evaluation.new_items} + {tasks} \u00d7 {config.evaluation.settings('kept').items}"
+    items = " + ".join(f"{asked.counts.get(part, 0):,}" for part in ("new", "kept"))
     return [*tiles, (items, "questions: new task + kept tasks")]

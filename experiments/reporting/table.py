@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 from markupsafe import Markup
 
+from experiments.common.printable import csv_cell
+
 Cell: TypeAlias = str | float | None
 Row: TypeAlias = tuple[Cell, ...]
 
@@ -78,9 +80,9 @@ class Table:
         return Markup("<table{}>\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>").format(name, head, rows)
 
     def csv(self) -> str:
-        """Write the cells as they are, with a head; None is an empty cell."""
+        """Write the cells as they are (`csv_cell`), with a head; None is an empty cell."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.head, *self.rows])
+        csv.writer(text, lineterminator="\n").writerows([map(csv_cell, row) for row in (self.head, *self.rows)])
         return text.getvalue()
 
     def _is_number(self, column: int) -> bool:

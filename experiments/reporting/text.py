@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.scorecard.figure import RATE, SHARE, Places
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.tracking.view import INTERVAL, SPREADS
+
+TRIAL = re.compile(r"#\d+(?: |$)")  # the beginning of a trial's name: an arm may be called #best
 
 
 def rate_text(rate: float) -> str:
@@ -24,7 +27,7 @@ def label(result: ArmResult) -> str:
 
     A model that was only measured has none.
     """
-    if result.arm.startswith("#") or result.method == MEASURED:
+    if TRIAL.match(result.arm) or result.method == MEASURED:
         return result.arm
     return f"{result.arm} {rate_text(result.learning_rate)}"
 

@@ -156,7 +156,7 @@ class ArmRun:
         run.log_file(self.prepared.folder / "config.yaml")
         run.log_inputs(self.prepared.inputs(self.arm))
         training = self.prepared.config.training
-        run.log_note(escaped(f"{self.arm.method_name}, {training.steps} steps of {training.batch_size}; not ended yet"))
+        run.log_note(escaped(f"{self.arm.method_name}, {training.steps} steps of {training.step_rows}; not ended yet"))
         run.log_new({name: figure.value for name, figure in self.prepared.base_headline.items()}, 0)
 
     def _drop_unmeasured(self) -> None:

@@ -20,7 +20,7 @@ from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.report import write_report
 from experiments.reporting.run_details import RunRecords
 from experiments.reporting.table import Table
-from experiments.reporting.tables import arms_table, kept_tasks
+from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
 from experiments.runs.arm import ArmRun
 from experiments.runs.outcome import Outcome
@@ -46,11 +46,11 @@ def close_run(
     records = {name: steps for name, steps in records.items() if steps}
     details = RunRecords(prepared.config, prepared.base, results, records, questions)
     pictures = details.pictures()
-    asked = asked_in(prepared.config.to_dict(), len(kept_tasks(results)))
+    asked = asked_in(prepared.config.to_dict(), prepared.base)
     report = write_report(
         folder, prepared.config, prepared.base_headline, results, command,
         details=details.tables(drawn, _posthoc_results(folder), prepared.searched.overlaps, packed), figures=pictures,
-        significant=details.significant_pairs(), links=_links(arms, tracker),
+        significant=details.significant_pairs(), links=_links(arms, tracker), asked=asked,
     )  # fmt: skip
     compared = details.differences()
     more = compared.write(folder, inline_svg(gained_kept_figure(results, "", asked))) if compared else []

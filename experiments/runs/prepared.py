@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +42,10 @@ class Prepared(MeasuredBase):
     searched: Searched
     facts: dict[str, Any]
 
-    def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path, changed: Sequence[Path]) -> None:
+    def measure(self, model: PreTrainedModel, result: ArmResult, folder: Path, changed: Mapping[Path, str]) -> None:
         """Measure a model that was changed after its training, fill the result, and write it and its records.
 
-        folder: of the result. changed: of the arms whose weights it has.
+        folder: of the result. changed: the arms whose weights it has, see `write_result`.
         """
         records = self.evaluate(model)
         write_records(folder / f"items-{result.steps}.jsonl", records)
@@ -136,6 +136,8 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     for source in (*data.new, *data.old):
         for note in source.notes:
             say(f"source {source.label}: {note}")
+    for line in (note for suite in suites.suites.values() for note in suite.notes):
+        say(line)
     for file in config.evaluation.kept_files:
         for note in file.notes():
             say(f"kept task {file.task}: {note}")

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.common.errors import DamagedError
+from experiments.common.errors import DamagedError, RunError
 from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.common.owner import ARM, CONFIG, LAUNCH, SOURCES, anew, other_than, owner_of, settings_noted
@@ -30,17 +30,19 @@ DELETE_FOLDER = "bring its own back, or delete the folder {}, and the same comma
 TRAIN_AGAIN = "bring it back, or delete the folder {}, and the same command trains and measures it again"
 
 
-def write_result(folder: Path, result: ArmResult, changed: Sequence[Path] = ()) -> None:
+def write_result(folder: Path, result: ArmResult, changed: Mapping[Path, str] | None = None) -> None:
     """Write the result of an arm or an operation, whose records and weights are in its folder, two below the run's.
 
-    changed: the folders of the arms whose trained weights an operation changed.
+    changed: of the arms whose trained weights an operation changed, the folder and its `trained_digest` when they were
+    loaded. Raises RunError if one has others by now: `run --fresh` may have trained it again.
     """
     run = folder.parents[1]
+    check_trained(changed or {})
     made_from = [run / BASE_ITEMS, *folder.glob("items-*.jsonl"), *folder.glob("trained/*")]
     files = {path.relative_to(run).as_posix(): file_digest(path) for path in sorted(made_from) if path.is_file()}
     values = {**result.to_dict(), MADE_FROM: files, OWNER: owner_of(run, **settings_noted(folder))}
     if changed:
-        values[WEIGHTS] = {os.path.relpath(arm, run): trained_digest(arm) for arm in changed}
+        values[WEIGHTS] = {os.path.relpath(arm, run): digest for arm, digest in changed.items()}
     write_json(folder / RESULT, {**values, DIGEST: json_digest(values)})
 
 
@@ -115,6 +117,15 @@ def check_operation_of(file: Path, result: ArmResult, changed: Sequence[Path]) -
         raise DamagedError(
             f"{file} is the result of {found.label!r}, not of {result.label!r} on these arms, which has the same "
             f"folder: move {file.parent} out of {file.parents[1]}, and the same command makes it"
+        )
+
+
+def check_trained(loaded: Mapping[Path, str]) -> None:
+    """Raise RunError if an arm has other weights than when they were loaded, or none. loaded: its `trained_digest`."""
+    if other := [arm for arm, digest in loaded.items() if trained_digest(arm) != digest]:
+        raise RunError(
+            f"{other[0]} was trained again, or removed, while its earlier weights were in use: give the same command "
+            "again when it has a result"
         )
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import parse_json, part_folder, read_json
-from experiments.measure.files import CONFIG, INDEXES, WEIGHTS
+from experiments.common.files import part_folder, read_json
+from experiments.measure.files import CONFIG, INDEXES, WEIGHTS, shards
 from experiments.measure.kinds import Base
 from experiments.posthoc.operations import BEFORE
 
@@ -154,8 +154,7 @@ def _files(folder: Path) -> dict[str, str]:
     """Return the file of each tensor. Raises ConfigError if the weights are not in safetensors files."""
     index, single = folder / INDEXES[0], folder / WEIGHTS[0]
     if index.is_file():
-        found: dict[str, str] = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
-        return found
+        return shards(index)
     if not single.is_file():
         raise ConfigError(
             f"{folder} has no {WEIGHTS[0]}: soften reads weights from safetensors files alone. Save the model "

@@ -69,7 +69,11 @@ class Archive:
 
     def values(self, name: str) -> Any:
         """Return what a JSON member holds. Raises KeyError without it."""
-        return parse_json(self._open(self.files[name]).read())
+        return parse_json(self.text(name))
+
+    def text(self, name: str) -> str:
+        """Return the text of a member. Raises KeyError without it."""
+        return self._open(self.files[name]).read().decode()
 
     def unpack(self, name: str, folder: Path) -> None:
         """Write a member below a folder."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
 from experiments.config import ExperimentConfig
+from experiments.evaluation.flat_keys import replaces
 from experiments.methods.tuning import Control
 from experiments.posthoc.checks import DIALS
 from experiments.runs.checks import check_run
@@ -22,6 +24,46 @@ DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
 SHARE = re.compile(r"data\.replay|arms\.\d+\.replay")
 
 
+def check_fields(study: StudyConfig, source: str) -> None:
+    """Raise ConfigError for a value that another one replaces in each trial: it would have no effect."""
+    if wrong := next(_replaced(study), ""):
+        raise ConfigError(f"{source}: {wrong}: leave one of both out")
+
+
+def _replaced(study: StudyConfig) -> Iterator[str]:
+    """Describe the values that are replaced, in the order of `StudyConfig.values`: overrides, arms, the others."""
+    named = {
+        f"{key}, {name}": arm for key, d in study.search.items() if d.kind == "arms" for name, arm in d.arms.items()
+    }
+    groups = {
+        "overrides": study.overrides,
+        **{f"profile {name}": keys for name, keys in study.profiles.items()},
+        **named,
+    }
+    for where, keys in groups.items():
+        yield from (f"{where}: {later!r} replaces {first!r}" for first, later in _pairs(keys, keys))
+    arms = [(key, [k for arm in d.arms.values() for k in arm]) for key, d in study.search.items() if d.kind == "arms"]
+    for i, (one, own) in enumerate(arms):
+        for other, others in arms[i + 1 :]:
+            for first, later in _pairs(own, others, of_one=False):
+                yield f"search: {later!r} of {other} replaces {first!r} of {one}"
+    paths = [d.path or key for key, d in study.search.items() if d.kind != "arms"]
+    for first, later in itertools.permutations(paths, 2):
+        if replaces(later, first):
+            yield f"search: {later!r} replaces {first!r}"
+    fixed = [d.path or key for key, d in study.search.items() if d.kind != "arms" and not getattr(d, "times", False)]
+    for where, keys in {"overrides": study.overrides, **named}.items():
+        for first, later in _pairs(keys, fixed, of_one=False):
+            yield f"search: {later!r} is set in each trial, which replaces {first!r} of {where}"
+
+
+def _pairs(first: Iterable[str], later: Iterable[str], of_one: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield the keys of which the later one replaces the first. of_one: both are one list."""
+    keys = list(later)
+    for i, one in enumerate(first):
+        yield from ((one, key) for key in (keys[i + 1 :] if of_one else keys) if replaces(key, one))
+
+
 def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str) -> None:
     """Raise ConfigError for what none of the trials can do. configs: each pick of each dimension is in one of them."""
     if any(config.grows for config in configs):
@@ -32,8 +74,11 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     lists = [unused_fields(config) for config in configs]
     if common := [fault for fault in lists[0] if all(fault in faults for faults in lists)]:
         raise ConfigError("\n".join([f"{source}, in all trials:", *common]))
+    arms = {config.arms[0].name: config.arms[0] for config in configs}
+    names = [*arms, *(posthoc.label for posthoc in study.posthoc)]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ConfigError(f"{source}: posthoc: two rows of the report would be called {twice!r}: give one another name")
     for posthoc in study.posthoc:
-        arms = {config.arms[0].name: config.arms[0] for config in configs}
         arm = arms.get(posthoc.arm, arms.get(posthoc.arm.split(" ")[0]))
         if arm is None:
             raise ConfigError(f"{source}: posthoc: unknown arm {posthoc.arm!r}: {nearest(posthoc.arm, arms)}")

@@ -223,7 +223,7 @@ class StudyConfig(Section):
 
         values = copy.deepcopy(self.base) if isinstance(self.base, dict) else load_config(self.base).to_dict()
         values["name"] = self.name
-        for key, value in {**self.overrides, **overrides(self.search, picks)}.items():
+        for key, value in (*self.overrides.items(), *overrides(self.search, picks).items()):
             set_value(values, key, new(key, value))
         return values
 

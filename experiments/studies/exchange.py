@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 from optuna.trial import TrialState
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import part_folder, replacing, sweep
 from experiments.common.paths import short_path
+from experiments.common.yaml_values import load_yaml
+from experiments.config import ExperimentConfig, parse_config
 from experiments.records import ArmResult
 from experiments.runs.result_file import RESULT, check_files, is_result, result_values
 from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, Archive, open_archive, run_of
@@ -183,6 +186,8 @@ def _check_runs(study: StudyConfig, trial: Known, archive: Archive) -> None:
         own = archive.values(file) if file in archive.files else {}
         if not is_result(own, run.result):
             raise ValueError(f"{place}: its result is not that of {file}")
+        if _config(archive, f"{run.folder}/config.yaml").digest() != digest:
+            raise ValueError(f"{place}: {run.folder}/config.yaml has other settings than its run")
     outcome = TrialOutcome(runs=[run.model_dump() for run in trial.runs])
     try:
         conclude(study, outcome)
@@ -190,6 +195,14 @@ def _check_runs(study: StudyConfig, trial: Known, archive: Archive) -> None:
         raise ValueError(f"{place}: {error}") from error
     if outcome.values != trial.values or not outcome.constraints.items() <= trial.constraints.items():
         raise ValueError(f"{place}: its values are not those of its results")
+
+
+def _config(archive: Archive, name: str) -> ExperimentConfig:
+    """Return a config of the file. Raises ValueError, which ConfigError is not."""
+    try:
+        return parse_config(load_yaml(archive.text(name)), name)
+    except (ConfigError, yaml.YAMLError) as error:
+        raise ValueError(f"{name} is no config of a run: {' '.join(str(error).split())}") from error
 
 
 def _runs(trial: Trial, root: Path) -> list[Path]:

@@ -59,8 +59,8 @@ def frame(*sources: str | Path, root: Path | None = None) -> pd.DataFrame:
     import pandas as pd
 
     root = (root or default_root()).resolve()
-    found = list(map(str, sources)) or [str(folder) for folder in _all(root)]
-    rows = [row for source in found for row in _rows(source, root)]
+    found = [one if one.startswith(MLFLOW) else str(find(one, root)) for one in map(str, sources or _all(root))]
+    rows = [row for source in dict.fromkeys(found) for row in _rows(source, root)]  # each once: twice, n would double
     table = pd.DataFrame(rows, columns=[*TYPES, *sorted({key for row in rows for key in row} - set(TYPES))])
     return table.astype(TYPES)
 

@@ -30,14 +30,18 @@ def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
 def parse_study(values: dict[str, Any], profile: str | None = None, source: str = "study") -> StudyConfig:
     """Check plain values, and every override on the base. Raises ConfigError with all faults of a section."""
     from experiments.config import load_config
-    from experiments.studies.checks import check_trials  # loads torch, as the line above
+    from experiments.evaluation.flat_keys import replaces
+    from experiments.studies.checks import check_fields, check_trials  # loads torch, as the lines above
 
     study = stored_study(values, source)
+    check_fields(study, source)
     changes: dict[str, Any] = {"profiles": {}}
     if profile is not None:
         if profile not in study.profiles:
             raise ConfigError(f"{source}: no profile {profile!r}: {nearest(profile, study.profiles)}")
-        changes |= {"name": f"{study.name}-{profile}", "overrides": {**study.overrides, **study.profiles[profile]}}
+        last = study.profiles[profile]
+        before = {key: v for key, v in study.overrides.items() if not any(replaces(one, key) for one in last)}
+        changes |= {"name": f"{study.name}-{profile}", "overrides": {**before, **last}}
     if isinstance(study.base, str):
         changes["base"] = load_config(study.base).to_flat()
     study = study.model_copy(update=changes)

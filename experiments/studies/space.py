@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -39,8 +39,16 @@ def picks_words(search: Mapping[str, Dimension], picks: Mapping[str, Scalar]) ->
     """Return picks as a name: those of `arms` first, then words as they are, and numbers as dimension=value."""
     named = [str(pick) for key, pick in picks.items() if search[key].kind == "arms"]
     others = {key: pick for key, pick in picks.items() if search[key].kind != "arms"}
-    words = [pick if isinstance(pick, str) else f"{key.split('.')[-1]}={_short(pick)}" for key, pick in others.items()]
+    short = short_names(search)
+    words = [pick if isinstance(pick, str) else f"{short[key]}={_short(pick)}" for key, pick in others.items()]
     return " ".join([*named, *words])
+
+
+def short_names(dimensions: Iterable[str]) -> dict[str, str]:
+    """Return a name for each dimension: the last part of its dotted key, or all of it if two end alike."""
+    keys = list(dimensions)
+    ends = [key.split(".")[-1] for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
 def _short(pick: Scalar) -> str:
@@ -65,7 +73,8 @@ class Choice(Section):
 
     @model_validator(mode="after")
     def _distinct(self) -> Choice:
-        if any(value in self.values[:i] for i, value in enumerate(self.values)):  # 1 and 1.0 are one value
+        picks = self.points()  # 1 and 1.0 are one value; so are a list and its text to Optuna
+        if any(value in self.values[:i] or picks[i] in picks[:i] for i, value in enumerate(self.values)):
             raise ValueError(f"values must differ, but got {list(self.values)}")
         return self
 
@@ -175,7 +184,10 @@ class Float(Number):
 
     def points(self) -> list[Scalar]:
         """Return the points of a grid; none without a step."""
-        return [min(self.high, round(self.low + i * (self.step or 0), 12)) for i in range(self.size)]  # not .30000004
+        places = 12 - math.floor(math.log10(self.step or 1))  # of the step, which may be 1e-13
+        return [
+            min(self.high, round(self.low + i * (self.step or 0), places)) for i in range(self.size)
+        ]  # not .30000004
 
     def suggest(self, trial: Any, key: str) -> Scalar:
         return trial.suggest_float(key, self.low, self.high, step=self.step, log=self.log)

@@ -135,6 +135,7 @@ def test_damaged_shards_are_named(tmp_path: Path) -> None:
         ("{}", "has no 'weight_map'"),
         ("[1]", "must hold a JSON object, but holds a list"),
         ("{", "cannot read"),
+        ('{"weight_map": {"x": "../other.safetensors"}}', "names '../other.safetensors', which is not in its folder"),
     ):
         (tmp_path / "model.safetensors.index.json").write_text(text)
         with pytest.raises(ctrl.CheckpointError, match=fault):

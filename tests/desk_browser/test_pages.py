@@ -11,7 +11,9 @@ import pytest
 
 from experiments.common.colours import arm_colour
 from experiments.config import parse_config
+from experiments.desk.grid import Grid
 from experiments.reporting.report import write_report
+from experiments.reporting.table import Table
 from experiments.runs.run import run_experiment
 from experiments.studies.launch import run_study
 from experiments.studies.report.write import write_study_report
@@ -91,6 +93,28 @@ def said(root: Path) -> Iterator[str]:
             patch.delenv(name, raising=False)
         with served(root, "--optuna") as (_, text):
             yield text
+
+
+SORTED = "i => [...document.querySelectorAll('tbody tr')].map(row => row.cells[i].textContent)"
+
+
+def test_a_click_on_a_head_sorts_by_numbers_with_their_units(browser: Any) -> None:
+    ages = ("40 s", "90 s", "5 min", "3 h", "2 d")
+    columns = (
+        ("-.02 [-.1,.0]", "+.1 [.0,.2]", "+.41 [.3,.5]", "+1.2 [1,2]", "n/a"),
+        ages,
+        ("7", "64", "1,024", "2,048", ""),
+    )
+    rows = tuple(zip(*(column[::-1] for column in columns), strict=True))
+    page = new_page(browser)
+    page.set_content(str(Grid(Table("", ("gain", "age", "tokens"), rows)).html()))
+    for i, column in enumerate(columns):
+        wanted = [text.replace(" [", "[") for text in column]
+        numbers = [text for text in wanted if text not in ("n/a", "")]  # the others are last in both directions
+        for order in (numbers, numbers[::-1]):
+            page.locator("th").nth(i).click()
+            assert page.evaluate(SORTED, i) == [*order, *wanted[len(numbers) :]]
+    page.close()
 
 
 def link(said: str, words: str) -> str:

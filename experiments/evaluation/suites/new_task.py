@@ -65,6 +65,13 @@ class NewTaskSuite(Suite):
         return len(task.test) * (1 if task.by_choice or task.by_likelihood else self.settings.samples)
 
     @property
+    def notes(self) -> list[str]:
+        given = self.settings.model_dump(exclude_defaults=True)
+        if not given or any(isinstance(t, NewTask) and not (t.by_choice or t.by_likelihood) for t in self.tasks):
+            return []
+        return [f"suite new: {', '.join(given)} not read: nothing of the new task is answered by a reply"]
+
+    @property
     def longest(self) -> int:
         return max(self._longest(task) for task in self.tasks)
 

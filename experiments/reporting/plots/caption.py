@@ -28,17 +28,21 @@ class Asked:
     seeds: int = 1
 
 
-def asked_in(config: Mapping[str, Any], tasks: int | None = None, seeds: int = 1) -> Asked:
+def asked_in(config: Mapping[str, Any], records: Sequence[Record] = (), seeds: int = 1) -> Asked:
     """Read from the plain values of a run's config how many questions an arm answers.
 
-    tasks: how many kept tasks were measured; default: those that the config names. A suite whose settings the config
-    does not have (of an earlier version) is not counted.
+    records: of the base, which say it of the new and the kept tasks: a file may have fewer questions than the config
+    allows. Without them a number that the config does not say (`items: all`, files) is left out, and so is a suite
+    whose settings it does not have (of an earlier version).
     """
     evaluation = config.get("evaluation", {})
     suites = evaluation.get("suites", {})
     kept, drift = (suites.get(name, {}) if isinstance(suites, Mapping) else {} for name in ("kept", "drift"))
-    items = kept.get("items", 0) * (len(kept.get("tasks", ())) if tasks is None else tasks)
-    found = {"new": evaluation.get("new_items", 0), "kept": items, "replies": drift.get("replies", 0)}
+    tasks, items = kept.get("tasks", ()), kept.get("items", 0)
+    known = isinstance(items, int) and all(isinstance(task, str) for task in tasks)
+    found = {"new": evaluation.get("new_items", 0) if "new" in suites else 0}
+    found |= {"kept": items * len(tasks) if known else 0, "replies": drift.get("replies", 0)}
+    found |= {part: count for part, count in asked_of(records).counts.items() if part in ("new", "kept")}
     return Asked({part: count for part, count in found.items() if count}, seeds)
 
 

@@ -13,26 +13,29 @@ from experiments.common.colours import UNKNOWN, arm_colour
 from experiments.records import ArmResult
 from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
+from experiments.reporting.text import gain_name
 from experiments.scorecard.figures import FIGURES
 
-SHOWN = (FIGURES["gain"], FIGURES["retention"], FIGURES["kl"])
+SHOWN = ("retention", "kl")  # after the gain
 
 
 def dial_figure(
     results: Sequence[ArmResult], title: str, asked: Asked | None = None, trained: float | None = None
 ) -> Figure:
-    """Draw gain, retention and, if it was measured, KL against alpha. Bars: 95 % intervals; dotted: the base model.
+    """Draw gain (`gain_name`), retention and KL against alpha, as far as they were measured.
 
+    Bars: 95 % intervals; dotted: the base model.
     results: of operations named `dial ALPHA` on one arm. asked: for the caption. trained: the alpha of the training,
     which is marked. Raises ValueError for a result of another operation.
     """
     points = sorted((_alpha(result), result.scorecard) for result in results)
-    shown = SHOWN if any("kl" in card for _, card in points) else SHOWN[:2]
+    names = (gain_name(results), *SHOWN)
+    shown = [FIGURES[name] for name in names if any(name in card for _, card in points)] or [FIGURES[SHOWN[0]]]
     figure = Figure(figsize=(4 * len(shown), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         colour = arm_colour(results[0].method, results[0].learning_rate) if results else UNKNOWN
-        for i, (axes, row) in enumerate(zip(figure.subplots(1, len(shown)), shown, strict=True)):
+        for i, (axes, row) in enumerate(zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True)):
             known = [(alpha, card[row.name]) for alpha, card in points if row.name in card]
             x, y = [alpha for alpha, _ in known], [e.value for _, e in known]
             spread = [

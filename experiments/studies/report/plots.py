@@ -22,6 +22,7 @@ from experiments.scorecard.figure import SHARE
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
 from experiments.studies.selection import ReportRow
+from experiments.studies.space import short_names
 from experiments.studies.trial_results import result_of
 from experiments.studies.trials import Trial
 
@@ -108,8 +109,9 @@ def importance_figure(importances: Mapping[str, Mapping[str, float]], trials: in
 
     trials: complete ones. seeds: of each.
     """
+    short = short_names(dict.fromkeys(key for shares in importances.values() for key in shares))
     rows = [
-        {"dimension": key.split(".")[-1], "objective": objective, "share": share}
+        {"dimension": short[key], "objective": objective, "share": share}
         for objective, shares in importances.items()
         for key, share in shares.items()
     ]

@@ -17,7 +17,7 @@ from experiments.reporting.plots.decades import far_apart, log_axis
 from experiments.reporting.plots.style import STYLE
 from experiments.studies.config import Objective
 from experiments.studies.report.plots import objective_label, trial_colour
-from experiments.studies.space import Scalar
+from experiments.studies.space import Scalar, short_names
 from experiments.studies.trials import Trial
 
 LEAST = 2  # complete trials that make a picture
@@ -45,7 +45,8 @@ def _figure(done: Sequence[Trial], names: Sequence[str], objective: Objective, i
         figure = Figure(figsize=(1.6 + 2.6 * len(names), 4.4), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
-        for axes, name in zip(panels, names, strict=True):
+        for (name, short), axes in zip(short_names(names).items(), panels, strict=True):
+            axes.set_xlabel(short)
             _panel(axes, [trial for trial in done if name in trial.picks], name, i)
         panels[0].set_ylabel(objective_label(objective))
         text = f"{len(done)} trials; {caption(asked or Asked(), SHARES, '')}\nhue: method, shade: rate"
@@ -61,7 +62,6 @@ def _panel(axes: Axes, trials: Sequence[Trial], name: str, i: int) -> None:
         axes.plot(
             x, value, marker="o" if trial.feasible else "x", color=trial_colour(trial), markersize=6, linestyle=""
         )
-    axes.set_xlabel(name.split(".")[-1])
     axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     axes.margins(0.12, 0.08)
     sns.despine(ax=axes)

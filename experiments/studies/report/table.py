@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_bytes, write_text
+from experiments.common.printable import csv_cell
 from experiments.common.progress import duration
 from experiments.studies.locks import public_values
 from experiments.studies.storage import command_line
@@ -48,7 +49,7 @@ def export(store: Store, path: Path) -> int:
         text = json.dumps(_no_nan(values), indent=2, ensure_ascii=False, allow_nan=False)
         write_text(path, text + "\n")
     elif path.suffix == ".csv":
-        write_text(path, frame(store).to_csv(index=False))
+        write_text(path, frame(store).map(csv_cell).rename(columns=csv_cell).to_csv(index=False))
     else:
         table = frame(store)
         for name in [n for n in table if str(n).startswith("pick/") and table[n].map(type).nunique() > 1]:

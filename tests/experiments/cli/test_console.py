@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 
 import pytest
 
-from experiments.cli.console import say, show, show_rows, stop
+from experiments.cli.console import quiet_warnings, say, show, show_rows, stop
 
 TABLE = "arm   gain\n---------------\nfull  .41 [.35,.47]\nlora  3e-4 failed: loss became nan"
 
@@ -35,6 +36,14 @@ def test_a_pipe_gets_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out == f"{TABLE}\n  failed: x\n"
     assert said.err == "error: no [x]\n"
+
+
+def test_a_warning_with_text_of_others_has_no_codes_for_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grader's error repeats the model's reply, one about a base what is noted next to the weights."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    quiet_warnings()
+    shown = warnings.formatwarning("reply \x1b]0;title\x07", UserWarning, "graders.py", 1, "line")
+    assert "UserWarning: reply \\x1b]0;title\\x07\n" in shown
 
 
 def test_a_terminal_gets_colours_and_the_same_text(terminal: Callable[..., str]) -> None:

@@ -30,6 +30,38 @@ def test_without_a_command_it_says_what_to_do_first(capsys: pytest.CaptureFixtur
     assert "docs/" in third
 
 
+@pytest.mark.parametrize(
+    ("words", "name", "values"),
+    [
+        ("gate after --new gsm8k math --new arc", "new", ["gsm8k", "math", "arc"]),
+        ("posthoc r --arm a-1 --op task_vectors --with A --with B", "others", [Path("A"), Path("B")]),
+        ("soften --base b --model m --to x --alphas .2 --alphas .4", "alphas", [0.2, 0.4]),
+        ("measure --base b --model m --suites new --suites kept", "suites", ["new", "kept"]),
+        ("measure --base b --model m --lm-eval arc --lm-eval piqa", "lm_eval", ["arc", "piqa"]),
+    ],
+)
+def test_an_option_of_several_values_may_be_repeated(words: str, name: str, values: list[object]) -> None:
+    """argparse alone would keep those of the last place."""
+    parser = cli.parser()
+    for _ in range(2):
+        assert getattr(parser.parse_args(words.split()), name) == values
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "measure --base b --model m --new a.jsonl --new c.jsonl",
+        "gate after --margin .5 --marg .01",
+        "run quickstart --root a --root b",
+        "study s.yaml --workers 1 --workers=2",
+    ],
+)
+def test_an_option_of_one_value_is_given_once(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.parser().parse_args(words.split())
+    assert "is given twice, " in capsys.readouterr().err
+
+
 LIBRARIES = {"torch", "transformers", "mlflow", "optuna", "scipy", "pandas"}
 SECONDS = pytest.mark.slow  # Optuna with its database, or 10,000 resamples
 

@@ -43,6 +43,32 @@ def test_values_of_set_are_yaml() -> None:
     assert overrides(given) == expected
 
 
+@pytest.mark.parametrize(
+    ("pair", "match"),
+    [
+        ("data.system=Answer in #1", r"'#1' is a comment in YAML; put the text in quotes: '\"Answer in #1\"'"),
+        ("data.system=#tag", r"'#tag' is a comment"),
+        ("data.system=[a] # b", r"'# b' is a comment"),
+        ("training.micro_batch=", r"--set training\.micro_batch= is empty: give a value, or null"),
+        ("training.micro_batch= ", r"is empty"),
+    ],
+)
+def test_no_part_of_a_value_is_lost(pair: str, match: str) -> None:
+    """YAML cuts a text at ` #`, and reads nothing as null: an unset variable of the shell would choose a default."""
+    with pytest.raises(ConfigError, match=match):
+        overrides([pair])
+    assert overrides(["a='in #1'", "b=C#", "c=null", "d={x: 1} ", "e=x=y"]) == {
+        "a": "in #1", "b": "C#", "c": None, "d": {"x": 1}, "e": "x=y",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("later", ["data.new=x", "data={}", "data.new=[]"])
+def test_a_key_is_set_once(later: str) -> None:
+    with pytest.raises(ConfigError, match=r"--set data\S* replaces --set data\.new: leave one out"):
+        overrides(["data.new={name: chain_sum}", later])
+    assert overrides(["data=null", "data.new=x"]) == {"data": None, "data.new": "x"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),

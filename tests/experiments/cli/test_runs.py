@@ -129,3 +129,8 @@ def test_sources_and_replay_in_a_line() -> None:
     data = {"new": new, "old": [{"source": "self", "share": 1.0}], "replay": 0.25}
     lines = config_lines({**CONFIG, "data": data})
     assert lines["new task"] == "file a.jsonl + python, 25% replay of self"
+
+
+def test_the_rows_of_a_step_are_those_of_all_its_batches() -> None:
+    training = {**CONFIG["training"], "steps": 5, "batch_size": 4, "gradient_accumulation": 8}
+    assert config_lines({**CONFIG, "training": training})["training"] == "5 steps of 32 rows"

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from experiments.cli.main import main
-from experiments.comparison.compare import compare
+from experiments.comparison.compare import Comparison, common_items, compare
 from experiments.comparison.folders import ComparedRun
 from experiments.comparison.inputs import read_runs
+from experiments.comparison.plot import note_of
 from experiments.scorecard import scorecard
-from tests.helpers.planted_run import ARMS, base_records, records_of
+from tests.helpers.planted_run import ARMS, base_records, kept, records_of
 
 
 def test_planted_forgetting_is_found_in_the_difference_and_no_gain_is_made_up(run: Path) -> None:
@@ -27,6 +28,14 @@ def test_planted_forgetting_is_found_in_the_difference_and_no_gain_is_made_up(ru
     assert found["retention_matched"].value.high < -0.1
     assert found["gain"].p_holm > 0.01
     assert result.items == {"kept": 400, "new": 200}
+
+
+def test_a_question_that_is_asked_in_two_forms_is_one_in_a_caption() -> None:
+    base = [kept(i, 0, form=form) for i in range(3) for form in ("chat", "plain")]
+    result = Comparison("a", {})
+    common_items([ComparedRun(name, base, {1: base}) for name in "ab"], result)
+    assert (result.items, result.questions) == ({"kept": 6}, {"kept": 3})
+    assert "\nn: 3 kept; 1 seed; " in note_of(result)
 
 
 def test_a_difference_is_that_of_the_cards(run: Path) -> None:

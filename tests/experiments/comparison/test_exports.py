@@ -12,6 +12,7 @@ from experiments.common.errors import CompareError
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import read_runs
 from experiments.records import ArmResult, Estimate
+from experiments.reporting.tables import table_csv
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".json"])
@@ -96,3 +97,13 @@ def _only(path: Path, row: dict[str, object], trial: dict[str, object], to: Path
     else:
         pd.DataFrame([row]).to_parquet(to, index=False)
     return to
+
+
+def test_the_table_of_a_run_has_arms_of_any_name_and_says_what_failed(tmp_path: Path) -> None:
+    """Pandas reads NA as nothing and 007 as 7, and an arm may be called as the base's row is."""
+    card = {"gain": Estimate(0.4, 0.3, 0.5)}
+    results = [ArmResult(name, "full", 0.001, "finished", scorecard=card) for name in ("base", "NA", "007")]
+    results.append(ArmResult("full", "full", 0.001, "failed", "it broke", scorecard=card))
+    (tmp_path / "table.csv").write_text(table_csv(card, results))
+    found = {run.name: run.fault for run in read_runs([str(tmp_path / "table.csv")])}
+    assert found == {"base-0.001": None, "NA-0.001": None, "007-0.001": None, "full-0.001": "failed: it broke"}

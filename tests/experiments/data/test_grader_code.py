@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from experiments.common.hashing import short_digest
 from experiments.data.grader import Grader
-from experiments.data.grader_code import installed_files, own_files
+from experiments.data.grader_code import PROGRAM, installed_files, load, own_files
 from experiments.data.graders import Function
 
 MAIN = "import json\nfrom parts import rules\n\ndef right(reply, entry):\n    return rules.RIGHT == reply\n"
@@ -62,6 +64,35 @@ def test_each_grader_imports_its_own_modules_as_they_are_now(tmp_path: Path) -> 
     (other / "words.py").write_text("RIGHT = 'c'\n")
     assert [grader(other)(reply, {}) for reply in "bc"] == [0.0, 1.0]
     assert str(other) not in sys.path
+    assert not [*tmp_path.rglob("*.pyc")], "a compiled file of the same second and size counts as that of an edited one"
+
+
+def test_a_module_of_that_name_that_somebody_else_has_imported_is_not_the_graders(tmp_path: Path) -> None:
+    """A notebook has imported its own `words`, Python its `statistics`: both keep theirs, the grader has its own."""
+    folder = folder_of(tmp_path, "a", MAIN.replace("import json", "import statistics\nassert statistics.MINE"))
+    (folder / "statistics.py").write_text("MINE = True\n")
+    theirs = ModuleType("words")
+    theirs.RIGHT = "theirs"  # type: ignore[attr-defined]
+    sys.modules["words"] = theirs
+    try:
+        assert [grader(folder)(reply, {}) for reply in ("a", "theirs")] == [1.0, 0.0]
+        assert sys.modules["words"] is theirs
+        assert sys.modules["statistics"] is statistics
+    finally:
+        del sys.modules["words"]
+
+
+@pytest.mark.parametrize("package", PROGRAM)
+def test_a_grader_next_to_the_bench_may_import_it(tmp_path: Path, package: str) -> None:
+    """Its modules would be imported twice: an error of the one copy is not caught as that of the other."""
+    (tmp_path / package).symlink_to(Path(__file__).parents[3] / package)
+    (tmp_path / "grader.py").write_text(f"import {package}\n\ndef right(reply, entry):\n    return {package}\n")
+    assert own_files(tmp_path / "grader.py") == [tmp_path / "grader.py"]
+    before = dict(sys.modules)
+    found = load(tmp_path / "grader.py").right("a", {})
+    assert found is before[package]
+    assert {name: sys.modules[name] for name in before} == before
+    assert installed_files(f"{package}.__init__")[1:] == []
 
 
 def test_a_run_goes_on_with_the_code_that_it_began_with(tmp_path: Path) -> None:

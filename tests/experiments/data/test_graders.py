@@ -261,6 +261,15 @@ def away(reply, entry):
 
 def leaves(reply, entry):
     raise SystemExit(3)
+
+def percent(reply, entry):
+    return 50
+
+def nothing(reply, entry):
+    return float("nan")
+
+def punishes(reply, entry):
+    return 1 if reply == entry["answer"] else -1
 """
 
 
@@ -283,16 +292,36 @@ class TestFunction:
         assert made.correct("3km!", made.test[0])
         assert not made.correct("3", made.test[0])
 
-    @pytest.mark.parametrize(("name", "said"), [("broken", "ZeroDivisionError: division"), ("leaves", "SystemExit: 3")])
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [
+            ("broken", "ZeroDivisionError: division"),
+            ("leaves", "SystemExit: 3"),
+            ("percent", "ValueError: it gave 50, not true, false or a number up to 1"),
+            ("nothing", "ValueError: it gave nan"),
+        ],
+    )
     def test_an_error_is_a_wrong_answer_and_is_named(self, name: str, said: str, folder: Path) -> None:
         made = task(Function(function=f"{folder / 'mine.py'}:{name}"), "3", {})
         with pytest.warns(UserWarning, match=rf"grader .*mine.py:{name}: {said}.* \(the reply counts as wrong\)"):
             assert not made.correct("3", made.test[0])
 
+    @pytest.mark.filterwarnings("error")
+    def test_a_number_below_0_is_wrong_too(self, folder: Path) -> None:
+        made = task(Function(function=f"{folder / 'mine'}:punishes"), "3", {})
+        assert [made.correct(reply, made.test[0]) for reply in ("3", "4")] == [True, False]
+
     def test_a_fault_of_the_machine_is_no_wrong_answer(self, folder: Path) -> None:
         made = task(Function(function=f"{folder / 'mine'}:away"), "3", {})
         with pytest.raises(MachineError, match=r"no network"):
             made.correct("3", made.test[0])
+
+    def test_words_of_a_reply_are_no_fault_of_the_machine(self, tmp_path: Path) -> None:
+        """Python's errors repeat what they could not read: a model that writes of a full disk would end each run."""
+        (tmp_path / "mine.py").write_text("def read(reply, entry):\n    return float(reply)\n")
+        made = task(Function(function=f"{tmp_path / 'mine'}:read"), "3", {})
+        with pytest.warns(UserWarning, match=r"could not convert string to float.*counts as wrong"):
+            assert not made.correct("No space left on device", made.test[0])
 
     def test_a_name_that_is_not_there(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match=r"has no function 'rihgt': did you mean 'right'"):

@@ -12,6 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from experiments.common.errors import ConfigError
+from experiments.config import load_config
 from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
 from experiments.data.items import Item, NewTask
@@ -55,6 +56,22 @@ class TestDatasets:
         assert origin(streaming=False) == origin(split="none") == ""
         write(data / "train.jsonl", [*ROWS, ROWS[0]])
         assert origin() not in (before, "")
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("files", ["https://bob:S3CRET@host/a.jsonl"]),
+            ("files", ["https://host/a.jsonl", "https://host/b.jsonl?token=S3CRET"]),
+            ("name", "https://bob:S3CRET@host/data"),
+        ],
+    )
+    def test_a_password_in_an_address_is_refused(self, field: str, value: Any) -> None:
+        """It would be in config.yaml, in MLflow's params, and in the archive of a study."""
+        with pytest.raises(ValueError, match=r"\*\*\*.* has a password or a token.*: download the file") as refused:
+            HuggingFace(**{"name": "json", **COLUMNS, field: value})
+        assert "S3CRET" not in "".join(one["msg"] for one in refused.value.errors())  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError, match=r"data\.new.*has a password or a token"):
+            load_config("quickstart", {"data.new": {"source": "huggingface", "name": "json", **COLUMNS, field: value}})
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_files_choose_a_part_of_a_data_set(

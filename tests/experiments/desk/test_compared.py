@@ -27,7 +27,7 @@ def comparison(kl: float = 12.0) -> Comparison:
         Difference("c", "kl", Estimate(11.5, 11, 12), 0, 0),
     ]
     methods = {"a <b>": ("control", 1e-3), "b": ("full", 1e-4)}
-    return Comparison("a <b>", cards, found, {"new": 48, "kept": 96, "drift": 12}, methods=methods)
+    return Comparison("a <b>", cards, found, methods=methods, questions={"new": 48, "kept": 96, "drift": 12})
 
 
 def test_a_point_has_its_run_its_interval_and_its_difference() -> None:
@@ -48,7 +48,7 @@ def test_a_point_has_its_run_its_interval_and_its_difference() -> None:
 def test_each_figure_has_a_panel_with_its_unit_and_the_page_says_what_it_rests_on() -> None:
     layout = comparison_hover(comparison(), "Parts")["layout"]
     assert [one["text"] for one in layout["annotations"]] == ["gain", "KL, nats per token"]
-    assert layout["yaxis"]["ticktext"] == ["a <b>", "b", "c"]
+    assert layout["yaxis"]["ticktext"] == ["a &lt;b>", "b", "c"]
     assert layout["xaxis"]["domain"][1] < layout["xaxis2"]["domain"][0]
     for word in ("Parts", "n: 48 new, 96 kept, 12 texts for KL", "1 seed", "95 %", "reference (a &lt;b>)"):
         assert word in layout["title"]["text"], word

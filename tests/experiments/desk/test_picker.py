@@ -14,6 +14,7 @@ from experiments.common.yaml_values import dump_yaml
 from experiments.desk.picker import Picker, options
 from experiments.methods import METHODS
 from tests.helpers.picked import picker
+from tests.helpers.small_run import small_config
 
 
 def begin(one: Picker, *arms: str) -> None:
@@ -50,6 +51,23 @@ def test_an_arm_is_added_cloned_and_removed(tmp_path: Path, capsys: pytest.Captu
     one.remove("mse")
     assert [arm.name for arm in one.config.arms] == ["cosine"]
     assert one.config.grows
+
+
+def test_a_clone_has_the_options_and_the_rates_of_its_arm(tmp_path: Path) -> None:
+    arm = {"name": "lora", "method": "lora", "learning_rates": [1e-3, 1e-4], "options": {"rank": 4}, "replay": 0.0}
+    parts = {"name": "parts", "learning_rates": [1e-3], "train": "full"}
+    one = Picker(small_config("base", name="picked", arms=[arm, parts]), tmp_path)
+    one.clone("lora", "same")
+    one.clone("lora", "other", rate=1e-2)
+    one.clone("lora", "tuned", method="full")
+    same, other, tuned = (one.arms[name] for name in ("same", "other", "tuned"))
+    assert same == {**arm, "name": "same"}
+    assert (other["options"], other["learning_rates"]) == ({"rank": 4}, [1e-2])
+    assert tuned == {"name": "tuned", "method": "full", "learning_rates": [1e-3, 1e-4], "replay": 0.0}
+    with pytest.raises(ConfigError, match="arm 'parts' is written with train, loss and average"):
+        one.clone("parts", "x")
+    with pytest.raises(ConfigError, match="there is an arm 'same' already"):
+        one.clone("lora", "same")
 
 
 def test_all_arms_are_in_one_folder(tmp_path: Path) -> None:

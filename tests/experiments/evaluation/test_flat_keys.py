@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from experiments.common.errors import ConfigError
 from experiments.common.yaml_values import load_yaml, set_field
 from experiments.config import load_config, parse_config, set_value
-from experiments.evaluation.flat_keys import FLAT
+from experiments.evaluation.flat_keys import FLAT, replaces
 from experiments.evaluation.suites import SUITES
 from tests.helpers.one_arm import ARMS, config_of
 
@@ -25,6 +25,21 @@ def test_both_keys_of_a_setting_work_on_both_forms(evaluation: dict[str, Any], k
     config = parse_config(values).evaluation
     assert config.settings("drift").replies == 4
     assert config.suites == config_of(evaluation).evaluation.suites
+
+
+@pytest.mark.parametrize(
+    ("later", "key", "does"),
+    [
+        ("evaluation.kept_items", "evaluation.suites.kept.items", True),
+        ("evaluation.suites.kept", "evaluation.kept_items", True),
+        ("evaluation.suites.kept.items", "evaluation.suites.kept", False),
+        ("evaluation.lm_eval", "evaluation.suites.lm_eval.kept", True),
+        ("arms.00.method", "arms.0.method", True),
+        ("data.new", "data.newest", False),
+    ],
+)
+def test_a_key_that_is_set_later_replaces_another(later: str, key: str, does: bool) -> None:
+    assert replaces(later, key) is does
 
 
 def test_a_list_of_suites_leaves_their_settings_and_a_mapping_replaces_them() -> None:

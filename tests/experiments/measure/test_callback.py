@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments, default_data_collator
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    default_data_collator,
+)
 from transformers.integrations import integration_utils
 
 import ctrl
@@ -17,6 +24,8 @@ from experiments.common.errors import ConfigError
 from experiments.comparison.inputs import read_runs
 from experiments.measure.callback import ForgettingCallback, check_whole, weights_step
 from experiments.measure.run import measure
+from experiments.measure.training_folder import release
+from experiments.measure.watch import Watch
 from experiments.records import read_records
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.launch import two_processes
@@ -219,6 +228,23 @@ def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(tmp_path:
 def test_wrong_settings_are_refused_before_the_training(options: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         ForgettingCallback(**options)
+
+
+def test_one_callback_in_two_trainings_measures_in_a_folder_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second would delete the records of the first."""
+    folders: list[Path] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("experiments.measure.callback._tokenizer", lambda kwargs: None)
+    monkeypatch.setattr(ForgettingCallback, "_suites", lambda self, tokenizer: None)
+    monkeypatch.setattr(Watch, "begun", lambda folder, *_: folders.append(folder))
+    hook, given, start = ForgettingCallback(), ForgettingCallback(folder="own"), TrainerState()
+    for one, out in ((hook, "one"), (hook, "two"), (given, "three")):
+        args = TrainingArguments(output_dir=str(tmp_path / out), report_to=[], use_cpu=True)
+        one.on_train_begin(args, start, TrainerControl(), model=tiny_model())
+        release(folders[-1])
+    assert [folder.name for folder in folders] == ["callback-one", "callback-two", "own"]
 
 
 def test_a_trainer_without_a_tokenizer_or_with_shards_is_refused(tmp_path: Path) -> None:

@@ -42,6 +42,16 @@ def test_defaults_and_changes(tmp_path: Path) -> None:
         ({"kept_tasks": ["capitols"]}, r"unknown name 'capitols': did you mean 'capitals'"),
         ({"changes": {"kept.item": 8}}, r"kept\.item: unknown key; did you mean 'items'"),
         ({"changes": {"bootstrap": 3}}, r"bootstrap: .*greater than or equal to 100"),
+        (
+            {"kept_files": ["exam.jsonl"], "changes": {"kept.tasks": ["capitals"]}},
+            r"--set kept\.tasks replaces what --kept",
+        ),
+        (
+            {"kept_tasks": ["plurals"], "changes": {"kept_tasks": ["capitals"]}},
+            r"--set kept_tasks replaces what --kept",
+        ),
+        ({"kept_tasks": ["plurals"], "changes": {"kept": {"items": 8}}}, r"--set kept replaces what --kept"),
+        ({"lm_eval": ["piqa"], "changes": {"lm_eval.kept": ["arc"]}}, r"--set lm_eval\.kept replaces .* or --lm-eval"),
         ({"suites": ["new", "kept"]}, r"suite new needs a file of the new task: add --new FILE"),
         ({"grader": "exact"}, r"--grader reads the replies to the questions of --new"),
         ({"grader": "exat", "new": "sums.jsonl"}, r"grader: unknown name 'exat': did you mean 'exact'"),

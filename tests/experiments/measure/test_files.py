@@ -11,6 +11,7 @@ import pytest
 import ctrl
 from experiments.common.errors import ConfigError
 from experiments.measure.files import check_weights, checkpoints, folder_of, stamp, tokenizer_folder
+from experiments.soften.path import WeightPath
 from tests.helpers.measured import model_folder, tiny_model
 
 
@@ -60,6 +61,18 @@ def test_weights_in_one_file_or_several_are_accepted(copied: Path) -> None:
     (copied / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"index\.json is no list of files"):
         check_weights(copied)
+
+
+@pytest.mark.parametrize("name", ["../other/model.safetensors", "{folder}/other/model.safetensors", "a/b"])
+def test_an_index_that_names_files_of_elsewhere_is_refused(name: str, tmp_path: Path) -> None:
+    """`soften` writes each file of an index: it would write over the weights of another model."""
+    (tmp_path / "m").mkdir()
+    index = tmp_path / "m" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"lm_head.weight": name.format(folder=tmp_path)}}))
+    with pytest.raises(ConfigError, match=r"index\.json names .*, which is not in its folder"):
+        check_weights(tmp_path / "m")
+    with pytest.raises(ConfigError, match=r"index\.json names .*, which is not in its folder"):
+        WeightPath(tmp_path / "m", tmp_path / "m").write(0.5, tmp_path / "out")
 
 
 def test_weights_that_are_missing_or_cut_short_are_found(copied: Path) -> None:

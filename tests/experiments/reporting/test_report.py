@@ -11,6 +11,7 @@ import pytest
 
 from experiments.config import ExperimentConfig, parse_config
 from experiments.records import ArmResult
+from experiments.reporting.plots.caption import Asked
 from experiments.reporting.report import write_report
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table, format_table, tint
@@ -105,6 +106,13 @@ def test_any_number_of_arms_and_any_gap_in_them_makes_a_report(
         assert result.arm in page.text
         assert result.arm in table
         assert result.arm in arms_table(results).markdown()
+
+
+def test_the_report_says_how_many_questions_there_were(tmp_path: Path, config: ExperimentConfig) -> None:
+    page = read_page(write_report(tmp_path, config, BASE, six(), UI, asked=Asked({"new": 21, "kept": 1323})))
+    assert " 21 + 1,323 " in page.text
+    assert "n: 21 new, 1,323 kept; " in base64.b64decode(page.sources[1][26:]).decode()
+    assert " in place of 1323)" in page.text
 
 
 def test_a_report_is_replaced_when_it_is_made_again(tmp_path: Path, config: ExperimentConfig) -> None:

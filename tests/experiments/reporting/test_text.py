@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from experiments.common.printable import escaped
-from experiments.records import Estimate
+from experiments.records import ArmResult, Estimate
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table, format_table
-from experiments.reporting.text import format_number, gain_name, gain_text, rate_text, with_interval
+from experiments.reporting.text import format_number, gain_name, gain_text, label, rate_text, with_interval
 from tests.helpers.invented_arms import text_result
 
 
@@ -65,3 +65,8 @@ def test_each_note_in_mlflow_is_escaped() -> None:
     calls = [found for file in root.rglob("*.py") for found in re.findall(r"\.log_note\((.*)", file.read_text())]
     assert len(calls) >= 4
     assert all(call.startswith("escaped(") for call in calls)
+
+
+def test_a_trial_has_its_rate_in_its_name_and_an_arm_that_begins_alike_has_not() -> None:
+    names = {"#7 lerp": "#7 lerp", "#7": "#7", "#best": "#best 1e-3", "#1a": "#1a 1e-3", "full": "full 1e-3"}
+    assert {name: label(ArmResult(name, "full", 1e-3, "finished")) for name in names} == names

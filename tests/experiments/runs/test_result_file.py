@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from experiments.common.errors import DamagedError
+from experiments.common.errors import DamagedError, RunError
 from experiments.common.files import read_json, write_json
 from experiments.common.owner import ARM, LAUNCH, SOURCES
 from experiments.records import ArmResult, Estimate
@@ -20,6 +20,7 @@ from experiments.runs.result_file import (
     check_operation_of,
     owners_noted,
     read_result,
+    trained_digest,
     whole_results,
     write_result,
 )
@@ -104,7 +105,7 @@ def test_a_run_without_its_sources_knows_them_from_what_was_made_of_them(folder:
 def test_an_operation_on_weights_that_the_arm_no_longer_has(folder: Path) -> None:
     run, made = folder.parents[1], folder.parents[1] / "posthoc" / "full-0.001-wise-0.5"
     (run / "posthoc").mkdir()
-    write_result(made, RESULT, [folder])
+    write_result(made, RESULT, {folder: trained_digest(folder)})
     check_files(made / "result.json")
     write_result(folder, RESULT)  # measured again, of the same weights
     check_files(made / "result.json")
@@ -112,6 +113,19 @@ def test_an_operation_on_weights_that_the_arm_no_longer_has(folder: Path) -> Non
     write_result(folder, RESULT)
     with pytest.raises(DamagedError, match=r"wise-0\.5/result\.json was made from other weights than .*full"):
         whole_results([made / "result.json"])
+
+
+@pytest.mark.parametrize("meanwhile", ["trained again", "removed"])
+def test_an_operation_on_weights_that_were_trained_again_while_they_were_measured(folder: Path, meanwhile: str) -> None:
+    """As by `run --fresh` in another shell: the result would name the new weights and have the figures of the old."""
+    made, loaded = folder.parents[1] / "posthoc" / "full-0.001-wise-0.5", trained_digest(folder)
+    (folder / "trained" / "model.safetensors").write_text(meanwhile)
+    write_result(folder, RESULT)
+    if meanwhile == "removed":
+        (folder / "result.json").unlink()
+    with pytest.raises(RunError, match=r"full-0\.001 was trained again, or removed, while its earlier"):
+        write_result(made, RESULT, {folder: loaded})
+    assert not (made / "result.json").exists()
 
 
 def test_results_of_earlier_versions_are_read_as_they_are(folder: Path) -> None:
@@ -169,7 +183,7 @@ def test_two_operations_whose_folders_have_one_name(
     (folder.with_name("other-0.001") / "trained" / "model.safetensors").write_text("other")
     write_result(folder.with_name("other-0.001"), replace(RESULT, arm="other"))
     made, done = folder.parents[1] / "posthoc" / "x", replace(RESULT, operation="merge")
-    write_result(made, done, [folder])
+    write_result(made, done, {folder: trained_digest(folder)})
     changed = [folder.with_name(name) for name in arms]
     with pytest.raises(DamagedError, match=said) if said else nullcontext():
         check_operation_of(made / "result.json", replace(done, **asked), changed)

@@ -27,6 +27,7 @@ from tests.helpers.toy_study import SEARCH, toy_study
         ({"search": {"x": {"kind": "int", "low": 3, "high": 1}}}, "low must be below high, but got 3 and 1"),
         ({"search": {"x": {"kind": "float", "low": 0, "high": 1, "log": True}}}, "log needs low > 0, but got 0"),
         ({"search": {"x": {"kind": "choice", "values": [1, 1]}}}, "values must differ"),
+        ({"search": {"x": {"kind": "choice", "values": ["[1, 2]", [1, 2]]}}}, "values must differ"),
         ({"search": {"training.weight_decay": {"kind": "float", "low": 0, "high": 1}}}, "give a step, or kind choice"),
         ({"sampler": "tpee"}, "unknown sampler 'tpee': did you mean 'tpe'"),
         ({"sampler": "tpe"}, "sampler 'tpe' never ends: give budget.trials or budget.hours"),

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import read_result, write_result
 from experiments.studies import exchange
@@ -41,7 +42,7 @@ def run_in(store: Store, root: Path, begun: list[int], constraint: float | None 
             path.write_text(text)
         (arm / "trained").mkdir()
         (arm / "trained" / "weights").write_text("large")
-        (root / name / "config.yaml").write_text("name: toy")
+        (root / name / "config.yaml").write_text(dump_yaml(config.to_dict()))
         result = ArmResult("arm", "full", 1e-3, "finished", steps=4, scorecard={"gain": Estimate(value(picks))})
         write_result(arm, result)
         limits = {} if constraint is None else {"kl <= 1": constraint}
@@ -117,19 +118,48 @@ def test_the_file_has_no_weights_and_is_the_same_each_time(written: tuple[Store,
         assert not [name for name in archive.getnames() if "trained" in name]
 
 
+def members_of(out: Path) -> dict[str, bytes]:
+    with tarfile.open(out / FILE) as archive:
+        return {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+
+
+def write_members(out: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(out / FILE, "w:xz") as archive:
+        for one, content in members.items():
+            info = tarfile.TarInfo(one)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text.replace("seed: 0", "seed: 7"), "config.yaml has other settings than its run"),
+        (lambda text: text.replace("seed:", "sed:"), "no config of a run: .*unknown key"),
+        (lambda text: text + "- :", "no config of a run"),
+    ],
+    ids=["edited", "no config", "no YAML"],
+)
+def test_the_config_of_another_run_is_refused(
+    written: tuple[Store, Path, Path], change: Callable[[str], str], reason: str
+) -> None:
+    """`show`, `answers` and `posthoc` would take the settings of a run from it."""
+    store, _, out = written
+    members = members_of(out)
+    name = next(one for one in members if one.endswith("config.yaml"))
+    write_members(out, members | {name: change(members[name].decode()).encode()})
+    with pytest.raises(DamagedError, match=reason):
+        read_trials(store.config, out)
+
+
 @pytest.mark.parametrize("name", ["runs/mine-0123abcd/config.yaml", "runs/{run}/arms/best-1/result.json"])
 def test_files_of_none_of_its_trials_are_refused(written: tuple[Store, Path, Path], name: str) -> None:
     """A run that is no trial's would be taken for one that was made here, by the next start of its config."""
     store, _, out = written
-    with tarfile.open(out / FILE) as archive:
-        members = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+    members = members_of(out)
     run = next(one.split("/")[1] for one in members if one.startswith("runs/"))
     strange = name.format(run=run)
-    with tarfile.open(out / FILE, "w:xz") as archive:
-        for one, content in (members | {strange: b"{}"}).items():
-            info = tarfile.TarInfo(one)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    write_members(out, members | {strange: b"{}"})
     with pytest.raises(DamagedError, match=rf"it has '{re.escape(strange)}', which is of none of its trials"):
         read_trials(store.config, out)
 

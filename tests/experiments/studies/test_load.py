@@ -13,7 +13,7 @@ from experiments.config import SHIPPED
 from experiments.studies.load import load_study, parse_study
 from experiments.studies.optimizers import check_options
 from experiments.studies.space import grid
-from tests.helpers.study_of_one_arm import values
+from tests.helpers.study_of_one_arm import ARM, values
 
 STUDIES = sorted((SHIPPED / "studies").glob("*.yaml"))
 
@@ -36,6 +36,90 @@ def test_a_wrong_override_is_found_before_anything_runs(search: dict[str, Any], 
     with pytest.raises(ConfigError) as caught:
         parse_study(values(search=search))
     assert message in str(caught.value)
+
+
+LAYERS, STEPS = "arms.0.control.layers", {"training.steps": {"kind": "choice", "values": [20, 24]}}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            {"search": {n: {"kind": "arms", "arms": {n * 2: {LAYERS: 4}}} for n in "ab"}},
+            "search: 'arms.0.control.layers' of b replaces 'arms.0.control.layers' of a",
+        ),
+        (
+            {
+                "search": {
+                    "m": {"kind": "arms", "arms": {"a": {LAYERS: 4}}},
+                    LAYERS: {"kind": "choice", "values": [2, 8]},
+                }
+            },
+            "'arms.0.control.layers' is set in each trial, which replaces 'arms.0.control.layers' of m, a",
+        ),
+        (
+            {
+                "search": {"arms.0.control": {"kind": "choice", "values": [{"layers": 4}]}},
+                "overrides": {"arms.0.control.interpolation": "slerp"},
+            },
+            "'arms.0.control' is set in each trial, which replaces 'arms.0.control.interpolation' of overrides",
+        ),
+        (
+            {"search": STEPS, "overrides": {LAYERS: 4, "arms.0.control": {"interpolation": "slerp"}}},
+            "overrides: 'arms.0.control' replaces 'arms.0.control.layers'",
+        ),
+        (
+            {
+                "search": {
+                    "evaluation.kept_items": {"kind": "choice", "values": [8, 12]},
+                    "evaluation.suites.kept.items": {"kind": "choice", "values": [8, 12]},
+                }
+            },
+            "search: 'evaluation.suites.kept.items' replaces 'evaluation.kept_items'",
+        ),
+        (
+            {
+                "search": {"evaluation.suites.kept.items": {"kind": "choice", "values": [8, 12]}},
+                "overrides": {"evaluation.kept_items": 50},
+            },
+            "replaces 'evaluation.kept_items' of overrides",
+        ),
+    ],
+)
+def test_a_value_that_another_replaces_in_each_trial_is_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_study(values(**more))
+    assert f"{message}: leave one of both out" in str(caught.value)
+
+
+def test_overrides_of_a_profile_are_last() -> None:
+    given = {"arms": ARM, "evaluation.suites": {"new": {}, "kept": {"items": 8}}, "evaluation.suites.kept.items": 50}
+    profile = {"evaluation.suites": {"new": {}, "kept": {"items": 16}}}
+    study = parse_study(values(search=STEPS, overrides=given, profiles={"p": profile}), "p")
+    assert study.run_config({"training.steps": 20}, 0, 0).evaluation.settings("kept").items == 16
+    assert parse_study(study.to_dict()).overrides == study.overrides
+
+
+@pytest.mark.parametrize(
+    "posthoc",
+    [
+        [{"name": "soft", "alpha": 0.5}, {"name": "soft", "alpha": 0.7}],
+        [{"alpha": 0.5}] * 2,
+        [{"name": "a", "alpha": 1}],
+    ],
+)
+def test_rows_of_a_report_have_names_of_their_own(posthoc: list[dict[str, Any]]) -> None:
+    """By its name alone a row is found, so one of two would get the other's figures."""
+    search = {"arm": {"kind": "arms", "arms": {"a": {"arms.0.method": "full"}}}}
+    with pytest.raises(ConfigError, match=r"posthoc: two rows of the report would be called '(soft|a|a-wise-0\.5)'"):
+        parse_study(values(search=search, posthoc=[{"arm": "a", "op": "wise"} | one for one in posthoc]))
+
+
+def test_a_named_arm_changes_what_overrides_give_to_all() -> None:
+    arms = {"a": {"arms.0.control": {"interpolation": "slerp"}}, "b": {}}
+    study = parse_study(values(search={"arm": {"kind": "arms", "arms": arms}}, overrides={"arms": ARM, LAYERS: 4}))
+    first, second = (study.run_config({"arm": arm}, 0, 0).arms[0].control for arm in arms)
+    assert (first.interpolation, second.interpolation, second.layers) == ("slerp", "lerp", 4)
 
 
 def test_files(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.studies.load import parse_study
-from experiments.studies.space import grid, overrides
+from experiments.studies.space import Float, grid, overrides, picks_words, short_names
 from tests.helpers.study_of_one_arm import ARM, RATE, values
 from tests.helpers.toy_study import toy_study
 
@@ -36,6 +36,19 @@ def test_grid_is_the_product_and_ranges_need_steps() -> None:
     assert [cell["training.weight_decay"] for cell in cells[:4]] == pytest.approx([0, 0.1, 0.2, 0.3])
     sections = {"x": {"kind": "choice", "path": "arms.0.control", "values": [{"layers": 1}, {"layers": 2}]}}
     assert parse_study(values(search=sections))
+
+
+def test_points_of_a_small_step_and_of_one_that_crosses_zero() -> None:
+    assert Float(low=1e-13, high=3e-13, step=1e-13).points() == [1e-13, 2e-13, 3e-13]
+    assert Float(low=-0.2, high=0.2, step=0.1).points() == [-0.2, -0.1, 0, 0.1, 0.2]
+    assert Float(low=0, high=90, step=30).points() == [0, 30, 60, 90]
+
+
+def test_dimensions_whose_keys_end_alike_keep_their_keys() -> None:
+    keys = ["data.new.0.number", "data.old.0.number", "training.steps"]
+    assert list(short_names(keys).values()) == [*keys[:2], "steps"]
+    search = {key: Float(low=0, high=1) for key in keys}
+    assert picks_words(search, dict.fromkeys(keys, 1)) == "data.new.0.number=1 data.old.0.number=1 steps=1"
 
 
 def test_choices_may_be_sections_and_lists() -> None:

@@ -52,6 +52,16 @@ class TestNewTask:
         assert [r.item for r in records] == [text_id("a b c")]
         assert sum(counts) == 2
 
+    def test_settings_of_replies_are_said_to_be_unread_if_nothing_replies(
+        self, base: str, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        drawn = {"suites": {"new": {"samples": 2, "temperature": 1.0}}}
+        plain, given = (parse_config(small_values(base, evaluation=one)) for one in ({"suites": {"new": {}}}, drawn))
+        assert self.suite(given, tokenizer, NOTES).notes == [
+            "suite new: samples, temperature not read: nothing of the new task is answered by a reply"
+        ]
+        assert self.suite(plain, tokenizer, NOTES).notes == self.suite(given, tokenizer, NOTES, sums()).notes == []
+
     def test_prompts_have_a_digest(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> None:

@@ -31,8 +31,18 @@ def test_the_counts_are_those_of_the_config() -> None:
     values = small_config("base", seed=3).to_dict()
     kept = values["evaluation"]["suites"]["kept"]
     assert asked_in(values).counts == {"new": 4, "kept": 4 * len(kept["tasks"]), "replies": 2}
-    assert asked_in(values, tasks=2, seeds=3) == Asked({"new": 4, "kept": 8, "replies": 2}, 3)
+    assert asked_in(values, seeds=3).seeds == 3
     assert asked_in({"evaluation": {"suites": ["new"], "new_items": 5}}).counts == {"new": 5}  # of an earlier version
+
+
+def test_what_a_config_does_not_say_is_counted_in_the_records_or_not_at_all() -> None:
+    files = {"items": 100, "tasks": ["capitals", {"path": "exam.jsonl"}]}  # the file may have 20 questions
+    base = [Record("kept", "capitals", form, item) for form in ("chat", "plain") for item in ("a", "b", "c")]
+    for kept in (files, {"items": "all", "tasks": ["capitals"]}):
+        config = {"evaluation": {"suites": {"kept": kept}, "new_items": 64}}  # suite new is not measured
+        assert asked_in(config) == Asked()
+        assert asked_in(config, base) == Asked({"kept": 3})
+        assert caption(asked_in(config, base), "x", "").startswith("n: 3 kept; 1 seed")
 
 
 def test_of_a_measurement_the_counts_are_those_of_its_records() -> None:

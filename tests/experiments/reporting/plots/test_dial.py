@@ -7,6 +7,7 @@ import pytest
 
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.plots.dial import dial_figure
+from experiments.scorecard.figures import FIGURES
 
 
 def dialled(alpha: float, gain: float, retention: float, operation: str = "dial") -> ArmResult:
@@ -33,6 +34,15 @@ def test_kl_has_a_panel_if_it_was_measured() -> None:
     assert kl.get_title(loc="left") == "KL, nats per token"
     assert list(kl.containers[0].lines[0].get_ydata()) == [0.0, 2.0]
     assert [text.get_text() for text in kl.texts] == [" trained here"]
+
+
+def test_the_gain_of_texts_is_in_nats_and_what_was_not_measured_has_no_panel() -> None:
+    points = [dialled(alpha, 0.1, 1.0) for alpha in (0.0, 1.0)]
+    for point in points:
+        point.scorecard = {"new_nll_drop": Estimate(0.12, 0.1, 0.14)}
+    (gain,) = dial_figure(points, "control").axes
+    assert gain.get_title(loc="left") == FIGURES["new_nll_drop"].labelled
+    assert list(gain.containers[0].lines[0].get_ydata()) == [0.12, 0.12]
 
 
 def test_another_operation_is_refused() -> None:
