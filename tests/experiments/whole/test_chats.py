@@ -49,7 +49,8 @@ def test_twenty_conversations_become_a_report(base: str, tmp_path: Path, capsys:
     given = [f"base_model={base}", f"data.new.path={file}", *FEW]
     if base.endswith("bytes"):
         given += ["data.template=chatml", "data.overlong=cut", "data.length=96", "data.packed=true"]
-    sets = [word for pair in given for word in ("--set", pair)]
+    last = {pair.partition("=")[0]: pair for pair in given}
+    sets = [word for pair in last.values() for word in ("--set", pair)]
     assert cli.main(["run", "own-chats", "--root", str(root), *sets]) == 0
     said = capsys.readouterr().out
     (report,) = root.glob("runs/own-chats-*/report.html")
