@@ -67,6 +67,6 @@ def check_attention(config: Any) -> None:
     for name in filter(DROPOUT.fullmatch, text):
         if text[name]:
             raise ConfigError(
-                f"divergence='attention' compares attention weights, but {name}={text[name]!r} drops them at random "
-                f"in training, in each branch others: load the model with {name}=0.0"
+                f"divergence='attention' compares attention weights, but {name}={text[name]!r} drops some of them at "
+                f"random in training, other ones in each branch: load the model with {name}=0.0"
             )
