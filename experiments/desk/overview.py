@@ -172,7 +172,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def own_config(folder: Path) -> dict[str, Any]:
-    """Return the plain values of a run's config. Raises ConfigError, also if it is not that which its journal noted.
+    """Return the plain values of a run's config. Raises ConfigError, also if it is not the one that its journal noted.
 
     Without a journal (a run that was copied from another machine) nothing is known.
     """
