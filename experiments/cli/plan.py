@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.cli.console import Commands, quiet, show
 from experiments.cli.run import overrides
+from experiments.common.errors import ConfigError
 
 MOST_DEVICES = 4096
 
@@ -42,6 +43,8 @@ def plan_command(args: argparse.Namespace) -> int:
     from experiments.plan.plan import plan_run
     from experiments.plan.report import plan_text
 
+    if args.sharding != "none" and args.devices == 1:
+        raise ConfigError(f"--sharding {args.sharding} has no effect on one device: give --devices 8, or leave it out")
     quiet()
     config, device = load_config(args.config, overrides(args.set)), chosen(args.gpu, args.memory)
     plan = plan_run(config, device, args.devices, args.sharding, args.length)

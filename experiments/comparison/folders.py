@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import CompareError, ConfigError
-from experiments.common.files import read_json
+from experiments.common.files import read_json, read_note
 from experiments.common.paths import SHIPPED
 from experiments.common.yaml_values import read_yaml
 from experiments.records import MEASURED, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
 from experiments.runs.result_file import check_files
 
+KEPT = Path("trained") / "kept.json"  # in an arm's folder: of which step its weights are (`runs.trained`)
 MODEL = "model.json"  # in an arm's folder: what `control-llm measure` measured, and suites left out with the reasons
 
 
@@ -27,7 +28,8 @@ class ComparedRun:
     if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
     task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
-    method: empty if it is not known. remark: what else a reader must know of it.
+    method: empty if it is not known. remark: what else a reader must know of it. kept: the step of the weights that
+    are there, if it is not the last one (`training.keep: best`).
     """
 
     name: str
@@ -41,11 +43,17 @@ class ComparedRun:
     method: str = ""
     learning_rate: float = 0.0
     remark: str = ""
+    kept: int | None = None
 
     @property
     def after(self) -> Sequence[Record]:
         """Records of the last checkpoint."""
         return self.checkpoints[max(self.checkpoints)] if self.checkpoints else ()
+
+    @property
+    def usable(self) -> Sequence[Record]:
+        """Records of the weights that are there: those of the last checkpoint, unless others were kept."""
+        return self.after if self.kept is None else self.checkpoints[self.kept]
 
 
 def is_run(folder: Path) -> bool:
@@ -110,6 +118,8 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
             check_files(result)
             steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
     left_out = read_json(folder / MODEL).get("left_out", {})
+    kept = read_note(folder / KEPT).get("step") if folder.parent.name == "arms" else None
+    kept = kept if kept in steps and kept != max(steps) else None
     return ComparedRun(
         folder.name,
         without(base, left_out),
@@ -119,8 +129,16 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         tokens=values.get("cost", {}).get("tokens", math.nan),
         method="" if values.get("method") == MEASURED else str(values.get("method", "")),
         learning_rate=float(values.get("learning_rate", 0.0)),
-        remark=_of_step(folder, values) if folder.parent.name == "posthoc" else "",
+        remark=_of_step(folder, values) if folder.parent.name == "posthoc" else _of_kept(kept, steps),
+        kept=kept,
     )
+
+
+def _of_kept(kept: int | None, steps: Collection[int]) -> str:
+    """Say that an arm's weights are of another step than its figures, which are compared at equal steps."""
+    if kept is None:
+        return ""
+    return f"the figures are of step {max(steps)}, but the weights that were kept of step {kept} (training.keep: best)"
 
 
 def _of_step(folder: Path, values: Mapping[str, Any]) -> str:

@@ -29,7 +29,8 @@ class LiveArm:
     """An arm as far as it is. status: waiting, running, stopped, unknown, or how it ended.
 
     series: by the name of a figure what was logged, in the order of the steps. seconds: between the first and the last
-    step of the latest attempt, with the evaluations between them. steps: those that this time covers.
+    step of the latest attempt, with the evaluations between them. steps: those that this time covers. total: steps
+    until its end. step: the last one that was logged; 0 before the first.
     """
 
     folder: Path
@@ -39,6 +40,8 @@ class LiveArm:
     series: dict[str, Series] = field(default_factory=dict)
     seconds: float = 0.0
     steps: int = 0
+    total: int = 0
+    step: int = 0
 
     def __post_init__(self) -> None:
         self._journal, self._offset = Journal(self.folder), 0
@@ -47,11 +50,6 @@ class LiveArm:
     @property
     def name(self) -> str:
         return self.folder.name
-
-    @property
-    def step(self) -> int:
-        """The last step that was logged; 0 before the first."""
-        return max(self.series.get("loss", {0: 0.0}))
 
     @property
     def pace(self) -> float | None:
@@ -98,16 +96,16 @@ class LiveArm:
     def _timed(self, step: int, when: float) -> None:
         if not self._first[0]:
             self._first = (step, when)
+        self.step = step  # an attempt that goes on from a checkpoint logs earlier ones once more
         self.steps, self.seconds = step - self._first[0], max(0.0, when - self._first[1])
 
 
 @dataclass(frozen=True)
 class Live:
-    """A run or a study at one moment. steps: of an arm. left: seconds until the end, None if nothing says.
+    """A run or a study at one moment. left: seconds until the end, None if nothing says.
     asked: how many questions an arm answers."""
 
     overview: Overview
-    steps: int
     arms: Sequence[LiveArm]
     left: float | None
     asked: Asked = field(default_factory=Asked)
@@ -134,7 +132,7 @@ class Follower:
         if (self.folder / MEASUREMENT).is_file():
             raise ConfigError(f"{self.folder.name} is a measurement, which trains nothing: see control-llm show")
         self.is_study = (self.folder / "study.yaml").is_file()
-        self.steps, self.asked = 0, Asked()
+        self.asked = Asked()
         self._seeds = set[int]()
         self._arms: dict[Path, list[LiveArm]] = {}  # by run: a config is read once
 
@@ -148,14 +146,14 @@ class Follower:
             if arm.status not in ENDED:
                 arm.look()
         overview = read_study(self.folder, runs) if self.is_study else read_run(self.folder)
-        return Live(overview, self.steps, arms, self._left(overview, arms), self.asked)
+        return Live(overview, arms, self._left(overview, arms), self.asked)
 
     def _arms_of(self, run: Path) -> list[LiveArm]:
         config = read_config(run / "config.yaml")
         self._seeds.add(int(config.get("seed", 0)))
-        self.steps, self.asked = int(config["training"]["steps"]), asked_in(config, seeds=len(self._seeds))
+        steps, self.asked = int(config["training"]["steps"]), asked_in(config, seeds=len(self._seeds))
         paths = [run / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
-        return [LiveArm(path) for path in paths]
+        return [LiveArm(path, total=steps) for path in paths]
 
     def _left(self, overview: Overview, arms: Sequence[LiveArm]) -> float | None:
         """Estimate the seconds that are left: arms that have not begun take as long per step as the others."""
@@ -164,9 +162,9 @@ class Follower:
             return None
         mean = fmean(paces)
         open_arms = [arm for arm in arms if arm.status not in ENDED]
-        steps = sum((self.steps - arm.step) * (arm.pace or mean) for arm in open_arms)
+        seconds = sum((arm.total - arm.step) * (arm.pace or mean) for arm in open_arms)
         missing = max(0, (overview.total or 0) - overview.done - len(open_arms)) if self.is_study else 0
-        return steps + missing * self.steps * mean
+        return seconds + missing * fmean(arm.total for arm in arms) * mean
 
 
 def words_of(live: Live) -> str:
@@ -179,7 +177,7 @@ def words_of(live: Live) -> str:
     ]
     if live.running and current is not None:
         place = "" if one.kind == "study" else f"arm {live.arms.index(current) + 1} of {len(live.arms)}, "
-        parts.append(f"{place}{current.name} at step {current.step} of {live.steps}")
+        parts.append(f"{place}{current.name} at step {current.step} of {current.total}")
     if live.left is not None:
         parts.append(f"about {duration(live.left)} left")
     return ", ".join(parts)
