@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,8 @@ from experiments.common.errors import ConfigError
 from experiments.common.progress import duration
 from experiments.common.result_folders import MEASUREMENT, find, folders, trial_runs
 from experiments.desk.overview import Overview, read_config, read_run, read_study, state_after
-from experiments.reporting.plots.caption import Asked, asked_in
+from experiments.records import read_records
+from experiments.reporting.plots.caption import Asked, asked_in, asked_of
 from experiments.runs.result_file import RESULT, result_values
 from experiments.tracking.journal import PATTERN, Event, Journal
 
@@ -133,7 +134,7 @@ class Follower:
             raise ConfigError(f"{self.folder.name} is a measurement, which trains nothing: see control-llm show")
         self.is_study = (self.folder / "study.yaml").is_file()
         self.asked = Asked()
-        self._seeds = set[int]()
+        self._seeds, self._counted = set[int](), dict[str, int]()
         self._arms: dict[Path, list[LiveArm]] = {}  # by run: a config is read once
 
     def look(self) -> Live:
@@ -145,6 +146,7 @@ class Follower:
         for arm in arms:
             if arm.status not in ENDED:
                 arm.look()
+        self._count(runs)
         overview = read_study(self.folder, runs) if self.is_study else read_run(self.folder)
         return Live(overview, arms, self._left(overview, arms), self.asked)
 
@@ -154,6 +156,14 @@ class Follower:
         steps, self.asked = int(config["training"]["steps"]), asked_in(config, seeds=len(self._seeds))
         paths = [run / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
         return [LiveArm(path, total=steps) for path in paths]
+
+    def _count(self, runs: Sequence[Path]) -> None:
+        """Count the questions once the base of a run has answered them: the config says how many there may be."""
+        base = next((file for run in runs if (file := run / "base" / "items.jsonl").is_file()), None)
+        if base and not self._counted:
+            self._counted = dict(asked_of(read_records(base)).counts)
+        own = {part: count for part, count in self._counted.items() if part in ("new", "kept")}
+        self.asked = replace(self.asked, counts={**self.asked.counts, **own})
 
     def _left(self, overview: Overview, arms: Sequence[LiveArm]) -> float | None:
         """Estimate the seconds that are left: arms that have not begun take as long per step as the others."""

@@ -80,8 +80,8 @@ class StudyView:
                 f"{self.study.name} has one objective, so no front: its best trial has a star in the table"
             )
         trials, front = self.trials, self.store.front()
-        still = pareto_figure(trials, front, objectives, study_asked(self.study, trials))
-        rests = caption(study_asked(self.study, trials), SHARES, "")
+        asked = study_asked(self.study, trials, self.root)
+        still, rests = pareto_figure(trials, front, objectives, asked), caption(asked, SHARES, "")
         return Picture(still, front_hover(trials, front, objectives, rests))
 
     def clicked(self, count: int = 3) -> ClickedFront:

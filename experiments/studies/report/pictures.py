@@ -51,7 +51,7 @@ def pictures(
     store: Store, arms: Sequence[ReportRow], trials: Sequence[Trial], root: Path, paper: pd.DataFrame | None = None
 ) -> list[Picture]:
     """Draw what there is, in the order of the report. paper: our figures and the paper's (`paper.compared`)."""
-    asked = study_asked(store.config, trials)
+    asked = study_asked(store.config, trials, root)
     return [
         *_of_arms(store, arms, _reported(arms, root, asked)),
         *_of_trials(store, trials, asked, paper),
@@ -59,13 +59,17 @@ def pictures(
     ]
 
 
-def study_asked(study: StudyConfig, trials: Sequence[Trial]) -> Asked:
-    """Return how much a trial's figures rest on, from the config of the first one that is complete."""
+def study_asked(study: StudyConfig, trials: Sequence[Trial], root: Path) -> Asked:
+    """Return how much a trial's figures rest on, from the first one that is complete: its base's records, its config.
+
+    root: where the records are, if they are on this machine.
+    """
     for trial in trials:
         with contextlib.suppress(ConfigError, KeyError):  # picks of a study of earlier versions
             if trial.state == "complete":
                 config = study.run_config(trial.picks, trial.number, study.seeds[0])
-                return asked_in(config.to_dict(), seeds=len(study.seeds))
+                base = record_files(trial.runs[0], root)[0] if trial.runs else root
+                return asked_in(config.to_dict(), read_records(base) if base.is_file() else (), len(study.seeds))
     return Asked(seeds=len(study.seeds))
 
 

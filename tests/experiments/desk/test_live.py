@@ -8,6 +8,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.desk.live import Follower, values_of, words_of
+from experiments.records import Record, write_records
 from tests.helpers.live_run import begin_arm, log, make_live_run
 from tests.helpers.run_folders import add_result, make_measurement, make_run, make_study
 
@@ -118,3 +119,11 @@ def test_an_arm_that_goes_on_from_a_checkpoint_is_at_the_step_of_its_latest_atte
     log(journal, {11: {"loss": 2.6}}, seconds=1)
     (arm, *_) = Follower(folder.name, tmp_path).look().arms
     assert arm.step == 11
+
+
+def test_questions_are_counted_once_the_base_has_answered_them(tmp_path: Path) -> None:
+    folder = make_live_run(tmp_path)
+    follower = Follower(folder.name, tmp_path)
+    before = follower.look().asked.counts.get("new")
+    write_records(folder / "base" / "items.jsonl", [Record("new", "sums", "generate", str(i), 1) for i in range(7)])
+    assert (before, follower.look().asked.counts["new"]) == (None, 7)

@@ -50,7 +50,7 @@ def test_a_point_of_the_front_has_the_trials_picks_and_values(root: Path) -> Non
     values = [tuple(pair) for trace in page["data"] for pair in zip(trace["x"], trace["y"], strict=True)]
     assert sorted(values) == sorted(tuple(trial.values) for trial in view.trials if trial.values)
     assert all(one.startswith("trial ") and "<br>arm: " in one and "<br>retention: " in one for one in text)
-    rests = "n: 4 new, 16 kept, 2 replies of the base; 1 seed; no intervals; shares, where no unit is named"
+    rests = "n: 120 new, 120 kept, 2 replies of the base; 1 seed; no intervals; shares, where no unit is named"
     assert page["layout"]["title"]["text"] == f"5 trials<br><sub>{rests}</sub>"
     json.dumps(page)
     importances = view.importances()

@@ -11,7 +11,7 @@ import pytest
 from experiments.records import Record, read_records, write_records
 from experiments.studies.queue import Store
 from experiments.studies.report.optuna_plots import progress_figure
-from experiments.studies.report.pictures import MOST, pictures
+from experiments.studies.report.pictures import MOST, pictures, study_asked
 from experiments.studies.selection import choose, half_records
 from experiments.studies.trial_results import record_files
 from tests.helpers.planted_study import GAIN, TABLE5, synthetic_store
@@ -65,3 +65,10 @@ def test_a_caption_counts_the_half_that_is_shown(some: tuple[Store, Path]) -> No
     drawn = {one.name: one.figure for one in pictures(store, arms, store.trials(), root)}
     for name in ("forgetting", "trajectories"):
         assert " ".join(drawn[name].legends[0].get_title().get_text().split()).startswith(said), name
+
+
+def test_a_caption_of_trials_counts_what_the_base_answered(some: tuple[Store, Path], tmp_path: Path) -> None:
+    """The config allows 4 new questions; where the records are, they say that there are 120."""
+    store, root = some
+    assert study_asked(store.config, store.trials(), root).counts["new"] == 120
+    assert study_asked(store.config, store.trials(), tmp_path).counts["new"] == 4
