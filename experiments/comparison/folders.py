@@ -11,12 +11,14 @@ from typing import Any
 from experiments.common.errors import CompareError, ConfigError
 from experiments.common.files import read_json, read_note
 from experiments.common.paths import SHIPPED
+from experiments.common.result_folders import MEASUREMENT
 from experiments.common.yaml_values import read_yaml
 from experiments.records import MEASURED, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
 from experiments.runs.result_file import check_files
 
 KEPT = Path("trained") / "kept.json"  # in an arm's folder: of which step its weights are (`runs.trained`)
+NOT_BEGUN = "it has not begun"
 MODEL = "model.json"  # in an arm's folder: what `control-llm measure` measured, and suites left out with the reasons
 
 
@@ -72,7 +74,21 @@ def read_arms(folder: Path) -> list[ComparedRun]:
         raise CompareError(str(error)) from error
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
-    return runs
+    begun = {run.name for run in runs}
+    return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named_arms(folder) if name not in begun]
+
+
+def named_arms(folder: Path) -> list[str]:
+    """Return the folders that the arms of a run, or the models of a measurement, will have; none if nothing says.
+
+    A run that was stopped has no folder of the arms that follow, and nobody may take it for whole.
+    """
+    try:
+        values = read_yaml(folder / "config.yaml", SHIPPED, "config file")[1]
+        own = [f"{arm['name']}-{float(rate):g}" for arm in values["arms"] for rate in arm["learning_rates"]]
+    except (ConfigError, KeyError, TypeError, ValueError):  # of a measurement, or of another version
+        own = []
+    return [*own, *read_note(folder / MEASUREMENT).get("arms", ())]
 
 
 def read_base(folder: Path) -> list[Record]:

@@ -150,3 +150,17 @@ def test_the_weights_that_were_kept_are_judged_and_not_those_of_the_last_step(
     assert entry.remark == (
         "the figures are of step 20, but the weights that were kept of step 10 (training.keep: best)"
     )
+
+
+def test_an_arm_that_has_not_begun_stops_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was stopped after its first arm has no folder of the others; a measurement none of later models."""
+    run, measured = (write_run(tmp_path / name, {"still-0.001": (0.0, 0.4)}) for name in ("run", "measured"))
+    arms = [{"name": "still", "learning_rates": [1e-3, 1e-5]}, {"name": "later", "learning_rates": [0.01]}]
+    (run / "config.yaml").write_text(json.dumps({"name": "run", "data": {}, "arms": arms}), encoding="utf-8")
+    write_json(measured / "measure.json", {"arms": ["still-0.001", "served"]})
+    for folder, names in ((run, ["still-1e-05", "later-0.01"]), (measured, ["served"])):
+        assert main(["gate", str(folder), "--margin", "0.1"]) == 1
+        first, *others = capsys.readouterr().out.splitlines()
+        assert first.startswith("pass  still-0.001: ")
+        assert others == [f"FAIL  {name}: it has not begun" for name in names]
+    assert main(["gate", str(run), "--margin", "0.1", "--arm", "still-0.001"]) == 0
