@@ -84,7 +84,7 @@ def projection_hover(base: States, tuned: Mapping[str, States], layer: int) -> J
         if not number:
             traces.append(_dots("base", before, hues[:count], texts[:count], "circle-open"))
         traces.append(_dots(arm, after, hues[:count], said[:count], SHAPES[number % len(SHAPES)]))
-    rests = caption(Asked({"probe sentences": len(texts) // 2}), "axes without unit", "")
+    rests = caption(Asked({"probe sentences": base.layers.shape[1]}), "axes without unit", "")
     title = titled(f"Layer {layer}: sentences, projected", rests)
     return page_of(traces, title, xaxis="first principal axis of the base", yaxis="second")
 

@@ -79,7 +79,7 @@ def _reported(arms: Sequence[ReportRow], root: Path, asked: Asked) -> Asked:
     if arm is None:
         return asked
     _, after = half_records(arm.runs[0], root, False)
-    found = asked_of(after).counts | {"replies": len({r.item for r in after if r.task == "replies"})}
+    found = {**asked_of(after).counts, "replies": len({r.item for r in after if r.task == "replies"})}
     return replace(asked, counts={part: found.get(part, 0) for part in asked.counts})
 
 

@@ -70,6 +70,7 @@ def test_each_point_names_its_sentence() -> None:
     assert before["text"] == texts[: len(before["x"])]
     assert full["text"][0].startswith(f"{texts[0]}<br>moved by ")
     assert full["marker"]["symbol"] != control["marker"]["symbol"] != before["marker"]["symbol"]
+    assert f"n: {len(before['x'])} probe sentences; " in page["layout"]["title"]["text"]
     json.dumps(page)
     with pytest.raises(ValueError, match=r"layer=3: the model has 3 layers, give one in 0\.\.2"):
         projection_hover(base, {"full": states(1)}, 3)
