@@ -87,8 +87,8 @@ SCRIPT = """<script>
   const menus = [...box.querySelectorAll("select")], heads = [...box.querySelectorAll("th")];
   const text = (row, i) => (row.cells[i] ? row.cells[i].textContent.trim() : "");
   const seconds = {s: 1, min: 60, h: 3600, d: 86400};
-  const value = (said) => {  // +.41[.35,.47], 1,024 and 3 h
-    const found = /^([-+]?[0-9,.]+(?:e-?[0-9]+)?) ?(s|min|h|d)?(?:$|[ [/])/.exec(said);
+  const value = (said) => {  // +.41[.35,.47], 1,024, 3 h, 12% and <.001
+    const found = /^<?([-+]?[0-9,.]+(?:e[-+]?[0-9]+)?) ?(s|min|h|d)?(?:$|[ %[/])/.exec(said);
     return found ? parseFloat(found[1].replaceAll(",", "")) * (seconds[found[2]] || 1) : NaN;
   };
   const filter = () => {
