@@ -6,10 +6,12 @@ Here the rows are plain HTML, which GitHub and an untrusted notebook show too. T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from experiments.common.hashing import sha256
@@ -35,8 +37,8 @@ class Grid:
 
     @classmethod
     def of(cls, frame: pd.DataFrame, places: int = 3, **options: Any) -> Grid:
-        """Show a pandas table, its index first. places: of numbers. options: as above."""
-        plain = frame.round(places).reset_index()
+        """Show a pandas table, its index first. places: of numbers; smaller ones have digits. options: as above."""
+        plain = frame.map(lambda cell: _rounded(cell, places)).reset_index()
         rows = tuple(tuple(str(cell) for cell in row) for row in plain.itertuples(index=False))
         return cls(Table("", tuple(map(str, plain.columns)), rows), **options)
 
@@ -64,6 +66,14 @@ class Grid:
         return Markup('<select data-column="{}"><option value="">every {}</option>{}</select>').format(
             place, name, options
         )
+
+
+def _rounded(cell: Any, places: int) -> Any:
+    """Round a number; of one that would be left with a digit or none, such as a learning rate, keep the first ones."""
+    if not isinstance(cell, float | np.floating) or not math.isfinite(cell):
+        return cell
+    small = 0 < abs(cell) < 10.0 ** (1 - places)
+    return float(f"{cell:.{max(1, places - 1)}g}") if small else round(float(cell), places)
 
 
 STYLE = """
