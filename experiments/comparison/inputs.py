@@ -39,7 +39,7 @@ def read_runs(sources: Sequence[str], base: str | None = None, new: Sequence[str
     records = before.base or before.after
     if not records:
         raise CompareError(f"--base {base} has no item records here: name a run folder, or one of lm_eval samples")
-    if all(run.base for _, run in found):
+    if not any(run.checkpoints and not run.base for _, run in found):
         raise CompareError(f"--base {base} has no effect: each RUN has a base of its own; leave it out")
     return share_base(runs, records)
 
