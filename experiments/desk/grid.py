@@ -72,8 +72,9 @@ def _rounded(cell: Any, places: int) -> Any:
     """Round a number; of one that would be left with a digit or none, such as a learning rate, keep the first ones."""
     if not isinstance(cell, float | np.floating) or not math.isfinite(cell):
         return cell
-    small = 0 < abs(cell) < 10.0 ** (1 - places)
-    return float(f"{cell:.{max(1, places - 1)}g}") if small else round(float(cell), places)
+    value = float(cell)
+    small = 0 < abs(value) < 10.0 ** (1 - places)
+    return float(f"{value:.{max(1, places - 1)}g}") if small else round(value, places)
 
 
 STYLE = """
