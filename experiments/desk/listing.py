@@ -95,6 +95,7 @@ def open_result(source: str | Path, root: str | Path | None = None) -> Opened:
     if (folder / MEASUREMENT).is_file():
         text = (folder / "report.txt").read_text(encoding="utf-8") if (folder / "report.txt").is_file() else ""
         return Opened([Html(Markup("<pre>{}</pre>").format(text)), Html(links(folder, base))])
+    base = folder.parents[1]  # the root that it is in, whose store has it
     words = Html(Markup("<p><b>{}</b></p>").format(words_of(Follower(str(folder), base).look())))
     if (folder / "study.yaml").is_file():
         view = StudyView(folder, base)

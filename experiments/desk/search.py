@@ -41,8 +41,8 @@ class StudyView:
     """
 
     def __init__(self, source: str | Path, root: str | Path | None = None) -> None:
-        self.root = (Path(root) if root else default_root()).resolve()
-        self.folder = find(str(source), self.root)
+        self.folder = find(str(source), (Path(root) if root else default_root()).resolve())
+        self.root = self.folder.parents[1]  # that which it is in: another may have a study of this name
         if not (self.folder / "study.yaml").is_file():
             raise ConfigError(f"{self.folder.name} is no study: open it with open_result, or name a study")
         self.study = load_study(self.folder / "study.yaml")

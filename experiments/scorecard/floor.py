@@ -9,6 +9,7 @@ from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array, check_draws, estimate
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.flips import answers_key
 from experiments.scorecard.inference import wilson
 from experiments.scorecard.sample import Sample
 
@@ -44,7 +45,9 @@ def aa_floor(
         raise ValueError("the A/A floor needs records of suite 'kept', but the base has none")
     again = [dataclasses.replace(r, prompt=None) for r in again]  # pairs are otherwise refused if in other words
     names = [name.removeprefix("floor_") for name in FIGURES if name.startswith("floor_")]
-    sample = Sample(first, again, draws, seed)
+    # a key of its own: with the same answers as a tuned model it would miss the same flips, and the distance of the two
+    # would have no width
+    sample = Sample(first, again, draws, seed, key=answers_key(again) + 1)
     floor = drawn_figures(sample, names)
     card = {f"floor_{name}": _rate(name, values, sample) for name, values in floor.items()}
     if tuned:

@@ -34,6 +34,17 @@ def test_a_rate_of_the_floor_has_the_interval_that_the_same_answers_of_an_arm_ha
         assert (floor[f"floor_{name}"].low, floor[f"floor_{name}"].value) == (0, 0)
 
 
+def test_a_model_and_a_floor_without_flips_may_still_differ() -> None:
+    """Of 12 questions without a flip nobody knows whether one in a hundred flips: a gate on the distance must fail."""
+    base = [r for r in base_records(np.random.default_rng(0), 12) if r.suite == "kept"]
+    above = aa_floor(base, base, base, draws=400)["nfr_above_floor"]
+    assert above.value == 0
+    assert above.low is not None
+    assert above.high is not None
+    assert above.low < -0.05
+    assert above.high > 0.05
+
+
 def test_the_floor_of_retention_is_the_ratio_of_right_answers() -> None:
     base = [r for r in base_records(np.random.default_rng(1), 100) if r.suite == "kept"]
     again = [dataclasses.replace(r, correct=0, choice=None) if i % 3 == 0 else r for i, r in enumerate(base)]
