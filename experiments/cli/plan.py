@@ -49,7 +49,7 @@ def plan_command(args: argparse.Namespace) -> int:
     config, device = load_config(args.config, overrides(args.set)), chosen(args.gpu, args.memory)
     plan = plan_run(config, device, args.devices, args.sharding, args.length)
     show(plan_text(plan, args.utilisation))
-    return 1 if plan.too_large else 0
+    return 1 if plan.too_large or not plan.arms else 0
 
 
 def _devices(text: str) -> int:
