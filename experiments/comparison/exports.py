@@ -42,7 +42,8 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
             arm = f"{result.arm}-{result.learning_rate:g}"
             name = f"trial {trial['number']} {arm} seed {run['seed']}"
             fault = None if result.status == "finished" else f"{result.status}: {result.reason}"
-            row = {"name": name, "folder": run["folder"], "arm": arm, "figures": result.scorecard}
+            card = {n: replace(one, value=_number(one.value)) for n, one in result.scorecard.items()}  # null: no number
+            row = {"name": name, "folder": run["folder"], "arm": arm, "figures": card}
             rows.append({**row, "fault": fault or _unfinished(trial)})
         if not trial["runs"] and (fault := _unfinished(trial)):
             rows.append(_bare(f"trial {trial['number']}", fault))

@@ -12,6 +12,7 @@ from experiments.cli.main import main
 from experiments.common.errors import CompareError
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import read_runs
+from experiments.comparison.report import format_comparison
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.tables import table_csv
 
@@ -137,3 +138,14 @@ def test_a_trial_without_figures_stops_the_gate(
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("pass  trial 1 control-0.001 seed 0: ")
     assert others == ["FAIL  trial 0: failed: loss became nan", "FAIL  trial 2: running"]
+
+
+def test_a_figure_that_is_no_number_is_said_to_be_none(tmp_path: Path) -> None:
+    """JSON has null for it: the retention of a base that knew nothing."""
+    card = {"gain": Estimate(0.4, 0.3, 0.5), "retention": Estimate(0.5)}
+    result = ArmResult("full", "full", 0.001, "finished", scorecard=card).to_dict()
+    result["scorecard"]["retention"]["value"] = None
+    trials = [{"number": i, "runs": [{"seed": 0, "folder": "nowhere", "result": result}]} for i in range(2)]
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
+    assert "+.40 [.30,.50]  n/a" in format_comparison(compare(read_runs([str(path)]), draws=200))
