@@ -38,6 +38,17 @@ def test_it_starts_where_the_model_was_trained(dial: Any) -> None:
     assert "<m>" not in dial.shown.value  # replies are text
 
 
+def test_the_precision_of_the_run_is_that_of_the_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def precise(*asked: Any, precision: str) -> pd.DataFrame:
+        return echo(*asked).map(lambda text: f"{text} in {precision}")
+
+    monkeypatch.setattr("experiments.desk.dial.replies_at", precise)
+    model: Any = "m"
+    dial = Dial(model, model, ["1 + 1 ="], tokens=8, precision="fp32")
+    assert "at 0.5, 8 in fp32" in shown(dial)
+    assert "8, precision='fp32')" in shown(dial)
+
+
 def test_a_turn_shows_the_python_that_it_equals(dial: Any) -> None:
     dial.slider.value = 1.2
     line = html.unescape(dial.shown.value).removeprefix("<pre>>>> ").split("</pre>")[0]
