@@ -34,6 +34,9 @@ class Dial:
         precision: Literal["auto", "bf16", "fp32"] = "auto",
     ) -> None:
         self.model, self.tokenizer, self.trained, self.tokens = model, tokenizer, alpha, tokens
+        control = getattr(model, "control", None)  # plerp has P a at 0, and P trains
+        plain = control is None or control.config.interpolation != "plerp"
+        self.base_title = "base model (alpha 0)" if plain else "alpha 0: P a, not the base model"
         self.precision: dict[str, Any] = {} if precision == "auto" else {"precision": precision}
         self.slider = widgets.FloatSlider(
             alpha, min=0, max=1.5, step=0.1, continuous_update=False, description="alpha", layout=WIDE
@@ -61,5 +64,5 @@ class Dial:
         made = replies_at(self.model, self.tokenizer, asked, alphas, self.tokens, **self.precision) if asked else None
         own = f"alpha {alpha:g}" + (", trained here" if alpha == self.trained else "")
         rows = [] if made is None else [(prompt, *cells) for prompt, cells in zip(asked, made.to_numpy(), strict=True)]
-        table = Table("", ("prompt", "base model (alpha 0)", own), tuple(map(tuple, rows)))
+        table = Table("", ("prompt", self.base_title, own), tuple(map(tuple, rows)))
         self.shown.value = Markup("<pre>{}</pre>").format(line) + table.html()
