@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError
 from ctrl.passes import ForwardPass, mean_divergence
+from ctrl.reference import warn_of_reference
 from ctrl.training import check_gradients, refuse_synced_reference
 
 IN_THREADS = (
@@ -110,7 +111,7 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     its `compute_loss` (TRL's OnlineDPOTrainer).
     """
     changed: Any = trainer
-    require_expanded(getattr(changed, "model", changed))
+    expanded = require_expanded(getattr(changed, "model", changed))
     if not callable(getattr(changed, "compute_loss", None)):
         raise ConfigError(
             f"{type(trainer).__name__} has no compute_loss: use ctrl.collect_divergence in its training step"
@@ -118,6 +119,7 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     refuse_synced_reference(changed)
     if changed.args.n_gpu > 1:
         raise ConfigError(IN_THREADS)
+    warn_of_reference(expanded, getattr(changed, "ref_model", None))
     if not hasattr(changed.compute_loss, "without_divergence"):
         changed.compute_loss = _with_divergence(changed, changed.compute_loss)
         if hasattr(changed, "training_step"):  # a trainer of another kind may have none
