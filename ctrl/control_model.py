@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from ctrl.training import check_gradients, warn_of_what_trains
 
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
+OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
+TAKES_TOTAL = re.compile(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*|num_items_in_batch")
 
 
 class ControlModel(nn.Module):
@@ -215,7 +218,21 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
     }
+    if _loss_is_a_mean(cls):
+        members["accepts_loss_kwargs"] = False  # Trainer then passes no total, and divides loss and divergence alike
     return type(cls.__name__, (ControlModel, cls), members)
+
+
+def _loss_is_a_mean(cls: type[PreTrainedModel]) -> bool:
+    """Whether a class takes Trainer's number of labels and does not read it, as classifiers and some decoders do.
+
+    Trainer would leave its loss, a mean, undivided over micro-batches, and the divergence would weigh less next to it.
+    """
+    try:
+        source = inspect.getsource(cls.forward)
+    except (OSError, TypeError):
+        return False
+    return OWN_LOSS.search(source) is not None and TAKES_TOTAL.search(source) is None
 
 
 def require_expanded(model: nn.Module) -> ControlModel:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import BartForCausalLM, GenerationConfig, GPT2ForSequenceClassification, LlamaForCausalLM
 
 import ctrl
+from ctrl.control_model import control_class
 from tests.helpers.tiny_llama import expanded, sequences, tiny
 
 
@@ -28,6 +29,12 @@ def test_loss_is_lm_loss_plus_weighted_mean_over_real_tokens() -> None:
     torch.testing.assert_close(out.divergence, expected)
     torch.testing.assert_close(out.loss, out.lm_loss + 5.0 * expected)
     assert expected > 0
+
+
+@pytest.mark.parametrize("cls", [BartForCausalLM, GPT2ForSequenceClassification])
+def test_trainer_gives_no_total_to_a_loss_that_reads_none(cls: Any) -> None:
+    assert control_class(cls).accepts_loss_kwargs is False
+    assert not hasattr(control_class(LlamaForCausalLM), "accepts_loss_kwargs")
 
 
 def test_without_labels_nothing_is_added() -> None:
