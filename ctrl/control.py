@@ -59,6 +59,7 @@ class Control:
     sums: dict[str, tuple[str, int]] = field(default_factory=dict, repr=False)  # of these weights, see ctrl.sums
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
+    unmasked: int = 0  # training passes without a mask that were searched for padding
     recomputes: bool = False  # as if `checkpoint_pretrained`, for the training of a bench or trainer
     seen: bool = False  # whether the gradient of `used` was seen
     used: Tensor | None = field(default=None, repr=False)  # 0, of which compiled passes make their loss, see `marked`

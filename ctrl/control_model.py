@@ -28,7 +28,7 @@ from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
-from ctrl.training import check_gradients, warn_of_what_trains
+from ctrl.training import check_gradients, warn_of_unmarked_padding, warn_of_what_trains
 
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
@@ -61,6 +61,9 @@ class ControlModel(nn.Module):
         missed = not own_loss and torch.is_grad_enabled() and not collected
         if self.training and torch.is_grad_enabled():
             warn_of_what_trains(self)
+            packed = "position_ids" in kwargs
+            if own_loss and not packed and not torch.compiler.is_compiling():
+                warn_of_unmarked_padding(self, current, kwargs.get("input_ids"))
         if missed and self.training:
             control.warn_of_loss_without("without labels")
         control.begin(current)

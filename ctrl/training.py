@@ -15,6 +15,8 @@ from ctrl.passes import ForwardPass
 from ctrl.precision import HALF
 from ctrl.sharded import sharded
 
+SEARCHED = 8  # training passes without a mask: to look at tokens is to wait for a GPU
+
 
 def warn_of_what_trains(model: Any) -> None:
     """Warn in the first training pass if no copy trains, or a weight that a reference shares; watch the optimizer.
@@ -49,6 +51,28 @@ def warn_of_what_trains(model: Any) -> None:
         warnings.warn(
             f"{moving[0]} trains, and the model of ctrl.reference shares it, so the reference changes too: call "
             "ctrl.reference after you unfreeze",
+            stacklevel=5,
+        )
+
+
+def warn_of_unmarked_padding(model: Any, current: ForwardPass, ids: Any) -> None:
+    """Warn once of rows that end in padding which nothing marks: the divergence would count it as real tokens.
+
+    Seen by two equal tokens without labels at the end of a row, in the first passes.
+    """
+    control, labels = model.control, current.labels
+    shaped = isinstance(ids, torch.Tensor) and labels is not None and ids.dim() == 2 and ids.shape == labels.shape
+    if current.marks is not None or not shaped or not control.adds or control.unmasked >= SEARCHED:
+        return
+    control.unmasked += 1
+    unlabelled = (labels[:, -2:] == -100).all(1)
+    padded = int((unlabelled & (ids[:, -1] == ids[:, -2]).to(labels.device)).sum()) if ids.shape[1] > 1 else 0
+    if padded and control.config.divergence_tokens == "real":
+        control.unmasked = SEARCHED
+        warnings.warn(
+            f"{padded} of {len(ids)} rows end in equal tokens without a label, which look like padding, and the model "
+            "got no attention_mask: the divergence counts them as real tokens. Put an attention_mask (0 for padding) "
+            "into the rows, as tokenizer.pad does, or expand with divergence_tokens='labels'",
             stacklevel=5,
         )
 
