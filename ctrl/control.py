@@ -21,6 +21,7 @@ from ctrl.config import ControlConfig
 from ctrl.passes import ForwardPass
 from ctrl.structure import branch_kinds
 
+RECORDS = ("output_attentions", "output_router_logits")  # arguments of a pass
 UNUSED = "with a loss from the logits or the hidden states"  # cause of a warning
 
 
@@ -50,6 +51,7 @@ class Control:
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
     told_of_cache: bool = False  # whether the user was warned of a checkpoint_pretrained that a cache prevents
+    told_of_records: bool = False  # whether the user was warned that what the model records is of the frozen layers
     told_of_base: bool = False  # whether the user was warned of frozen weights that have changed
     fingerprint: str | None = None  # of the base's weights when it was expanded
     fingerprint_dtype: str | None = None  # and the dtype that they had
@@ -188,6 +190,17 @@ class Control:
             _warn(
                 "checkpoint_pretrained has no effect in a training pass with a cache, which would be filled twice: "
                 "pass use_cache=False to the model, or set model.config.use_cache=False (Trainer does)"
+            )
+
+    def warn_of_records(self, given: dict[str, Any], config: Any) -> None:
+        """Warn once if a pass records attentions or router logits: those of copies are not among them."""
+        asked = [name for name in RECORDS if given.get(name, getattr(config, name, False))]
+        if asked and self.enabled and not self.told_of_records and not torch.compiler.is_compiling():
+            self.told_of_records = True
+            _warn(
+                f"{' and '.join(asked)}: of expanded layers the model returns those of the pretrained layers, and none "
+                "of the copies. To read them of what was trained, take the plain model of ctrl.merge_back (exact at "
+                "alpha=1), or hooks on the copies (layer.expanded)"
             )
 
     def warn_of_references(self, use: str) -> None:

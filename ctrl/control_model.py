@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -28,12 +27,11 @@ from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
-from ctrl.training import check_gradients, warn_of_unmarked_padding, warn_of_what_trains
+from ctrl.training import check_gradients, loss_is_a_mean, warn_of_unmarked_padding, warn_of_what_trains
 
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
-OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
-TAKES_TOTAL = re.compile(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*|num_items_in_batch")
+
 
 
 class ControlModel(nn.Module):
@@ -66,6 +64,7 @@ class ControlModel(nn.Module):
                 warn_of_unmarked_padding(self, current, kwargs.get("input_ids"))
         if missed and self.training:
             control.warn_of_loss_without("without labels")
+        control.warn_of_records(kwargs, self.config)
         control.begin(current)
         try:
             out = base(self, **kwargs)
@@ -221,21 +220,9 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
     }
-    if _loss_is_a_mean(cls):
+    if loss_is_a_mean(cls):
         members["accepts_loss_kwargs"] = False  # Trainer then passes no total, and divides loss and divergence alike
     return type(cls.__name__, (ControlModel, cls), members)
-
-
-def _loss_is_a_mean(cls: type[PreTrainedModel]) -> bool:
-    """Whether a class takes Trainer's number of labels and does not read it, as classifiers and some decoders do.
-
-    Trainer would leave its loss, a mean, undivided over micro-batches, and the divergence would weigh less next to it.
-    """
-    try:
-        source = inspect.getsource(cls.forward)
-    except (OSError, TypeError):
-        return False
-    return OWN_LOSS.search(source) is not None and TAKES_TOTAL.search(source) is None
 
 
 def require_expanded(model: nn.Module) -> ControlModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import warnings
 from typing import Any
@@ -15,6 +17,9 @@ from ctrl.passes import ForwardPass
 from ctrl.precision import HALF
 from ctrl.sharded import sharded
 
+# what a forward calls that computes its loss, and how such a loss gets the total
+OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
+TAKES_TOTAL = re.compile(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*|num_items_in_batch")
 SEARCHED = 8  # training passes without a mask: to look at tokens is to wait for a GPU
 
 
@@ -121,3 +126,15 @@ def check_gradients(model: Any, *passes: ForwardPass) -> None:
                 "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False}), and give "
                 "torch's checkpoint and its wrappers use_reentrant=False"
             )
+
+
+def loss_is_a_mean(cls: type[Any]) -> bool:
+    """Whether a class takes Trainer's number of labels and does not read it, as classifiers and some decoders do.
+
+    Trainer would leave its loss, a mean, undivided over micro-batches, and the divergence would weigh less next to it.
+    """
+    try:
+        source = inspect.getsource(cls.forward)
+    except (OSError, TypeError):
+        return False
+    return OWN_LOSS.search(source) is not None and TAKES_TOTAL.search(source) is None

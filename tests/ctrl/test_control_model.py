@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from typing import Any
@@ -118,3 +119,21 @@ def test_new_rows_of_the_embeddings_are_said_to_be_frozen(rows: int) -> None:
         model.resize_token_embeddings(rows, mean_resizing=False)
     assert any("now have 100 rows in place of 96, frozen" in str(w.message) for w in seen) == (rows > 96)
     assert model.get_input_embeddings().num_embeddings == rows
+
+
+@pytest.mark.parametrize("asked", ["argument", "config", "generate", "pretrained", "hidden states"])
+def test_attentions_that_are_not_those_of_copies_are_said_once(asked: str) -> None:
+    model = expanded().eval()
+    model.set_attn_implementation("eager")
+    ids = torch.arange(1, 6)[None]
+    model.config.output_attentions = asked == "config"
+    given = {"output_attentions": True} if asked in ("argument", "pretrained") else {}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with ctrl.pretrained(model) if asked == "pretrained" else contextlib.nullcontext():
+                model(ids, output_hidden_states=True, **given)
+            if asked == "generate":
+                model.generate(ids, max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
+    found = sum("returns those of the pretrained layers" in str(w.message) for w in seen)
+    assert found == (asked in ("argument", "config", "generate"))
