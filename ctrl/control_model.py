@@ -6,7 +6,7 @@ import functools
 import inspect
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,6 @@ from ctrl.training import check_gradients, loss_is_a_mean, warn_of_unmarked_padd
 
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
-
 
 
 class ControlModel(nn.Module):
@@ -228,12 +227,26 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
 def require_expanded(model: nn.Module) -> ControlModel:
     """Return the expanded model: the given one, or the one in a wrapper (DDP, PEFT, torch.compile).
 
-    Raises ConfigError if there is none.
+    Raises ConfigError if there is none, or more than one.
     """
-    for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(module, ControlModel):
-            return module
-    raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
+    found = list(dict.fromkeys(_expanded_in(model))) if isinstance(model, nn.Module) else []
+    if len(found) > 1:
+        raise ConfigError(
+            f"{type(model).__name__} holds {len(found)} expanded models (a policy and its reference or value model, "
+            "say): give ctrl the one that is meant"
+        )
+    if not found:
+        raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
+    return found[0]
+
+
+def _expanded_in(module: nn.Module) -> Iterator[ControlModel]:
+    """Find expanded models without a walk through what they hold."""
+    if isinstance(module, ControlModel):
+        yield module
+        return
+    for child in module.children():
+        yield from _expanded_in(child)
 
 
 def bare_expanded(model: nn.Module) -> ControlModel:

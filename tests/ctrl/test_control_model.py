@@ -137,3 +137,15 @@ def test_attentions_that_are_not_those_of_copies_are_said_once(asked: str) -> No
                 model.generate(ids, max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
     found = sum("returns those of the pretrained layers" in str(w.message) for w in seen)
     assert found == (asked in ("argument", "config", "generate"))
+
+
+@pytest.mark.parametrize(
+    "use", [ctrl.describe, ctrl.reference, ctrl.merge_back, ctrl.unload, lambda both: ctrl.pretrained(both).__enter__()]
+)
+def test_of_two_expanded_models_in_one_module_none_is_chosen(use: Any) -> None:
+    policy = expanded()
+    both = torch.nn.ModuleDict({"reference": copy.deepcopy(policy), "policy": policy})
+    with pytest.raises(ctrl.ConfigError, match="ModuleDict holds 2 expanded models"):
+        use(both)
+    shared = torch.nn.ModuleDict({"model": policy, "same": torch.nn.Sequential(policy)})
+    assert ctrl.describe(shared) == ctrl.describe(policy)
