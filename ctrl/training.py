@@ -66,8 +66,9 @@ def warn_of_unmarked_padding(model: Any, current: ForwardPass, ids: Any) -> None
     Seen by two equal tokens without labels at the end of a row, in the first passes.
     """
     control, labels = model.control, current.labels
-    shaped = isinstance(ids, torch.Tensor) and labels is not None and ids.dim() == 2 and ids.shape == labels.shape
-    if current.marks is not None or not shaped or not control.adds or control.unmasked >= SEARCHED:
+    if current.marks is not None or labels is None or not control.adds or control.unmasked >= SEARCHED:
+        return
+    if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.shape != labels.shape:
         return
     control.unmasked += 1
     unlabelled = (labels[:, -2:] == -100).all(1)
