@@ -101,6 +101,18 @@ def test_describe_names_layers_branches_and_alpha() -> None:
     assert "0.250" in table[2]
 
 
+def test_describe_says_which_alphas_are_not_those_of_tokens() -> None:
+    """A trained gate may give tokens .9 while its theta is as it was."""
+    model = ctrl.expand(tiny(), ControlConfig(layers=2, interpolation="dlerp"))
+    said = "* sigmoid(theta): each token has an alpha of its own"
+    assert "0.500*" in str(ctrl.describe(model))
+    assert said in str(ctrl.describe(model))
+    with ctrl.at_alpha(model, 0.25):
+        assert [row.alpha for row in ctrl.describe(model)] == [0.25, 0.25]
+        assert "*" not in str(ctrl.describe(model))
+    assert "*" not in str(ctrl.describe(ctrl.expand(tiny(), ControlConfig(layers=2))))
+
+
 @pytest.mark.parametrize("expanded_as", ["full", "lora"])
 def test_describe_prints_the_share_as_peft_does(expanded_as: Any, capsys: pytest.CaptureFixture[str]) -> None:
     model = ctrl.expand(tiny(), ControlConfig(layers=2, expanded=expanded_as))
