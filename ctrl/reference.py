@@ -17,7 +17,8 @@ from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
 from ctrl.fingerprint import fingerprint, warn_if_changed
 from ctrl.layer import ADDED, expanded_layers
-from ctrl.sharded import is_sharded, sharded
+from ctrl.sharded import sharded
+from ctrl.sums import FLOATS, is_held
 
 NOT_AS_NOW = (
     "the copies of this model have been trained, and the reference model is the base, without them: it is not the "
@@ -72,7 +73,8 @@ def has_trained(model: nn.Module) -> bool:
         start = {name: p for name, p in layer.named_parameters() if not name.startswith(ADDED)}
         for name, p in layer.expanded.named_parameters():
             before = torch.zeros_like(p) if "lora_B" in name else start.get(name, p)
-            if before.shape != p.shape or p.is_meta or is_sharded(p):  # a quantised layer; offloaded; FSDP
+            plain = before.shape == p.shape and is_held(p) and is_held(before) and type(before.data) is torch.Tensor
+            if not plain or before.dtype not in FLOATS:  # offloaded, sharded or quantised
                 continue
             if before is not p and bool(p.any()) and not torch.equal(before.to(p.dtype), p):
                 return True
