@@ -25,7 +25,7 @@ from ctrl.interpolation import Interpolation, build_interpolation
 from ctrl.layer import expanded_layers
 from ctrl.probe import probe
 from ctrl.quantised import refuse_repacked
-from ctrl.structure import branch_kinds, check_layers, decoder_layers, place, refuse_computed_weights
+from ctrl.structure import branch_kinds, check_layers, decoder_layers, dropout_in, place, refuse_computed_weights
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
@@ -82,6 +82,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     refuse_repacked(model)
     _warn_of_hooks(layers, indices)
     _warn_of_routers(model)
+    _warn_of_dropout([layers[index] for index in indices], config)
     kinds = branch_kinds(config, len(indices))
     with _unchanged_if_refused(model), torch.inference_mode(False):  # made in it, no copy could ever train
         with torch.device("cpu"):  # and not on the default device of a block around; parts move to their layers
@@ -235,6 +236,18 @@ def _warn_of_routers(model: PreTrainedModel) -> None:
             "output_router_logits=True adds the balance of the frozen layers' routers to the loss, which leaves out "
             "those of the copies, the only ones that train: set config.output_router_logits=False, or watch which "
             "experts the copies use",
+            stacklevel=3,
+        )
+
+
+def _warn_of_dropout(layers: list[nn.Module], config: ControlConfig) -> None:
+    """Warn of noise in layers that get a divergence, which is then not 0 for two equal branches."""
+    found = dropout_in(layers)
+    if found and config.divergence != "none" and config.divergence_weight > 0 and config.structure != "stack":
+        warnings.warn(
+            f"{found} in the expanded layers: in training each branch draws its own, so part of the divergence "
+            "is that noise, from the first step on. Load the base with dropout 0 (attention_dropout=0.0, or the names "
+            "that its config has)",
             stacklevel=3,
         )
 
