@@ -21,7 +21,7 @@ from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.reference import warn_of_reference
-from ctrl.training import check_gradients, refuse_synced_reference
+from ctrl.training import check_gradients, refuse_options
 
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "
@@ -107,8 +107,8 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     Needed only where the model warns: a trainer that uses the model's own loss has the divergence already, and
     `attach` leaves its losses as they are. The divergence is scaled as the trainer's own loss: over gradient
     accumulation and processes it is that of one large batch. Raises ConfigError for a trainer of a plain model, one
-    without `compute_loss`, nn.DataParallel, and TRL's `sync_ref_model`; in the first step for one that does not call
-    its `compute_loss` (TRL's OnlineDPOTrainer).
+    without `compute_loss`, nn.DataParallel, TRL's `sync_ref_model` and `use_vllm`; in the first step for one that does
+    not call its `compute_loss` (TRL's OnlineDPOTrainer).
     """
     changed: Any = trainer
     expanded = require_expanded(getattr(changed, "model", changed))
@@ -116,7 +116,7 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
         raise ConfigError(
             f"{type(trainer).__name__} has no compute_loss: use ctrl.collect_divergence in its training step"
         )
-    refuse_synced_reference(changed)
+    refuse_options(changed)
     if changed.args.n_gpu > 1:
         raise ConfigError(IN_THREADS)
     warn_of_reference(expanded, getattr(changed, "ref_model", None))

@@ -99,8 +99,16 @@ def _warn_of_half_types(model: Any) -> None:
         )
 
 
-def refuse_synced_reference(trainer: Any) -> None:
-    """Raise ConfigError for a trainer (TRL's) that copies the model's parameters into a reference, one by one."""
+def refuse_options(trainer: Any) -> None:
+    """Raise ConfigError for a trainer (TRL's) that gives the model's parameters to a model without its copies.
+
+    It copies them into a reference, one by one, or samples with vLLM.
+    """
+    if getattr(getattr(trainer, "args", None), "use_vllm", False) is True:
+        raise ConfigError(
+            "use_vllm=True samples with vLLM, which has no expanded layers: the replies would be those of the base, "
+            "not of the model that trains. Set use_vllm=False"
+        )
     if getattr(getattr(trainer, "args", None), "sync_ref_model", False) is True:
         raise ConfigError(
             "sync_ref_model=True writes the model's parameters into the reference's one by one, and an expanded model "
@@ -109,10 +117,10 @@ def refuse_synced_reference(trainer: Any) -> None:
 
 
 def _refuse_trainer_above() -> None:
-    """Call `refuse_synced_reference` for the trainer that runs this pass: it may not be attached."""
+    """Call `refuse_options` for the trainer that runs this pass: it may not be attached."""
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-        refuse_synced_reference(frame.f_locals.get("self"))
+        refuse_options(frame.f_locals.get("self"))
 
 
 def check_gradients(model: Any, *passes: ForwardPass) -> None:

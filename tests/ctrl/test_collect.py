@@ -365,7 +365,10 @@ def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
     trainer.args.sync_ref_model = True
     with pytest.raises(ctrl.ConfigError, match=r"frozen weights would be overwritten\. Set sync_ref_model=False"):
         ctrl.attach(trainer)
-    trainer.args.sync_ref_model = False
+    trainer.args.sync_ref_model, trainer.args.use_vllm = False, True
+    with pytest.raises(ctrl.ConfigError, match=r"the replies would be those of the base.*Set use_vllm=False"):
+        ctrl.attach(trainer)
+    trainer.args.use_vllm = False
     trainer.args._n_gpu = 2
     with pytest.raises(ctrl.ConfigError, match=r"other threads.*: start one process per GPU with torchrun"):
         ctrl.attach(trainer)
