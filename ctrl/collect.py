@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError
+from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.reference import warn_of_reference
 from ctrl.training import check_gradients, refuse_options
@@ -194,6 +195,7 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
     @torch.compiler.disable
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if control.current is not None and control.current.decoder is module:
+            control.watch_collected(control.current, tensors(output))
             control.end()
 
     return [

@@ -21,6 +21,7 @@ from ctrl.config import ControlConfig
 from ctrl.passes import ForwardPass
 from ctrl.structure import branch_kinds
 
+COLLECTED = "inside of ctrl.collect_divergence, with a loss to which nothing of it was added,"
 RECORDS = ("output_attentions", "output_router_logits")  # arguments of a pass
 UNUSED = "with a loss from the logits or the hidden states"  # cause of a warning
 
@@ -151,6 +152,12 @@ class Control:
         for output in outputs:
             if output.requires_grad:
                 output.register_hook(unserializable_hook(lambda _: _queue_callback(check)))
+
+    def watch_collected(self, current: ForwardPass, outputs: Iterable[Tensor]) -> None:
+        """Warn if a backward pass reaches an output of a collected pass, but none of its divergences."""
+        terms = list((current.divergences or {}).values())
+        if terms:  # all of them are in the mean
+            self.watch(outputs, COLLECTED, terms[0])
 
     def look_from(self, device: torch.device) -> None:
         """Prepare `marked` for a model on this device."""

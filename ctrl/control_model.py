@@ -73,6 +73,8 @@ class ControlModel(nn.Module):
             return self._with_divergence(out, current, kwargs.get("num_items_in_batch"))
         if missed:
             control.watch(tensors(out), "without labels")
+        if collected:
+            control.watch_collected(current, tensors(out))
         return out
 
     def _with_divergence(self, out: Any, current: ForwardPass, total: Tensor | int | None) -> Any:

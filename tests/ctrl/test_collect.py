@@ -173,6 +173,27 @@ def test_collected_in_a_loop_it_trains_as_the_model_s_own_loss(loss: str) -> Non
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("part", ["loss", "logits", "decoder"])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_collected_and_not_added_is_said(added: bool, part: str, training: bool) -> None:
+    """Inside the block the model's loss is the LM loss: whoever collects for a log alone would train without it."""
+    model, batch = expanded().train(training), whole_batch()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with ctrl.collect_divergence(model) as collected:
+                if part == "decoder":
+                    hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"])
+                    loss = model.lm_head(hidden.last_hidden_state).square().mean()
+                else:
+                    out = model(**batch)
+                    loss = out.loss if part == "loss" else out.logits.square().mean()
+            noted = collected.divergence()
+            (loss + 5 * noted if added else loss).backward()
+    assert sum("inside of ctrl.collect_divergence" in str(w.message) for w in seen) == (not added)
+
+
 def test_inside_the_block_the_model_s_loss_is_the_lm_loss() -> None:
     model = expanded()
     out = model(**whole_batch())
