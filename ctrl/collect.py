@@ -171,7 +171,8 @@ def _scaled(trainer: Any, collected: Collected, labels: Tensor | None, total: Te
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     if scaled is None:
         scaled = (trainer.model_accepts_loss_kwargs and total is not None) or trainer.compute_loss_func is not None
-    if not scaled:  # Trainer divides the loss, a mean, by the number of micro-batches
+    mean = any(one.labels is not None and one.total is None for one in collected.passes)  # a compute_loss of the user
+    if not scaled or mean:  # Trainer divides a mean by the number of micro-batches, or not, and the divergence with it
         return collected.weighted(labels)
     if total is None or labels is None:
         steps = trainer.current_gradient_accumulation_steps if collected.model.training else 1

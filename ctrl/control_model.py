@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.adapters import peft_adapter, refuse_on_copies
@@ -50,7 +50,8 @@ class ControlModel(nn.Module):
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
         documents = kwargs.pop("documents", None)
-        current = ForwardPass(kwargs.get("attention_mask"), kwargs.get("labels"), documents=documents)
+        mask, labels, total = (kwargs.get(name) for name in ("attention_mask", "labels", "num_items_in_batch"))
+        current = ForwardPass(mask, labels, documents=documents, total=total)
         collected = control.thread.collected is not None
         own_loss = control.enabled and current.labels is not None and not collected
         if own_loss:
@@ -70,18 +71,18 @@ class ControlModel(nn.Module):
         finally:
             control.end()
         if own_loss:
-            return self._with_divergence(out, current, kwargs.get("num_items_in_batch"))
+            return self._with_divergence(out, current)
         if missed:
             control.watch(tensors(out), "without labels")
         if collected:
             control.watch_collected(current, tensors(out))
         return out
 
-    def _with_divergence(self, out: Any, current: ForwardPass, total: Tensor | int | None) -> Any:
+    def _with_divergence(self, out: Any, current: ForwardPass) -> Any:
         """Add the divergence of the pass to its loss."""
         config, lm_loss = self.control.config, out[0]
         check_gradients(self, current)
-        divergence = mean_divergence([current], config.divergence_tokens, lm_loss.device, total)
+        divergence = mean_divergence([current], config.divergence_tokens, lm_loss.device, current.total)
         if divergence is None and not self.control.compares:
             divergence = lm_loss.new_zeros((), dtype=torch.float32)
         if divergence is None or config.divergence_weight == 0:

@@ -15,7 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from transformers import Trainer
 
 import ctrl
-from tests.helpers.tiny_llama import BATCHES, IDS, expanded, tiny
+from tests.helpers.tiny_llama import BATCHES, IDS, expanded, sequences, tiny
 from tests.helpers.trainers import (
     accelerated,
     dpo_trainer,
@@ -375,6 +375,24 @@ def test_attach_mends_losses_from_logits(own: dict[str, Any], tmp_path: Path) ->
     before, after = (t.compute_loss(t.model, dict(batch), num_items_in_batch=total) for t in (plain, attached))
     expected = expanded().train()(**batch, num_items_in_batch=total).divergence
     torch.testing.assert_close(after - before, 5 * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_attach_leaves_a_loss_that_reads_no_total_in_proportion(tmp_path: Path) -> None:
+    """A compute_loss of the user often gives the model its inputs alone: then the model's loss is a mean."""
+
+    class Own(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            out = model(**inputs)
+            return (out.loss, out) if return_outputs else out.loss
+
+    made, losses = hf_trainer(expanded(), tmp_path), []
+    for attached in (False, True):
+        trainer = Own(expanded(), made.args, train_dataset=sequences())  # type: ignore[arg-type]
+        if attached:
+            ctrl.attach(trainer)
+        losses.append(trainer.compute_loss(trainer.model, whole_batch(), num_items_in_batch=torch.tensor(500)))
+    assert losses[0] > expanded()(**whole_batch()).lm_loss
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
