@@ -171,14 +171,24 @@ def _scaled(trainer: Any, collected: Collected, labels: Tensor | None, total: Te
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     if scaled is None:
         scaled = (trainer.model_accepts_loss_kwargs and total is not None) or trainer.compute_loss_func is not None
-    mean = any(one.labels is not None and one.total is None for one in collected.passes)  # a compute_loss of the user
-    if not scaled or mean:  # Trainer divides a mean by the number of micro-batches, or not, and the divergence with it
-        return collected.weighted(labels)
+    if not scaled or _ignores_total(trainer, collected):
+        return collected.weighted(labels)  # Trainer divides a mean by the number of micro-batches, or does not
     if total is None or labels is None:
         steps = trainer.current_gradient_accumulation_steps if collected.model.training else 1
         return collected.weighted(labels) / steps
     averaged = trainer.args.average_tokens_across_devices  # then the total counts the tokens of all processes
     return collected.weighted(labels, total) * (trainer.accelerator.num_processes if averaged else 1)
+
+
+def _ignores_total(trainer: Any, collected: Collected) -> bool:
+    """Whether the user's own compute_loss, or compute_loss_func, returns a mean: it does not read the total.
+
+    Trainer takes its loss for scaled, so it is not divided by the number of micro-batches.
+    """
+    if any(one.labels is not None and one.total is None for one in collected.passes):
+        return True
+    own = getattr(trainer, "compute_loss_func", None)
+    return own is not None and "num_items_in_batch" not in inspect.signature(own).parameters
 
 
 def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHandle]:

@@ -377,6 +377,19 @@ def test_attach_mends_losses_from_logits(own: dict[str, Any], tmp_path: Path) ->
     torch.testing.assert_close(after - before, 5 * expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_loss_function_without_a_total_gets_the_mean_divergence(reads: bool, tmp_path: Path) -> None:
+    trainer, total = ctrl.attach(hf_trainer(expanded().train(), tmp_path)), torch.tensor(500)
+    trainer.compute_loss_func = (
+        (lambda out, labels, num_items_in_batch: 0 * out.logits.sum())
+        if reads
+        else (lambda out, labels, **_: 0 * out.logits.sum())
+    )
+    added = trainer.compute_loss(trainer.model, whole_batch(), num_items_in_batch=total)
+    expected = expanded().train()(**whole_batch(), **({"num_items_in_batch": total} if reads else {})).divergence
+    torch.testing.assert_close(added, 5 * expected)
+
+
 def test_attach_leaves_a_loss_that_reads_no_total_in_proportion(tmp_path: Path) -> None:
     """A compute_loss of the user often gives the model its inputs alone: then the model's loss is a mean."""
 
