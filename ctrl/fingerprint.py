@@ -77,12 +77,12 @@ def remember_base(control: Control, model: Any) -> None:
     control.part_prints = part_prints(model)
 
 
-def changed(model: Any) -> list[Tensor]:
-    """List the base's parameters that are no longer what they were when it was expanded, as far as a sample shows.
+def changed(model: Any, whole: bool = True) -> list[Tensor]:
+    """List the base's parameters and saved buffers that are no longer what they were when it was expanded.
 
-    Merged adapters do that, or parts that trained and were frozen again. Of embeddings and the head all values count,
-    since few rows of them may have changed, and of buffers that are saved (biases of routers that a balancing moves).
-    What another type has rounded is no change. Empty for a plain model.
+    Merged adapters do that, or parts that trained and were frozen again. whole=False: as far as a sample shows, which
+    costs no time; of embeddings, the head and buffers all values count. What another type has rounded is no change.
+    Empty for a plain model.
     """
     control = getattr(model, "control", None)
     before = control.samples if isinstance(control, Control) else None
@@ -90,7 +90,7 @@ def changed(model: Any) -> list[Tensor]:
     if not isinstance(control, Control) or not before or not now:
         return []
     moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
-    for name, total in exact_sums(model).items():
+    for name, total in exact_sums(model, whole).items():
         then = control.sums.get(name, total)
         sampled = name in before and name in now
         unrounded = torch.equal(bits(before[name]), bits(now[name])) if sampled else then[0] == total[0]
@@ -107,12 +107,12 @@ def _moved(before: Tensor, now: Tensor) -> bool:
     return not same and not any(torch.equal(before.to(half).to(now.dtype), now) for half in HALF)
 
 
-def warn_if_changed(model: Any, use: str) -> None:
+def warn_if_changed(model: Any, use: str, whole: bool = True) -> None:
     """Warn once if frozen weights of the base are others than when it was expanded. use: what takes them for the base.
 
-    Merged adapters and direct writes do that, or parts that trained and were frozen again.
+    Merged adapters and direct writes do that, or parts that trained and were frozen again. whole: as in `changed`.
     """
-    moved = {id(p) for p in changed(model) if not p.requires_grad}
+    moved = {id(p) for p in changed(model, whole) if not p.requires_grad}
     if not moved or model.control.told_of_base:
         return
     model.control.told_of_base = True

@@ -193,7 +193,7 @@ def test_a_base_that_is_no_longer_that_of_expand_is_said(use: Any, change: Any) 
 
 def test_in_training_the_base_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).train(), []
-    monkeypatch.setattr("ctrl.switches.warn_if_changed", lambda *given: asked.append(given))
+    monkeypatch.setattr("ctrl.switches.warn_if_changed", lambda *given, **more: asked.append(given))
     for _ in range(3):
         enter(model)
     assert len(asked) == 1
