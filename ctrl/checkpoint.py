@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
 from ctrl.structure import head_parameters, refuse_computed_weights
+from ctrl.sums import byte_sum
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
 FORMAT = 1
@@ -113,10 +116,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is cut short or damaged ({error}): save it again") from error
 
 
-def check_one_save(folder: Path, meta: dict[str, Any]) -> None:
+def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError if the config of a folder is of another save than its weights, whose mark says what they
     are: a save over an older one that was killed between the two files, or a file that was copied from elsewhere.
 
+    Warns if the tensors are not those that were saved: bits of a file may change, and nothing else would show it.
     meta: of `read_config`. Fields that only one of them has are of an earlier version; the base may have been renamed.
     """
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
@@ -130,6 +134,13 @@ def check_one_save(folder: Path, meta: dict[str, Any]) -> None:
                 f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} are of two saves: {part}.{other[0]} is "
                 f"{meta[part][other[0]]!r} in one, {noted[part][other[0]]!r} in the other. Save the model again"
             )
+    sums = noted.get("tensors", {})
+    if odd := [name for name, tensor in tensors.items() if byte_sum(tensor) != sums.get(name, byte_sum(tensor))]:
+        warnings.warn(
+            f"{len(odd)} tensors of {folder / WEIGHTS_FILE} are not what was saved (first: {odd[0]}): the file is "
+            f"damaged, or it was edited. Copy it again; after an edit of your own leave the tensor {MARK!r} out",
+            stacklevel=3,
+        )
 
 
 def added_names(model: nn.Module) -> list[str]:
@@ -209,7 +220,7 @@ def _added_tensors(layer: Any) -> list[Tensor]:
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    tensors = {**tensors, MARK: marked(meta)}
+    tensors = {**tensors, MARK: marked({**meta, "tensors": {name: byte_sum(t) for name, t in tensors.items()}})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))

@@ -26,6 +26,7 @@ COMPUTES = (  # fields of a config that many families have, some by another name
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "sliding_window"),
     *("attn_logit_softcapping", "query_pre_attn_scalar", "residual_multiplier", "attention_multiplier"),
 )
+LENGTH_ROPES = ("dynamic", "longrope")  # positions that depend on `max_position_embeddings`
 # fields that do not change what the same weights compute: training, start values, outputs, sizes that `base_facts` has
 IDLE = re.compile(
     r"_.*|.*(dropout|pdrop|layerdrop|jitter|token_id|initializer|loss|aux_|kernels).*|init_.*|.*_init|summary_.*"
@@ -162,10 +163,19 @@ def computes(config: Any) -> dict[str, Any]:
     # not by getattr: a config whose layers differ raises for the fields in which they do
     found = {name: values.get(other_names.get(name, name)) for name in COMPUTES}
     found["rope_theta"] = theta if found["rope_theta"] is None else found["rope_theta"]
+    if any(kind in LENGTH_ROPES for kind in _values(rope, "rope_type")):
+        found["max_position_embeddings"] = config.max_position_embeddings
     known = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
     more = {name: value for name, value in values.items() if not IDLE.fullmatch(name)}
     plain: dict[str, Any] = json.loads(json.dumps(known | more, default=str))
     return plain
+
+
+def _values(value: Any, key: str) -> list[Any]:
+    """List the values of a key in a dict and in those inside it: layers of several kinds may have one each."""
+    if not isinstance(value, dict):
+        return []
+    return [*([value[key]] if key in value else []), *(found for one in value.values() for found in _values(one, key))]
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:

@@ -61,7 +61,8 @@ def load(
 
     If the base has the dtype of the base in training, every tensor gets the dtype in which it was saved. Otherwise it
     gets the dtype of this base, with a warning if that rounds. Raises CheckpointError, and leaves the base unchanged,
-    if the folder is no such checkpoint, is incomplete, or was trained on another base.
+    if the folder is no such checkpoint, is incomplete, or was trained on another base. Warns of weights that are not
+    those that `save` wrote.
     """
     folder = local_folder(folder)
     meta = read_config(folder)
@@ -75,7 +76,7 @@ def load(
         tensors |= _norm_factors(tensors, added_names(model))
     try:
         _check_fit(tensors, model, folder)
-        check_one_save(folder, meta)
+        check_one_save(folder, meta, tensors)
     except CheckpointError:
         take_off(model)
         for parameter in trainable:

@@ -30,7 +30,7 @@ def exact_sums(model: Any, whole: bool = True) -> dict[str, tuple[str, int]]:
     base = {n: p for n, p in named.items() if not any(f".{part}" in n for part in ADDED)}
     named = {n: p for n, p in base.items() if id(p) in found or (whole and not quantised)}
     named |= {} if quantised else _saved_buffers(model)
-    return {n: (str(p.dtype), _sum(p.detach().flatten())) for n, p in named.items()}
+    return {n: (str(p.dtype), byte_sum(p)) for n, p in named.items()}
 
 
 def _saved_buffers(model: Any) -> dict[str, Tensor]:
@@ -40,8 +40,9 @@ def _saved_buffers(model: Any) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in base.items() if not any(f".{part}" in name for part in ADDED)}
 
 
-def _sum(flat: Tensor) -> int:
+def byte_sum(tensor: Tensor) -> int:
     """Add up bytes as integers of 64 bits, which is exact on every device and as fast as memory."""
+    flat = tensor.detach().flatten()
     flat = flat.clone() if flat.storage_offset() else flat  # its bytes may begin between two integers
     data = bits(flat)
     whole = len(data) // 8 * 8

@@ -331,6 +331,30 @@ def test_any_field_that_changes_the_logits_is_refused(kind: str, tmp_path: Path)
         ctrl.load(other, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    ],
+    ids=lambda rope: str(rope["rope_type"]),
+)
+def test_positions_that_depend_on_the_longest_text_are_compared(rope: dict[str, Any], tmp_path: Path) -> None:
+    def base(longest: int) -> Any:
+        torch.manual_seed(0)
+        config = copy.deepcopy(named("base").config)
+        config.rope_parameters = {"rope_theta": 1e4, "original_max_position_embeddings": 8, **rope}
+        config.max_position_embeddings = longest
+        return type(named("base"))(config).eval()
+
+    longer = torch.arange(40)[None]
+    assert not torch.equal(base(32)(longer).logits, base(36)(longer).logits)
+    model = saved(tmp_path, base(32))
+    with pytest.raises(ctrl.CheckpointError, match="max_position_embeddings is 32 there, 36 here"):
+        ctrl.load(base(36), tmp_path)
+    assert torch.equal(ctrl.load(base(32), tmp_path)(longer).logits, model(longer).logits)
+
+
 def test_fields_that_compute_nothing_are_no_other_base(tmp_path: Path) -> None:
     """What trainers and tokenizers set, and keys that another version of transformers adds."""
     model = saved(tmp_path, named("base"))
