@@ -28,7 +28,7 @@ from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
-from ctrl.structure import head_parameters, refuse_computed_weights
+from ctrl.structure import head_parameters, own_head, refuse_computed_weights
 from ctrl.sums import byte_sum
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
@@ -51,6 +51,8 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     meta = {"format": FORMAT, **description(model)}
     # not of what is saved whole: new rows of embeddings that trained may start with other values in each process
     meta["base"]["sums"] = {name: total for name, total in meta["base"]["sums"].items() if name not in names}
+    if own_head(model) is not None:
+        meta["base"]["own_head"] = True
     if frozen := _frozen(model, names):
         meta["base"]["frozen"] = frozen
     if missing := [name for name in names if name not in state]:

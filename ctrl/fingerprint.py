@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ctrl.control import Control
 from ctrl.layer import ADDED
 from ctrl.quantised import has_quantised
-from ctrl.structure import head_parameters
+from ctrl.structure import head_parameters, own_head
 from ctrl.sums import FLOATS, bits, exact_sums, is_held
 
 SAMPLE = 64  # values of each parameter, at most
@@ -97,6 +97,7 @@ def changed(model: Any, whole: bool = True) -> list[Tensor]:
         unrounded = torch.equal(bits(before[name]), bits(now[name])) if sampled else then[0] == total[0]
         if unrounded and then != total:
             moved.add(name)
+    moved |= {name for name, p in model.named_parameters() if name not in before and p is own_head(model)}
     return [tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in moved]
 
 

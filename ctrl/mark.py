@@ -21,7 +21,10 @@ from ctrl.sums import other_rows
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
 # facts of the base that are compared in other ways
-NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums")
+NOTED = (
+    "name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums",
+    "own_head",
+)  # fmt: skip
 
 
 def marked(description: dict[str, Any]) -> Tensor:

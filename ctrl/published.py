@@ -39,7 +39,7 @@ from ctrl.published_names import (
 )
 from ctrl.quantised import refuse_quantised
 from ctrl.sharded import write_once
-from ctrl.structure import select_layers
+from ctrl.structure import says_another_head, select_layers
 
 
 def load_published(
@@ -102,6 +102,8 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     select_layers(deeper.get_text_config(decoder=True), source_layers(expanded))
     expansion = expansion_object(config, expanded, len(source_layers(expanded)), unfrozen)
     warn_of_losses(config, control_config(expansion, expanded.control.layers), expanded.dtype in HALF)
+    if says_another_head(expanded):
+        deeper.tie_word_embeddings = deeper.get_text_config(decoder=True).tie_word_embeddings = False
     values = {k: v for k, v in deeper.to_dict().items() if k != IGNORED}
     values |= {
         "num_hidden_layers": len(source_layers(expanded)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -29,6 +30,7 @@ from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, 
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers
 from ctrl.model import expand
+from ctrl.structure import give_own_head
 from ctrl.sums import exact_sums, other_rows
 
 
@@ -82,6 +84,8 @@ def load(
         for parameter in trainable:
             parameter.requires_grad_(True)
         raise
+    if meta["base"].get("own_head"):
+        give_own_head(model)
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
     frozen, added = set(meta["base"].get("frozen", ())), set(added_names(model))
@@ -92,9 +96,10 @@ def load(
 
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError for NaN or inf, with which no output would be a number."""
-    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if odd:
+    """Raise CheckpointError for NaN or inf, with which no output would be a number. theta is inf at alpha 0 and 1."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    thetas = {n: t.nan_to_num(math.nan, 0.0, 0.0) for n, t in floats.items() if n.endswith(".interpolation.theta")}
+    if odd := [name for name, tensor in {**floats, **thetas}.items() if not tensor.isfinite().all()]:
         raise CheckpointError(f"{path}: {len(odd)} tensors hold NaN or inf, the first is {odd[0]}: train it again")
 
 
