@@ -29,7 +29,7 @@ from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
 from ctrl.structure import head_parameters, own_head, refuse_computed_weights
-from ctrl.sums import byte_sum
+from ctrl.sums import byte_sum, exact_sums
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
 FORMAT = 1
@@ -75,11 +75,12 @@ def refuse_base(folder: Path, base: str) -> None:
 
 
 def description(model: Any) -> dict[str, Any]:
-    """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded."""
+    """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded. Their
+    `sums` are those of now: a type may have rounded weights since."""
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
-    base["sums"] = {name: list(found) for name, found in control.sums.items()}
+    base["sums"] = {name: list(found) for name, found in exact_sums(model).items()}
     return {"control": control.config.to_dict(), "base": base}
 
 

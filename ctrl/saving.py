@@ -112,7 +112,7 @@ def _base(
     """Return the base model; load it if it is given by name, by default as it was in training."""
     if isinstance(base_model, str | os.PathLike):
         if not {"dtype", "torch_dtype"} & kwargs.keys() and "dtype" in saved:
-            kwargs["dtype"] = getattr(torch, saved["dtype"].removeprefix("torch."))
+            kwargs["dtype"] = _dtype(saved["dtype"])
         if config.divergence == "attention":
             kwargs.setdefault("attn_implementation", "eager")
         kwargs.setdefault("trust_remote_code", False)  # transformers would ask on a terminal, and run files on a y
@@ -210,6 +210,12 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | N
             "the model that was saved",
             stacklevel=3,
         )
+    elif trained_on and torch.promote_types(_dtype(trained_on), base) != base:
+        warnings.warn(
+            f"the model was saved with its base in {trained_on}, this one is in {here}, which rounds it, so its "
+            f"outputs are others. Load the base in {trained_on} to get the model that was saved",
+            stacklevel=3,
+        )
     elif trained_on and holds_more(model, trained_on):
         warnings.warn(
             f"the model was saved with its base in {trained_on}, this one is in {here} and holds values that "
@@ -217,3 +223,8 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | N
             "model that was saved",
             stacklevel=3,
         )
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return found

@@ -61,9 +61,9 @@ def other_rows(saved: dict[str, Any], here: dict[str, Any]) -> str:
         return ""
     more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
     return (
-        f"{', '.join(odd[:3])}{more}: a few values of this base are not those of the base in training, so its outputs "
-        "are others. resize_token_embeddings draws new rows at random: call torch.manual_seed before it, or "
-        "save the resized base and load that"
+        f"{', '.join(odd[:3])}{more}: values of this base are not those of the base in training, so its outputs are "
+        "others. Load the base in the type of the training: to(dtype) and back rounds it. resize_token_embeddings "
+        "draws new rows at random: call torch.manual_seed before it, or save the resized base and load that"
     )
 
 

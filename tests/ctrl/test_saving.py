@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,31 @@ def test_a_fixed_alpha_at_an_end_loads(alpha: float, tmp_path: Path) -> None:
     model = disturbed(alpha_start=alpha)
     ctrl.save(model, tmp_path)
     assert torch.equal(ctrl.load(tiny().eval(), tmp_path)(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_rank_copies_over_a_base_that_is_rounded_now_are_said(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Their own tensors stay in fp32, so that none of the file is rounded."""
+    ctrl.save(disturbed(expanded="lora"), tmp_path)
+    with pytest.warns(UserWarning, match=f"with its base in torch.float32, this one is in {dtype}, which rounds it"):
+        ctrl.load(tiny().to(dtype), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "when"),
+    [(torch.bfloat16, "before expand"), (torch.bfloat16, "after expand"), (torch.float16, "before expand")],
+)
+def test_a_base_that_was_rounded_and_is_fp32_again_is_said(dtype: torch.dtype, when: str, tmp_path: Path) -> None:
+    """A model loaded in a half type and trained in fp32: by its name it would come back without the rounding."""
+    base: Any = tiny().eval()
+    model: Any = ctrl.expand(base.to(dtype) if when == "before expand" else base, ctrl.ControlConfig(layers=2))
+    model = model.to(dtype).float()
+    ctrl.save(model, tmp_path)
+    with pytest.warns(UserWarning, match=r" more: values of this base are not those .* to\(dtype\) and back rounds it"):
+        other = ctrl.load(tiny().eval(), tmp_path)
+    assert not torch.equal(other(IDS).logits, model(IDS).logits)
+    same: Any = tiny().eval().to(dtype).float()  # type: ignore[arg-type]
+    same.model.rotary_emb.load_state_dict(model.model.rotary_emb.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.load(same, tmp_path)

@@ -45,7 +45,7 @@ def test_sums_are_of_all_bytes() -> None:
     with torch.no_grad():
         model.lm_head.weight[7, 1] += 1e-3
     here = {"sums": exact_sums(model)}
-    assert other_rows({"sums": sums}, here).startswith("lm_head.weight: a few values of this base")
+    assert other_rows({"sums": sums}, here).startswith("lm_head.weight: values of this base")
     assert other_rows({}, here) == other_rows(here, here) == ""
 
 
@@ -73,7 +73,7 @@ def test_another_value_of_any_matrix_of_the_base_is_said(tmp_path: Path) -> None
     with torch.no_grad():
         for layer in base.model.layers:
             layer.mlp.up_proj.weight[3, 1] += 1
-    with pytest.warns(UserWarning, match=r"layers\.2\.mlp\.up_proj\.weight and 1 more: a few values of this base"):
+    with pytest.warns(UserWarning, match=r"layers\.2\.mlp\.up_proj\.weight and 1 more: values of this base"):
         ctrl.load(base, tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_buffers_of_the_base_that_have_moved_are_saved_and_said(tmp_path: Path) 
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     with pytest.warns(UserWarning, match=f"frozen parameters have changed since .first: .*{BIAS}"):
         ctrl.unload(model)
-    with pytest.warns(UserWarning, match=f"{BIAS}: a few values of this base are not those"):
+    with pytest.warns(UserWarning, match=f"{BIAS}: values of this base are not those"):
         ctrl.load(model, tmp_path / "before")
 
 
