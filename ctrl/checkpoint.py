@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import changed, computes
+from ctrl.fingerprint import changed, computes, rest_print
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
@@ -51,8 +51,7 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     meta = {"format": FORMAT, **description(model)}
     # not of what is saved whole: new rows of embeddings that trained may start with other values in each process
     meta["base"]["sums"] = {name: total for name, total in meta["base"]["sums"].items() if name not in names}
-    if own_head(model) is not None:
-        meta["base"]["own_head"] = True
+    meta["base"] |= {"rest": rest_print(model.control.samples, names), "own_head": own_head(model) is not None}
     if frozen := _frozen(model, names):
         meta["base"]["frozen"] = frozen
     if missing := [name for name in names if name not in state]:

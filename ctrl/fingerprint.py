@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -44,7 +45,16 @@ def fingerprint(model: Any) -> str | None:
 
     A base that is loaded in bf16 has the fingerprint that it has in fp32. Costs one small copy from the device.
     """
-    return _digest(_samples(model))
+    return _digest(samples_of(model))
+
+
+def rest_print(samples: dict[str, Tensor] | None, saved: Collection[str]) -> str | None:
+    """Hash the samples of a base without the tensors that are saved whole, of which each base may have its own.
+
+    New rows of embeddings are drawn anew in each process. None if no sample is left out.
+    """
+    rest = None if samples is None else {name: values for name, values in samples.items() if name not in saved}
+    return _digest(rest) if rest and samples is not None and len(rest) < len(samples) else None
 
 
 @torch.no_grad()
@@ -73,7 +83,7 @@ def part_prints(model: Any) -> dict[str, str]:
 def remember_base(control: Control, model: Any) -> None:
     """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
     control.computes = computes(model.config)
-    control.samples, control.sums = _samples(model), exact_sums(model)
+    control.samples, control.sums = samples_of(model), exact_sums(model)
     control.fingerprint, control.fingerprint_dtype = _digest(control.samples), str(model.dtype)
     control.part_prints = part_prints(model)
 
@@ -87,7 +97,7 @@ def changed(model: Any, whole: bool = True) -> list[Tensor]:
     """
     control = getattr(model, "control", None)
     before = control.samples if isinstance(control, Control) else None
-    now = _samples(model) if before else None
+    now = samples_of(model) if before else None
     if not isinstance(control, Control) or not before or not now:
         return []
     moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
@@ -127,7 +137,7 @@ def warn_if_changed(model: Any, use: str, whole: bool = True) -> None:
 
 
 @torch.no_grad()
-def _samples(model: Any) -> dict[str, Tensor] | None:
+def samples_of(model: Any) -> dict[str, Tensor] | None:
     """Take up to SAMPLE values of every parameter of the base, in host memory.
 
     A head that trains with the copies is no part of it: it is saved with them, and starts at random elsewhere.
@@ -193,15 +203,17 @@ def _differ(there: Any, here: Any) -> bool:
 
 
 def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
-    """Compare the fingerprints in two `base_facts`; None if one is missing, or the dtypes round in different ways.
+    """Compare the fingerprints in two `base_facts`, or those of the rest (see `rest_print`) if both have one.
 
-    If one of the whole base is missing, those of parts can only show that the bases differ.
+    None if one is missing, or the dtypes round in different ways. If one of the whole base is missing, those of parts
+    can only show that the bases differ.
     """
     prints = [facts.get("fingerprint") for facts in (saved, here)]
     dtypes = [facts.get("fingerprint_dtype") or facts.get("dtype") for facts in (saved, here)]
     exact = dtypes[0] == dtypes[1] or all(dtype in EXACT for dtype in dtypes)
     if all(prints) and exact:
-        return prints[0] == prints[1]
+        rests = [facts.get("rest") for facts in (saved, here)]
+        return prints[0] == prints[1] or (rests[0] is not None and rests[0] == rests[1])
     there, here_parts = (facts.get("part_prints") or {} for facts in (saved, here))
     return False if any(there[part] != here_parts[part] for part in there.keys() & here_parts.keys()) else None
 

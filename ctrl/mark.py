@@ -23,7 +23,7 @@ SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  #
 # facts of the base that are compared in other ways
 NOTED = (
     "name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums",
-    "own_head",
+    "own_head", "rest",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
-from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, same_base
+from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers
 from ctrl.model import expand
@@ -71,7 +71,7 @@ def load(
     config, tensors = ControlConfig.from_dict(meta["control"]), read_tensors(folder / WEIGHTS_FILE)
     _check_finite(tensors, folder / WEIGHTS_FILE)
     model = _base(base_model, meta["base"], config, kwargs)
-    _check_base(model, meta["base"], folder, allow_other_base)
+    _check_base(model, meta["base"], folder, allow_other_base, tensors)
     trainable = [p for p in model.parameters() if p.requires_grad]
     expand(model, config)
     if meta["control"].get("norm_mix") == "alpha":
@@ -131,10 +131,12 @@ def _base(
     return base_model
 
 
-def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool) -> None:
+def _check_base(
+    model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool, tensors: dict[str, Tensor]
+) -> None:
     """Raise CheckpointError if the model differs from the saved facts of the base, or warn if only its name does."""
     here = {**base_facts(model), "fingerprint": fingerprint(model), "part_prints": part_prints(model)}
-    here["sums"] = exact_sums(model)
+    here |= {"sums": exact_sums(model), "rest": rest_print(samples_of(model), tensors)}
     if different := differences({k: v for k, v in saved.items() if k not in NOTED}, here):
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {different}")
     different = differences(saved.get("computes", {}), here["computes"])

@@ -453,8 +453,9 @@ def test_another_row_of_the_embeddings_is_said(tmp_path: Path) -> None:
         ctrl.load(named("base").bfloat16(), tmp_path)  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("rows", [257, 320])  # the second: samples are among them
 @pytest.mark.parametrize("tied", [False, True])
-def test_new_rows_of_embeddings_that_are_saved_may_start_elsewhere(tied: bool, tmp_path: Path) -> None:
+def test_new_rows_of_embeddings_that_are_saved_may_start_elsewhere(tied: bool, rows: int, tmp_path: Path) -> None:
     """Whoever adds tokens resizes the base in each process, and transformers draws the new rows at random."""
 
     seeds = itertools.count()
@@ -463,9 +464,9 @@ def test_new_rows_of_embeddings_that_are_saved_may_start_elsewhere(tied: bool, t
         plain: Any = tiny().eval()
         plain.config.tie_word_embeddings = tied
         plain.tie_weights()
-        for rows, seed in ((256, 0), (257, next(seeds))):
+        for number, seed in ((256, 0), (rows, next(seeds))):
             torch.manual_seed(seed)
-            plain.resize_token_embeddings(rows, mean_resizing=False)
+            plain.resize_token_embeddings(number, mean_resizing=False)
         return plain
 
     def trainable(plain: PreTrainedModel) -> Any:
@@ -484,3 +485,18 @@ def test_new_rows_of_embeddings_that_are_saved_may_start_elsewhere(tied: bool, t
     assert torch.equal(ctrl.load(base(), tmp_path)(IDS).logits, model(IDS).logits)
     resumed.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     assert torch.equal(resumed(IDS).logits, model(IDS).logits)
+    other = base()
+    with torch.no_grad():
+        other.get_parameter("model.layers.0.mlp.up_proj.weight").mul_(2)
+    with pytest.raises(ctrl.CheckpointError, match=r"the weights of this base, .*, are others"):
+        ctrl.load(other, tmp_path)
+
+
+def test_rows_that_were_added_after_expand_load_onto_a_base_that_has_them(tmp_path: Path) -> None:
+    model: Any = ctrl.expand(tiny().eval(), ctrl.ControlConfig(layers=2))
+    with pytest.warns(UserWarning, match="embeddings now have 120 rows"):
+        model.resize_token_embeddings(120)
+    ctrl.save(model, tmp_path)
+    base = tiny().eval()
+    base.resize_token_embeddings(120)
+    assert torch.equal(ctrl.load(base, tmp_path)(IDS).logits, model(IDS).logits)
