@@ -26,7 +26,7 @@ from ctrl.fingerprint import changed, computes, rest_print
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
-from ctrl.quantised import refuse_quantised_copies
+from ctrl.quantised import kinds, refuse_quantised_copies
 from ctrl.sharded import write_once
 from ctrl.structure import head_parameters, own_head, refuse_computed_weights
 from ctrl.sums import byte_sum, exact_sums
@@ -79,6 +79,7 @@ def description(model: Any) -> dict[str, Any]:
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
+    base["quantised"] = kinds(model)
     base["sums"] = {name: list(found) for name, found in exact_sums(model).items()}
     return {"control": control.config.to_dict(), "base": base}
 

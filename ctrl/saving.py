@@ -28,8 +28,9 @@ from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
 from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
 from ctrl.hub import local_folder
-from ctrl.mark import NOTED, other_buffers
+from ctrl.mark import NOTED, other_buffers, other_kinds
 from ctrl.model import expand
+from ctrl.quantised import kinds
 from ctrl.structure import give_own_head
 from ctrl.sums import exact_sums, other_rows
 
@@ -153,7 +154,8 @@ def _check_base(
             "allow_other_base=True puts the copies onto this one"
         )
     rows = "" if allow_other else other_rows(saved, here)
-    for other in filter(None, (rows, other_buffers(saved, {**here, "buffers": buffer_types(model)}))):
+    now = {**here, "buffers": buffer_types(model), "quantised": kinds(model)}
+    for other in filter(None, (rows, other_buffers(saved, now), other_kinds(saved, now))):
         warnings.warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:
         warnings.warn(
