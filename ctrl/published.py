@@ -27,7 +27,7 @@ from ctrl.offloaded import in_memory
 from ctrl.outputs import IGNORED
 from ctrl.plain import source_layers
 from ctrl.precision import HALF
-from ctrl.published_base import GENERATION_FILE, base_dtype, read_generation, skeleton
+from ctrl.published_base import GENERATION_FILE, base_dtype, read_generation, skeleton, take_types
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
     LayerMap,
@@ -78,6 +78,7 @@ def load_published(
             f"no model can be built from {folder / 'config.json'} and its base ({type(error).__name__}: {said}): "
             "download it again, or pass the base model itself"
         ) from error
+    take_types(model, tensors, layer_map)
     read_generation(model, folder, base)
     expand(model, config)
     _load_strictly(model, tensors, expansion, folder)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ctrl.config import ControlConfig
 from ctrl.errors import CheckpointError
 from ctrl.fingerprint import computes, differences
+from ctrl.precision import HALF
 from ctrl.published_names import LayerMap, layer_index, layout_of
 from ctrl.structure import select_layers
 
@@ -51,12 +53,47 @@ def skeleton(
 
 
 def base_dtype(tensors: dict[str, Tensor], config: ControlConfig, layer_map: LayerMap) -> torch.dtype:
-    """Return the dtype of the base's weights, fp32 if they differ. Copies and interpolations have their own."""
+    """Return the dtype of most of the base's weights: routers and norms may have another one. Copies have their own."""
     added = tuple(layout_of(config.interpolation).tensors.values())
     own = {n: t for n, t in tensors.items() if not n.endswith(added) and ".expanded_layer." not in n}
     base = [t for n, t in own.items() if all(i in layer_map.base_layers for i in layer_index(n))]
-    dtypes = {t.dtype for t in base if t.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else torch.float32
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in base:
+        sizes[tensor.dtype] += tensor.numel() if tensor.is_floating_point() else 0
+    return max(sizes, key=sizes.__getitem__, default=torch.float32) if any(sizes.values()) else torch.float32
+
+
+@torch.no_grad()
+def take_types(model: Any, tensors: dict[str, Tensor], layer_map: LayerMap) -> None:
+    """Give the base's weights the types that they have in the checkpoint, as `from_pretrained` of the base would.
+
+    Buffers that no file holds (tables of positions) are made again: in a half type they are built of rounded numbers.
+    """
+    for name, own in model.state_dict(keep_vars=True).items():
+        found = next((tensors[other] for other in _names_there(name, layer_map) if other in tensors), None)
+        if found is not None and found.is_floating_point() and own.is_floating_point():
+            own.data = own.data.to(found.dtype)
+    if model.dtype in HALF:
+        _make_buffers(model, model)
+
+
+def _make_buffers(module: nn.Module, around: Any) -> None:
+    """Make the buffers again that no file holds. around: the model of transformers that knows how."""
+    around = module if isinstance(module, PreTrainedModel) else around
+    if module._non_persistent_buffers_set:
+        around._init_weights(module)
+    for child in module.children():
+        _make_buffers(child, around)
+
+
+def _names_there(name: str, layer_map: LayerMap) -> list[str]:
+    """List the names that a tensor of the base may have in the checkpoint."""
+    parts = name.split(".")
+    at = next((place for place, part in enumerate(parts) if part.isdigit()), None)
+    if at is None or int(parts[at]) >= len(layer_map.base_layers):
+        return [name]
+    before, after = [*parts[:at], str(layer_map.base_layers[int(parts[at])])], parts[at + 1 :]
+    return [".".join([*before, *after]), ".".join([*before, "pretrained_layer", *after])]
 
 
 def _config_of(values: dict[str, Any]) -> PreTrainedConfig:

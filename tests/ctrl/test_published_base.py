@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedModel
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ctrl
 from ctrl.published_base import GENERATION_FILE
+from tests.helpers.architectures import build
+from tests.helpers.families import perturb
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 ENDS = [5, 7]
@@ -53,3 +56,17 @@ def test_a_base_that_computes_something_else_is_said(structure: str, noted: bool
     with pytest.warns(UserWarning, match=r"configs that compute different things: .*rope_theta is 10000.0 there, 77"):
         again = ctrl.load_published(tmp_path, base=None if noted else other)
     assert again(IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "codegen", "gemma3n_text"])
+def test_a_base_in_a_half_type_comes_back_as_it_was(family: str, tmp_path: Path) -> None:
+    """Its routers may be in fp32, and its tables of positions are made of numbers that are not rounded."""
+    build(family).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=[1, 3]))
+    perturb(model)
+    ctrl.export_published(model, tmp_path / "export")
+    again = ctrl.load_published(tmp_path / "export")
+    state = again.state_dict()
+    assert {name: tensor.dtype for name, tensor in model.state_dict().items()} == {n: state[n].dtype for n in state}
+    assert torch.equal(again(IDS).logits, model(IDS).logits)
