@@ -130,12 +130,13 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
         if MARK not in file.keys():  # noqa: SIM118 (not a dict)
             return
         noted = json.loads(bytes(file.get_tensor(MARK).tolist()))
-    for part in ("control", "base"):
-        other = [n for n, v in meta[part].items() if n != "name" and noted[part].get(n, v) != v]
+    lost = dict.fromkeys(noted["control"].keys() - meta["control"].keys())  # a default would take its place
+    for part, here in (("control", {**lost, **meta["control"]}), ("base", meta["base"])):
+        other = [n for n, v in here.items() if n != "name" and noted[part].get(n, v) != v]
         if other:
             raise CheckpointError(
                 f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} are of two saves: {part}.{other[0]} is "
-                f"{meta[part][other[0]]!r} in one, {noted[part][other[0]]!r} in the other. Save the model again"
+                f"{here[other[0]]!r} in one, {noted[part][other[0]]!r} in the other. Save the model again"
             )
     sums = noted.get("tensors", {})
     if odd := [name for name, tensor in tensors.items() if byte_sum(tensor) != sums.get(name, byte_sum(tensor))]:

@@ -361,3 +361,13 @@ def test_a_base_that_was_rounded_and_is_fp32_again_is_said(dtype: torch.dtype, w
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ctrl.load(same, tmp_path)
+
+
+def test_a_setting_that_is_gone_from_the_config_is_no_default(tmp_path: Path) -> None:
+    ctrl.save(disturbed(interpolation="slerp"), tmp_path)
+    path = tmp_path / "control_config.json"
+    values = json.loads(path.read_text())
+    del values["control"]["interpolation"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ctrl.CheckpointError, match=r"of two saves: control.interpolation is None in one, 'slerp' in"):
+        ctrl.load(tiny(), tmp_path)
