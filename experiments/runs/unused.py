@@ -71,6 +71,8 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
         if training.schedule not in OF_SCHEDULES[name]:
             needed = " or ".join(OF_SCHEDULES[name])
             yield f"training.{name} has no effect with schedule {training.schedule!r}: it needs schedule {needed}"
+    if training.keep == "none" and _given(training, ("keep_dtype",)):
+        yield "training.keep_dtype has no effect with keep none: no trained weights stay"
     yield from (f"training.arguments: {fault}" for fault in unread(training.arguments))
     yield from _rates(config)
 

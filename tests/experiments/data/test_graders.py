@@ -265,6 +265,12 @@ def leaves(reply, entry):
 def percent(reply, entry):
     return 50
 
+def above(reply, entry):
+    return 1.0000001
+
+def below(reply, entry):
+    return 0.9999999
+
 def nothing(reply, entry):
     return float("nan")
 
@@ -297,7 +303,6 @@ class TestFunction:
         [
             ("broken", "ZeroDivisionError: division"),
             ("leaves", "SystemExit: 3"),
-            ("percent", "ValueError: it gave 50, not true, false or a number up to 1"),
             ("nothing", "ValueError: it gave nan"),
         ],
     )
@@ -310,6 +315,14 @@ class TestFunction:
     def test_a_number_below_0_is_wrong_too(self, folder: Path) -> None:
         made = task(Function(function=f"{folder / 'mine'}:punishes"), "3", {})
         assert [made.correct(reply, made.test[0]) for reply in ("3", "4")] == [True, False]
+
+    def test_a_scale_that_goes_on_above_1_is_refused_and_rounding_is_not(self, folder: Path) -> None:
+        made = task(Function(function=f"{folder / 'mine'}:percent"), "3", {})
+        with pytest.raises(ConfigError, match=r"mine:percent: it gave 50: give true, false, or a number up to 1"):
+            made.correct("3", made.test[0])
+        for name in ("above", "below"):
+            made = task(Function(function=f"{folder / 'mine'}:{name}"), "3", {})
+            assert made.correct("3", made.test[0])
 
     def test_a_fault_of_the_machine_is_no_wrong_answer(self, folder: Path) -> None:
         made = task(Function(function=f"{folder / 'mine'}:away"), "3", {})
