@@ -77,6 +77,11 @@ class Source(Section):
         """What was not read of the data, one line each. A run says it when it starts."""
         return []
 
+    @property
+    def test_notes(self) -> list[str]:
+        """What was not read of a test set of its own, one line each. A run says it too."""
+        return []
+
     def held_out(self, count: int, seed: int) -> NewTask | NewText:
         """Return `count` examples to measure on. A larger count only adds examples at the end."""
         raise NotImplementedError

@@ -134,7 +134,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
     for source in (*data.new, *data.old):
-        for note in source.notes:
+        for note in (*source.notes, *source.test_notes):
             say(f"source {source.label}: {note}")
     for line in (note for suite in suites.suites.values() for note in suite.notes):
         say(line)

@@ -96,6 +96,13 @@ def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, 
         f"source data: 1 row passed over ({tmp_path / 'data' / 'sums.jsonl'}, line 31: column 'answer' is empty)",
         "measuring the base model (results of earlier runs are reused) ...",
     ]
+    (tmp_path / "data" / "sums.jsonl").rename(tmp_path / "test.jsonl")
+    (tmp_path / "data" / "sums.jsonl").write_text(
+        "\n".join(json.dumps({"question": row["question"] + "?", "answer": "0"}) for row in rows)
+    )
+    assert said(skip_bad_rows=True, test=str(tmp_path / "test.jsonl"))[2] == (
+        f"source data: test: 1 row passed over ({tmp_path / 'test.jsonl'}, line 31: column 'answer' is empty)"
+    )
 
 
 def test_template_options_reach_all_prompts(tmp_path: Path) -> None:
