@@ -61,7 +61,7 @@ CASES: dict[str, tuple[dict[str, Any], Example]] = {
         shaped(system="Be brief.", prompt=[HI, HELLO, MORE[0]], completion=[MORE[1]]),
         chat([BRIEF, HI, HELLO, *MORE], context=4),
     ),
-    "prompt-written": (shaped(prompt="Write a chat.", completion=json.dumps([HI])), Item("Write a chat.", json.dumps([HI]))),
+    "prompt-written": (shaped(prompt="Write!", completion=json.dumps([HI])), Item("Write!", json.dumps([HI]))),
     "alpaca": (shaped(instruction="Add", input="1 1", output="2"), Item("Add\n\n1 1", "2")),
     "alpaca-history": (
         shaped(instruction="and?", input="", output="so", history=[["hi", "hello"]]),
