@@ -60,6 +60,34 @@ def test_control_has_an_effect_on_what_is_expanded(arm: dict[str, Any], said: st
     assert said in "".join(found)
 
 
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        ({"interpolation": "lerp"}, "no copies have gates"),
+        ({"alpha": "learned"}, "no copies have gates"),
+        ({"structure": "stack"}, "no copies have gates"),
+        ({"interpolation": "gate"}, ""),
+        ({"interpolation": "dlerp"}, ""),
+        ({"norm_mix": "learned"}, ""),
+    ],
+)
+def test_a_rate_of_gates_needs_some(control: dict[str, Any], said: str) -> None:
+    found = faults({"method": None, "train": {"control": control}}, training={"rates": {"gates": 10}})
+    assert bool(found) is bool(said)
+    assert said in "".join(found)
+    assert "no arm trains copies" in faults({}, training={"rates": {"gates": 10}})[0]
+
+
+def test_old_text_is_not_measured() -> None:
+    old = {"source": "file", "path": "x.jsonl", "grader": "contains", "test": {"share": 0.5}}
+    said = [
+        f"data.old: source x: {name} has no effect: the sources of data.new are measured" for name in ("test", "grader")
+    ]
+    assert faults({"replay": 0.1}, data={"old": old}) == said
+    assert faults({"replay": 0.1}, data={"old": {**OLD["old"], "test": {"seed": 1}}})[0].endswith("are measured")
+    assert not faults({"replay": 0.1}, data={"old": {**old, "grader": "choice", "test": None}})
+
+
 def test_a_config_that_a_run_wrote_has_the_same_faults() -> None:
     """All defaults are in it, also those of fields without effect."""
     config = parse_config({"name": "x", "arms": [ARM, {**ARM, "name": "b", "method": "stack"}]})
