@@ -28,6 +28,7 @@ from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
 from experiments.runs.overlap import Searched, search
 from experiments.runs.result_file import owners_noted, write_result
+from experiments.runs.unused import notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     root: its cache gets the text of a source `self`. Raises ConfigError for data that cannot be read, and for arms that
     the base model cannot have.
     """
-    for line in (note for arm in config.arms for note in arm.notes):
+    for line in notes(config):
         say(line)
     model, tokenizer = config.load_base()
     check_run(config, model)

@@ -17,6 +17,7 @@ from experiments.config import ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
 from experiments.data.tables import kind
+from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
 from experiments.methods.tuning import Control, Partial
 from experiments.training.optimizer_fields import unread as unread_arguments
@@ -44,6 +45,15 @@ def check_settings(config: ExperimentConfig) -> None:
     """Raise ConfigError for settings of suites that are not measured."""
     for name in sorted(config.evaluation.unused_settings()):
         raise ConfigError(f"evaluation: the settings of {name} have no effect: add {name} to suites, or leave them out")
+
+
+def notes(config: ExperimentConfig) -> Iterator[str]:
+    """Say what is given and has no effect here, but may be meant for more steps or other arms; one line each."""
+    for arm in config.arms:
+        yield from arm.notes
+        average, steps = arm.build().average, config.training.steps
+        if isinstance(average, Mer) and average.every > steps:
+            yield f"arm {arm.name}: mer averages nothing, since every={average.every} is beyond the {steps} steps"
 
 
 def unused_fields(config: ExperimentConfig) -> list[str]:
