@@ -98,6 +98,15 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
     "math after words without spaces": ("math", "-5", {}, ("\u7b54\u6848\u662f-5",), ("\u7b54\u6848\u662f5",)),
     "math of an amount": ("math", "5", {}, (r"Price: \$5", "It costs $5."), (r"Price: \$15",)),
     "groups that take turns": ({"regex": r"#### (.+)|boxed\{(.+?)\}"}, "5", {}, (r"\boxed{5}", "#### 5"), ("#### 4",)),
+    "a group in worked answers": (
+        {"regex": r"#### (.+)"},
+        "48 + 24 = 72\n#### 72",
+        {},
+        ("48 + 24 = 72\n#### 72", "#### 72", "#### 1\nno:\n#### 72."),
+        ("48 + 24 = 72\n#### 24", "72", "####", ""),
+    ),
+    "a group in marked answers": ({"regex": r"\(([A-D])\)"}, "(B)", {}, ("I think (B)", "(A)? No: (B)"), ("B", "(A)")),
+    "a group around the answer": ({"regex": "is ({answer})"}, "what it is", {}, ("is what it is",), ("it is", "is it")),
     "a group that may be empty": ({"regex": r"(\d*)"}, "5", {}, ("5", "5 "), ("6",)),
     "math of small numbers": (
         "math",
