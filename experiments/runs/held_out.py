@@ -10,11 +10,14 @@ from transformers import PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.data.encoding import Encoder
+from experiments.data.grader import Contains, Exact, shortened
 from experiments.data.items import Example, Item, NewTask, NewText
 from experiments.data.matching import normal
 from experiments.data.source import Source, ids_of
 from experiments.data.stored import Stored
 from experiments.data.tested import Measured
+
+LONG = 20  # words of an answer
 
 
 def asked(encoder: Encoder, source: Source, task: NewTask | NewText) -> tuple[NewTask | NewText, list[str]]:
@@ -40,8 +43,21 @@ def remarks(source: Source, task: NewTask | NewText) -> list[str]:
     if isinstance(task, NewText) or not isinstance(source, Measured):
         return []
     rows = source.test_examples if source.test else () if source.streamed else source.stored()
-    said = [*_several(rows, task), *(source.grader.remarks(task.test) if source.grader else ())]
+    said = [*_several(rows, task), *_long(source, task), *(source.grader.remarks(task.test) if source.grader else ())]
     return [f"source {source.label}: {line}" for line in said]
+
+
+def _long(source: Measured, task: NewTask) -> list[str]:
+    """Say if most answers are so long that hardly a reply equals one: a gain of 0 would say nothing."""
+    found = [item.answer for item in task.test if len(item.answer.split()) > LONG]
+    if not isinstance(source.grader, Exact | Contains | None) or 2 * len(found) <= len(task.test):
+        return []
+    must = "have" if isinstance(source.grader, Contains) else "be"
+    return [
+        f"{len(found):,} of {len(task.test):,} measured answers have more than {LONG} words, such as "
+        f"{shortened(found[0])!r}, and a reply must {must} all of them to be right. Name a grader that reads a part, or "
+        "likelihood"
+    ]
 
 
 def _several(rows: Iterable[Example], task: NewTask) -> list[str]:

@@ -103,3 +103,24 @@ def test_other_answers_to_a_measured_question_are_said(
     ]
     graded = LocalFile(path=str(write(tmp_path / "b.jsonl", [{"question": "q", "answer": "2 or 3"}])), grader="numeric")
     assert "several numbers" in remarks(graded, graded.sample(1, 0))[0]
+
+
+@pytest.mark.parametrize(
+    ("grader", "words", "said"),
+    [
+        (None, 21, "must be all of them"),
+        ("exact", 21, "must be all of them"),
+        ("contains", 21, "must have all of them"),
+        (None, 20, ""),
+        ("likelihood", 21, ""),
+        ({"regex": "#### (.+)"}, 21, ""),
+    ],
+)
+def test_answers_that_hardly_a_reply_equals_are_said(grader: Any, words: int, said: str, tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": "a " * words if i < 7 else "b"} for i in range(12)]
+    source = LocalFile(path=str(write(tmp_path / "a.jsonl", rows)), grader=grader)
+    found = remarks(source, source.sample(99, 0))
+    assert bool(found) is bool(said)
+    assert said in "".join(found)
+    if found:
+        assert found[0].startswith("source a: 7 of 12 measured answers have more than 20 words, such as 'a a ")
