@@ -55,8 +55,8 @@ def _long(source: Measured, task: NewTask) -> list[str]:
     must = "have" if isinstance(source.grader, Contains) else "be"
     return [
         f"{len(found):,} of {len(task.test):,} measured answers have more than {LONG} words, such as "
-        f"{shortened(found[0])!r}, and a reply must {must} all of them to be right. Name a grader that reads a part, or "
-        "likelihood"
+        f"{shortened(found[0])!r}, and a reply must {must} all of them to be right. Name a grader that reads a part of "
+        "them, or likelihood"
     ]
 
 
