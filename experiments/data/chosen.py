@@ -115,6 +115,7 @@ class Chooser:
         """Return a score for each candidate, from the cache if it is there. Of two processes one computes them."""
         of = [source.digest(), *(one.digest() for one in self.new if self.choice.by == "gradient")]
         base = [self.context.base_model, repr(weight_files(self.context.base_model)), self.context.precision]
+        base += self.context.otherwise.values()
         drawn = [str(self.seed), *sorted(self.held_out_ids), self.encoder.key, self.choice.model_dump_json()]
         file = self.context.cache / "chosen" / f"{short_digest(*of, *base, *drawn)}.json"
         content = json_digest(weight_files(self.context.base_model, BLOCKS))

@@ -28,7 +28,8 @@ class SourceContext:
     """Facts of the run that a source may need besides its settings.
 
     base: returns the base model; called only if a source needs it. base_model: its name or folder. precision: as in
-    the config. cache: folder for sampled text.
+    the config. cache: folder for sampled text. loaded: how the config asks to load the base otherwise than by default
+    (`4bit`, `eager`): what such a base writes and scores is kept apart.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -36,6 +37,12 @@ class SourceContext:
     base_model: str
     precision: str
     cache: Path
+    loaded: str = ""
+
+    @property
+    def otherwise(self) -> dict[str, str]:
+        """`loaded`, for keys of caches; nothing by default, so that earlier ones hold."""
+        return {"loaded": self.loaded} if self.loaded else {}
 
 
 class Source(Section):

@@ -99,6 +99,8 @@ def test_scores_are_computed_once(chooser: Chooser) -> None:
     assert choose(again, by="loss") == found
     with pytest.raises(AssertionError, match="the base model was asked for"):
         choose(replace(again, seed=1), by="loss")
+    with pytest.raises(AssertionError, match="the base model was asked for"):
+        choose(replace(again, context=replace(again.context, loaded="4bit")), by="loss")
 
 
 def of_another_model(file: Path) -> None:
