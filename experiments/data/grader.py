@@ -87,15 +87,21 @@ class Exact(Grader):
 class Contains(Grader):
     """The answer is somewhere in the reply, as whole words, in any case; a number as one of the reply's numbers.
 
-    Marks of bold type or italics and tags of HTML around words do not count. In scripts without spaces between words
-    (Chinese, Japanese, Thai), the answer may be anywhere.
+    A final full stop of the answer, marks of bold type or italics, and tags of HTML around words do not count. In
+    scripts without spaces between words (Chinese, Japanese, Thai), the answer may be anywhere.
     """
+
+    version = 2  # a final full stop, and marks of the answer
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         reply, answer = (" ".join(straight(tidy(one)).casefold().split()) for one in (reply, str(entry["answer"])))
-        if WHOLE.fullmatch(answer):
-            return float(normal(answer) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
-        return float(holds(reply, answer) or holds(unmarked(reply), answer))
+        bare = unmarked(answer)
+        rest = bare.removesuffix(".")
+        if rest and ("." not in rest or WHOLE.fullmatch(rest)):  # not that of U.S.
+            bare = rest
+        if WHOLE.fullmatch(bare):
+            return float(normal(bare) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
+        return float(any(holds(text, words) for text in (reply, unmarked(reply)) for words in (answer, bare)))
 
 
 class Numeric(Grader):

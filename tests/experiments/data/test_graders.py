@@ -155,6 +155,12 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
         (RIGHT,),
         ("half = lambda x: x / 2", "pass"),
     ),
+    "contained sentence": ("contains", "Paris.", {}, ("It is Paris, I think", "paris", "Paris."), ("Parisian", "")),
+    "contained number with a stop": ("contains", "3.", {}, ("3 apples", "It is 3."), ("3.5", "13")),
+    "contained decimal with a stop": ("contains", "3.5.", {}, ("3.50 m",), ("3", "5")),
+    "contained abbreviation": ("contains", "U.S.", {}, ("The U.S. won",), ("us", "U.S.S.R", "the U.S, I think")),
+    "contained bold answer": ("contains", "**New** York", {}, ("In New York", "**New** York"), ("New Yorker",)),
+    "contained dots": ("contains", "...", {}, ("a ... b",), ("a",)),
     "contained letters": ("contains", "caf\u00e9", {}, ("A cafe\u0301.", "**Caf\u00e9**"), ("cafe",)),
     "spelled number": (
         "numeric",
