@@ -16,7 +16,7 @@ from experiments.common.section import Section
 from experiments.data.items import Item, Scorer
 from experiments.data.matching import FRACTION, exact_match, normal
 from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, mixed_as_one, tidy
-from experiments.data.spelling import SPACED, holds, straight, unmarked
+from experiments.data.spelling import SPACED, bare, holds, straight, unmarked
 
 NUMBERS = re.compile(rf"(?<!{SPACED})(?<!{SPACED}_)(?:{NUMBER.pattern})(?!{SPACED})(?!_{SPACED})")  # not inside a word
 DATED = re.compile(r"\d+(?:\s?[-:/]\s?\d+)+")  # a date, a time or a range; a fraction too
@@ -95,13 +95,10 @@ class Contains(Grader):
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         reply, answer = (" ".join(straight(tidy(one)).casefold().split()) for one in (reply, str(entry["answer"])))
-        bare = unmarked(answer)
-        rest = bare.removesuffix(".")
-        if rest and ("." not in rest or WHOLE.fullmatch(rest)):  # not that of U.S.
-            bare = rest
-        if WHOLE.fullmatch(bare):
-            return float(normal(bare) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
-        return float(any(holds(text, words) for text in (reply, unmarked(reply)) for words in (answer, bare)))
+        plain = bare(answer)
+        if WHOLE.fullmatch(plain):
+            return float(normal(plain) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
+        return float(any(holds(text, words) for text in (reply, unmarked(reply)) for words in (answer, plain)))
 
 
 class Numeric(Grader):
