@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Evaluation, Suites, alone
 from experiments.models.precision import Precision
 from experiments.records import Estimate, Record
-from experiments.runs.base_records import BaseFolder, check_precision, check_suites
+from experiments.runs.base_records import ITEMS, BaseFolder, check_precision, check_suites
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
 
@@ -75,6 +76,22 @@ def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:
     return {name: figures[name] for name in HEADLINE if name in figures}
 
 
+def without_room(base: Iterable[Record]) -> Iterator[str]:
+    """Say which tasks cannot show what they are for, as the base can forget or gain nothing of them; one line each."""
+    tasks: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for one in base:
+        if one.correct is not None and one.suite in ("new", "kept"):
+            tasks[one.suite, one.task].append(one)
+    for (suite, task), answers in tasks.items():
+        right = sum(one.correct or 0 for one in answers)
+        guessed = sum(1 / len(one.options) for one in answers if one.options)
+        if suite == "kept" and right <= guessed + 1e-6:
+            said = f"the base model has {right} of {len(answers)} answers right, no more than by guessing"
+            yield f"kept task {task}: {said}, so it cannot show forgetting, and hides that of other tasks"
+        elif suite == "new" and right == len(answers):
+            yield f"new task {task}: the base model has all {right} answers right already: there is nothing to gain"
+
+
 def measure_base(
     config: EvaluationConfig,
     suites: Suites,
@@ -95,7 +112,10 @@ def measure_base(
     cache = BaseCache(root, model, tokenizer, precision, elsewhere)
     files = BaseFolder(folder / "base", suites, model, precision, cache, together)
     files.check_base()
+    known = (folder / "base" / ITEMS).is_file()
     evaluation, base, seconds = files.measured(say)
+    for line in () if known else without_room(base):
+        say(line)
     floor = files.floor() if config.has_floor else []
     draws = config.bootstrap
     return MeasuredBase(folder, precision, tokenizer, evaluation, base, floor, seconds, draws, seed, suites)

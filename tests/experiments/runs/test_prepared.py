@@ -15,8 +15,9 @@ from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ExperimentConfig
 from experiments.evaluation.suites.text import TextSuite
 from experiments.models.tokens import IGNORED
-from experiments.records import ArmResult
+from experiments.records import ArmResult, Record
 from experiments.runs.base_records import check_tokenizer
+from experiments.runs.baseline import without_room
 from experiments.runs.prepared import _check_sources, prepare
 from experiments.runs.result_file import write_result
 from experiments.runs.run import run_experiment, run_folder
@@ -103,6 +104,29 @@ def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, 
     assert said(skip_bad_rows=True, test=str(tmp_path / "test.jsonl"))[2] == (
         f"source data: test: 1 row passed over ({tmp_path / 'test.jsonl'}, line 31: column 'answer' is empty)"
     )
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "right", "said"),
+    [
+        ("kept", None, 0, "kept task t: the base model has 0 of 9 answers right, no more than by guessing"),
+        ("kept", None, 1, ""),
+        ("kept", ("a", "b", "c"), 3, "kept task t: the base model has 3 of 9 answers right, no more than by guessing"),
+        ("kept", ("a", "b", "c"), 4, ""),
+        ("kept", ("a", "b", "c"), 9, ""),
+        ("new", None, 9, "new task t: the base model has all 9 answers right already: there is nothing to gain"),
+        ("new", None, 8, ""),
+        ("new", None, 0, ""),
+        ("instructions", None, 0, ""),
+    ],
+)
+def test_tasks_that_can_show_nothing_are_said(
+    suite: str, options: tuple[str, ...] | None, right: int, said: str
+) -> None:
+    records = [Record(suite, "t", "f", str(i), correct=int(i < right), options=options) for i in range(9)]
+    found = list(without_room([*records, Record(suite, "texts", "nll", "1", value=1.0, tokens=3)]))
+    assert bool(found) is bool(said)
+    assert said in "".join(found)
 
 
 def test_template_options_reach_all_prompts(tmp_path: Path) -> None:
