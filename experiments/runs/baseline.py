@@ -81,13 +81,13 @@ def without_room(base: Iterable[Record]) -> Iterator[str]:
     tasks: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for one in base:
         if one.correct is not None and one.suite in ("new", "kept"):
-            tasks[one.suite, one.task].append(one)
+            tasks[one.suite, f"{one.task} ({one.form})" if one.suite == "kept" else one.task].append(one)
     for (suite, task), answers in tasks.items():
         right = sum(one.correct or 0 for one in answers)
         guessed = sum(1 / len(one.options) for one in answers if one.options)
         if suite == "kept" and right <= guessed + 1e-6:
             said = f"the base model has {right} of {len(answers)} answers right, no more than by guessing"
-            yield f"kept task {task}: {said}, so it cannot show forgetting, and hides that of other tasks"
+            yield f"kept task {task}: {said}, so it cannot show forgetting, and hides that of others"
         elif suite == "new" and right == len(answers):
             yield f"new task {task}: the base model has all {right} answers right already: there is nothing to gain"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +110,14 @@ def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, 
 @pytest.mark.parametrize(
     ("suite", "options", "right", "said"),
     [
-        ("kept", None, 0, "kept task t: the base model has 0 of 9 answers right, no more than by guessing"),
+        ("kept", None, 0, "kept task t (f): the base model has 0 of 9 answers right, no more"),
         ("kept", None, 1, ""),
-        ("kept", ("a", "b", "c"), 3, "kept task t: the base model has 3 of 9 answers right, no more than by guessing"),
+        (
+            "kept",
+            ("a", "b", "c"),
+            3,
+            "kept task t (f): the base model has 3 of 9 answers right, no more than by guessing",
+        ),
         ("kept", ("a", "b", "c"), 4, ""),
         ("kept", ("a", "b", "c"), 9, ""),
         ("new", None, 9, "new task t: the base model has all 9 answers right already: there is nothing to gain"),
@@ -127,6 +133,8 @@ def test_tasks_that_can_show_nothing_are_said(
     found = list(without_room([*records, Record(suite, "texts", "nll", "1", value=1.0, tokens=3)]))
     assert bool(found) is bool(said)
     assert said in "".join(found)
+    other = [replace(one, form="g", correct=int(suite == "kept")) for one in records]  # another way of asking
+    assert len(list(without_room([*records, *other]))) == (suite == "kept" and bool(said))
 
 
 def test_template_options_reach_all_prompts(tmp_path: Path) -> None:
