@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,9 @@ from experiments.records import Estimate, Record
 from experiments.runs.base_records import ITEMS, BaseFolder, check_precision, check_suites
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
+
+MANY, ROUNDED = 0.1, 1  # share of replies; tokens that a text may have less than the reply that it was
+RAISE = ": raise evaluation.suites.new.max_tokens"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,21 @@ def without_room(base: Iterable[Record]) -> Iterator[str]:
             yield f"new task {task}: the base model has all {right} answers right already: there is nothing to gain"
 
 
+def cut_off(base: Sequence[Record], suites: Suites, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Say of which tasks many of the base's replies are as long as they may be: cut before the answer, they are wrong.
+
+    An arm that learned to answer at once would then gain what the base knows already.
+    """
+    limits = [(suite.name, task, most) for suite in suites.suites.values() for task, most in suite.limits.items()]
+    for suite, task, most in limits:
+        replies = [one.reply for one in base if (one.suite, one.task) == (suite, task) and one.reply is not None]
+        sizes = [len(tokenizer(reply, add_special_tokens=False, verbose=False)["input_ids"]) for reply in replies]
+        full = sum(size >= most - ROUNDED for size in sizes)
+        if full > MANY * len(replies):
+            said = f"{full} of {len(replies)} replies of the base model have the {most} tokens that one may have"
+            yield f"{suite} task {task}: {said}, and may be cut before their answer{RAISE if suite == 'new' else ''}"
+
+
 def measure_base(
     config: EvaluationConfig,
     suites: Suites,
@@ -114,7 +132,7 @@ def measure_base(
     files.check_base()
     known = (folder / "base" / ITEMS).is_file()
     evaluation, base, seconds = files.measured(say)
-    for line in () if known else without_room(base):
+    for line in () if known else (*without_room(base), *cut_off(base, suites, tokenizer)):
         say(line)
     floor = files.floor() if config.has_floor else []
     draws = config.bootstrap

@@ -152,6 +152,10 @@ class KeptSuite(Suite):
         chats = len(self.questions) if self.generated else 0
         return chats + sum(len(_asked(task)) for task in self.written)
 
+    @property
+    def limits(self) -> dict[str, int]:
+        return {task.name: room_for(self.tokenizer, task) for task in self.written}
+
     def answered(self, ask: Ask) -> Iterable[Record]:
         if self.generated:
             replies = ask([question.template.chat for question in self.questions], REPLY)

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +15,12 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ExperimentConfig
+from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suites.text import TextSuite
 from experiments.models.tokens import IGNORED
 from experiments.records import ArmResult, Record
 from experiments.runs.base_records import check_tokenizer
-from experiments.runs.baseline import without_room
+from experiments.runs.baseline import cut_off, without_room
 from experiments.runs.prepared import _check_sources, prepare
 from experiments.runs.result_file import write_result
 from experiments.runs.run import run_experiment, run_folder
@@ -135,6 +137,18 @@ def test_tasks_that_can_show_nothing_are_said(
     assert said in "".join(found)
     other = [replace(one, form="g", correct=int(suite == "kept")) for one in records]  # another way of asking
     assert len(list(without_room([*records, *other]))) == (suite == "kept" and bool(said))
+
+
+@pytest.mark.parametrize(("suite", "size", "said"), [("new", 9, True), ("kept", 9, True), ("new", 7, False)])
+def test_replies_that_may_be_cut_are_said(suite: str, size: int, said: bool) -> None:
+    suites = Suites({suite: SimpleNamespace(name=suite, limits={"t": 9})})  # type: ignore[dict-item]
+    records = [Record(suite, "t", "generate", str(i), correct=0, reply="x" * (size if i < 2 else 3)) for i in range(9)]
+    others = [replace(one, task="other", reply="x" * 99) for one in records]
+    found = list(cut_off([*records, *others], suites, byte_tokenizer()))
+    assert len(found) == said
+    assert not found or found[0].startswith(f"{suite} task t: 2 of 9 replies of the base model have the 9 tokens that")
+    assert ("max_tokens" in "".join(found)) == (said and suite == "new")
+    assert list(cut_off([*records[2:] * 3, *records[:2]], suites, byte_tokenizer())) == []  # a few
 
 
 def test_template_options_reach_all_prompts(tmp_path: Path) -> None:
