@@ -147,7 +147,9 @@ class LocalFile(Columns, Finite):
             set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES))
         )
         together = f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
-        return data, notes + [together] * (len(splits) > 1)
+        documents = [str(file.relative_to(path)) for file in data if file.suffix in TEXTS]
+        mixed = f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
+        return data, notes + [together] * (len(splits) > 1) + [mixed] * (0 < len(documents) < len(data))
 
     def _read(self, file: Path) -> Usable:
         try:

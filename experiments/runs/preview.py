@@ -93,7 +93,8 @@ def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePre
     shape = [f"shape: {source.recognised}"] if source.recognised else []
     rows = [Labelled(row.ids[:SHOWN], row.labels[:SHOWN]) for row in (encoder.labelled(first) if first else [])]
     several = [f"this example is {len(rows)} rows: the template rewrites earlier turns"] if len(rows) > 1 else []
-    facts = (*shape, *_counted(encoded, words.whole, encoder), *held(words), *source.notes, *several)
+    notes = (*source.notes, *source.test_notes, *several)
+    facts = (*shape, *_counted(encoded, words.whole, encoder), *held(words), *notes)
     return SourcePreview(name, facts, tuple(_tokens(encoder.tokenizer, row) for row in rows))
 
 

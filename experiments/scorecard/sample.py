@@ -127,9 +127,14 @@ class Sample:
 
         positive: it is never below 0. A few replies are far longer than the others, as values of KL are.
         """
-        pairs = [(len(r0.reply), len(r.reply), r) for r0, r in self._answered("new")
-                 if r0.reply is not None and r.reply is not None]  # fmt: skip
-        rows = ((r, of(before, after), 1.0) for before, after, r in _some(pairs))
+        answered = [(r0, r) for r0, r in self._answered("new") if r0.reply is not None and r.reply is not None]
+        by_question: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for r0, r in answered:
+            by_question[r.task, r.item].append(of(len(r0.reply or ""), len(r.reply or "")))
+        one_of_each = {
+            (r.task, r.item): r for _, r in _some(answered)
+        }  # several replies to it are no further questions
+        rows = ((one_of_each[key], sum(found) / len(found), 1.0) for key, found in by_question.items())
         return weighted(rows, self.draws, self.seed, positive)
 
     def questions(self, suite: str, with_choice: bool = False) -> int:

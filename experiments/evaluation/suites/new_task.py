@@ -124,6 +124,11 @@ class NewTaskSuite(Suite):
             return 0
         return sum(len(task.test) for task in asked)
 
+    @property
+    def limits(self) -> dict[str, int]:
+        asked = [t for t in self.tasks if isinstance(t, NewTask) and not (t.by_choice or t.by_likelihood)]
+        return {task.name: self._most(task) for task in asked}
+
     def answered(self, ask: Ask) -> Iterable[Record]:
         for task in self.tasks:
             assert isinstance(task, NewTask)  # else `replies` is 0

@@ -248,6 +248,17 @@ class TestFolderOfADownload:
         assert LocalFile(path=str(tmp_path), **COLUMNS).notes[0] == said
         assert said not in LocalFile(path=str(tmp_path / "test"), **COLUMNS).notes
 
+    def test_texts_next_to_tables_are_documents_and_said(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])
+        (tmp_path / "requirements.txt").write_text("torch")
+        source = LocalFile(path=str(tmp_path))
+        assert source.examples == (Item("q", "a"), Text("torch"))
+        assert source.notes == [
+            "read as documents, next to tables: requirements.txt; for the tables alone, name the path of one"
+        ]
+        (tmp_path / "a.jsonl").unlink()
+        assert LocalFile(path=str(tmp_path)).notes == []
+
     def test_without_tables_a_readme_is_a_document(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("one\n\ntwo")
         assert examples(tmp_path) == (Text("one"), Text("two"))

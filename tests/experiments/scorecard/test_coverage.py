@@ -252,6 +252,26 @@ def test_intervals_of_the_length_of_replies_cover_a_long_tail(units: int) -> Non
     assert 0.93 - np.sqrt(0.05 * 0.95 / runs) <= hits / runs, hits / runs
 
 
+def test_several_replies_to_a_question_are_no_further_questions() -> None:
+    rng = np.random.default_rng(30)
+    lengths = np.round(40 * rng.lognormal(0, 1, 16)).astype(int).tolist()
+
+    def records(forms: list[str], length: int | None = None) -> list[Record]:
+        return [
+            Record("new", "t", form, f"{i:02d}", correct=0, reply="x" * (n if length is None else length), parsed=True)
+            for i, n in enumerate(lengths)
+            for form in forms
+        ]
+
+    names = ("answer_length", "answer_length_change")
+    four, one = (
+        drawn_figures(Sample(records(forms, 3), records(forms), 300, 0), names)
+        for forms in ([f"sample {n}" for n in (1, 2, 3, 4)], ["sample 4"])
+    )
+    for name in names:
+        assert np.allclose(four[name], one[name])
+
+
 def test_three_replies_have_no_interval_of_kl() -> None:
     found = estimate(weighted(kl_rows(np.array([0.1, 0.2, 0.4])), DRAWS, 0, positive=True))
     assert found.value == pytest.approx(0.7 / 3)
