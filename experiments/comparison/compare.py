@@ -19,6 +19,7 @@ from experiments.scorecard.pairwise import net_correct
 from experiments.scorecard.sample import Sample
 from experiments.scorecard.stream import stream_figures, stream_matrix
 from experiments.scorecard.trajectory import drawn_trajectory, trajectory_figures
+from experiments.scorecard.units import unit_values
 
 
 @dataclass
@@ -128,7 +129,8 @@ def _measure(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: 
             drawn[name] |= figures
     if result.reference in drawn:
         answers = {run.name: net_correct([(run.base, run.after)]) for run in runs}
-        result.differences = differences(drawn, answers, result.reference)
+        units = {run.name: unit_values([(run.base, run.after)]) for run in runs}
+        result.differences = differences(drawn, answers, result.reference, units)
 
 
 def _harmonic(drawn: Mapping[str, Mapping[str, Array]], reference: str) -> dict[str, dict[str, Array]]:
