@@ -14,6 +14,7 @@ from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmon
 from experiments.scorecard.card import drawn_figures, estimated
 from experiments.scorecard.differences import COMPARED, Difference, differences
 from experiments.scorecard.figures import GAINS
+from experiments.scorecard.flips import distinct_keys
 from experiments.scorecard.pairing import Key, facts
 from experiments.scorecard.pairwise import net_correct
 from experiments.scorecard.sample import Sample
@@ -114,8 +115,9 @@ def common_items(runs: Sequence[ComparedRun], result: Comparison) -> list[Compar
 
 def _measure(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: int) -> None:
     drawn: dict[str, dict[str, Array]] = {}
+    keys = distinct_keys({run.name: run.after for run in runs})
     for run in runs:
-        sample = Sample(run.base, run.after, draws, seed)
+        sample = Sample(run.base, run.after, draws, seed, key=keys[run.name])
         drawn[run.name] = drawn_figures(sample)
         result.cards[run.name] = estimated(sample, drawn[run.name])
     more = (

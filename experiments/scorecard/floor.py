@@ -9,6 +9,7 @@ from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import check_draws, estimate
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.flips import distinct_keys
 from experiments.scorecard.sample import Sample
 
 ABOVE = {"nfr": "nfr_above_floor", "persistence_corrected": "persistence_above_floor"}
@@ -40,7 +41,8 @@ def aa_floor(
     floor = drawn_figures(Sample(first, again, draws, seed), names)
     card = {f"floor_{name}": estimate(values) for name, values in floor.items()}
     if tuned:
-        flips = drawn_figures(Sample(first, tuned, draws, seed), ABOVE)
+        key = distinct_keys({"again": again, "tuned": tuned})["tuned"]
+        flips = drawn_figures(Sample(first, tuned, draws, seed, key=key), ABOVE)
         above = {ABOVE[name]: flips[name] - floor[name] for name in flips if name in floor}
         own = {name: values for name, values in flips.items() if FIGURES[name].suite == "floor"}
         card |= {name: estimate(values) for name, values in (above | own).items()}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import Array, check_draws, estimate
+from experiments.scorecard.bootstrap import Array, check_draws, estimate, of_highest
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.figures import GAINS
 from experiments.scorecard.flips import answers_key
@@ -66,7 +66,9 @@ def trajectory_figures(paths: Mapping[str, Trajectory]) -> tuple[float | None, d
     An arm that never gains (`gained`) has the hypervolume alone: it would set the matched gain of all arms to next to
     nothing. If no arm gains, the matched gain is None.
     """
-    figures = {name: {"hypervolume": hypervolume(path.gain, path.retention)} for name, path in paths.items()}
+    figures = {
+        name: {"hypervolume": of_highest(hypervolume(path.gain, path.retention))} for name, path in paths.items()
+    }
     learned = {name: path for name, path in paths.items() if gained(path.gain)}
     if not learned:
         return None, figures
@@ -147,9 +149,8 @@ def hypervolume(gain: Array, retention: Array, reference: float = 0.0) -> Array:
 def stability_gap(trajectory: Trajectory) -> tuple[Estimate, int | None]:
     """Find the largest fall of kept accuracy below the base, and the first later step back at the base's level.
 
-    Returns (depth, step); the step is None without a recovery or a fall (arXiv 2205.13452). The depth is the forgetting
-    of the step that is deepest as observed; it was picked for being deepest, so its interval leans to the deep side. 0
-    without a fall.
+    Returns (depth, step); the step is None without a recovery or a fall (arXiv 2205.13452). The depth is the highest
+    forgetting of all steps; that it was picked for being deepest is in its interval (`of_highest`). 0 without a fall.
     """
     fall = trajectory.forgetting
     deepest = int(np.argmax(fall[:, 0]))
@@ -157,4 +158,5 @@ def stability_gap(trajectory: Trajectory) -> tuple[Estimate, int | None]:
         return Estimate(0.0), None
     later = range(deepest + 1, len(trajectory.steps))
     recovered = next((trajectory.steps[i] for i in later if fall[i, 0] <= 0), None)
-    return estimate(fall[deepest]), recovered
+    depth = fall.max(axis=0)
+    return estimate(of_highest(depth) if len(fall) > 2 else depth), recovered

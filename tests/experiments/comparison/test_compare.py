@@ -30,6 +30,21 @@ def test_planted_forgetting_is_found_in_the_difference_and_no_gain_is_made_up(ru
     assert result.items == {"kept": 400, "new": 200}
 
 
+def test_runs_that_give_the_same_answers_may_differ_by_what_120_questions_miss() -> None:
+    """0.00 [0.00,0.00] would say that they never answer otherwise."""
+    base, other = ([kept(i, wrong if i % 4 == 0 else 0) for i in range(120)] for wrong in (1, 2))
+    runs = [ComparedRun("a", base, {1: base}), ComparedRun("b", base, {1: other})]
+    found = {d.figure: d for d in compare(runs, draws=500).differences}
+    for figure in ("retention", "nfr"):
+        value = found[figure].value
+        assert value.value == 0
+        assert value.low is not None
+        assert value.high is not None
+        assert value.low < -0.01
+        assert value.high > 0.01
+        assert found[figure].p == 1
+
+
 def test_a_question_that_is_asked_in_two_forms_is_one_in_a_caption() -> None:
     base = [kept(i, 0, form=form) for i in range(3) for form in ("chat", "plain")]
     result = Comparison("a", {})
