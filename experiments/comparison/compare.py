@@ -173,11 +173,16 @@ def _whole_trajectories(
     gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in runs}
     if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in runs):
         return {}
-    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, draws, seed) for e in runs}
+    keys = distinct_keys({e.name: _of_suites(e, "new", "kept") for e in runs})
+    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, draws, seed, keys[e.name]) for e in runs}
     result.matched_gain, figures = trajectory_figures(paths)
     if idle := [name for name in paths if "area" not in figures[name]]:
         result.notes.append(f"no gain outside its interval, so no retention at matched gain: {', '.join(idle)}")
     return figures
+
+
+def _of_suites(run: ComparedRun, *suites: str) -> list[Record]:
+    return [record for records in run.checkpoints.values() for record in records if record.suite in suites]
 
 
 def _content(record: Record) -> tuple[object, ...]:

@@ -30,16 +30,20 @@ class Trajectory:
 
 
 def drawn_trajectory(
-    base: Sequence[Record], checkpoints: Mapping[int, Sequence[Record]], draws: int = 10_000, seed: int = 0
+    base: Sequence[Record],
+    checkpoints: Mapping[int, Sequence[Record]],
+    draws: int = 10_000,
+    seed: int = 0,
+    key: int | None = None,
 ) -> Trajectory:
     """Draw a trajectory from the records of each checkpoint, by step. All points share their resampled questions.
 
-    The gain is the figure of `headline_gain`. Raises ValueError if the new task or the kept tasks were not measured.
+    The gain is the figure of `headline_gain`. key: as of `Sample`. Raises ValueError if the new task or the kept tasks were not measured.
     """
     check_draws(draws)
     wanted = [record for record in base if record.suite in ("new", "kept")]
     measured = {step: [r for r in records if r.suite in ("new", "kept")] for step, records in checkpoints.items()}
-    key = answers_key(*measured.values())
+    key = answers_key(*measured.values()) if key is None else key
     points = {}
     for step in sorted({0, *checkpoints}):
         after = measured[step] if step else wanted
