@@ -38,7 +38,8 @@ def drawn_trajectory(
 ) -> Trajectory:
     """Draw a trajectory from the records of each checkpoint, by step. All points share their resampled questions.
 
-    The gain is the figure of `headline_gain`. key: as of `Sample`. Raises ValueError if the new task or the kept tasks were not measured.
+    The gain is the figure of `headline_gain`. key: as of `Sample`. Raises ValueError if the new task or the kept tasks
+    were not measured.
     """
     check_draws(draws)
     wanted = [record for record in base if record.suite in ("new", "kept")]

@@ -44,7 +44,7 @@ def test_runs_that_give_the_same_answers_may_differ_by_what_120_questions_miss()
         assert value.high is not None
         assert value.low < -0.01
         assert value.high > 0.01
-        assert found[figure].p == 1
+        assert found[figure].p > 0.9
 
 
 def test_a_question_that_is_asked_in_two_forms_is_one_in_a_caption() -> None:
