@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.fingerprint import computes, differences
 from experiments.common.errors import ConfigError, RunError
-from experiments.common.files import read_note, write_json
+from experiments.common.files import is_damaged, read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.common.owner import anew
 from experiments.evaluation.cache import BaseCache, tokenizer_digest
@@ -43,8 +43,9 @@ def check_suites(folder: Path, suites: Suites) -> None:
 
 def is_whole(file: Path) -> bool:
     """Whether a file of the folder `base` is there, as it was written; without a digest of it, as it can be read."""
-    digest = read_note(file.with_name(TIMING)).get("files", {}).get(file.name)
-    return file.is_file() and (digest is None or file_digest(file) == digest)
+    note = file.with_name(TIMING)
+    digest = read_note(note).get("files", {}).get(file.name)
+    return file.is_file() and (not is_damaged(note) if digest is None else file_digest(file) == digest)
 
 
 def _asked(suite: DrawnSuite) -> str:
