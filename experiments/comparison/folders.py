@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,14 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     if result.is_file():
         values = read_json(result)
         status = values.get("status", "damaged")
-        fault = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
-        if not fault:
+        lacking = _lacking(values, steps) if status == "finished" else ""
+        fault = lacking or ("" if status == "finished" else f"{status}: {values.get('reason')}")
+        if not lacking:
             check_files(result)
+        if not fault:
             steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
+    else:
+        _check_noted(steps.values())
     left_out = read_json(folder / MODEL).get("left_out", {})
     return ComparedRun(
         folder.name,
@@ -121,6 +125,16 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         learning_rate=float(values.get("learning_rate", 0.0)),
         remark=_of_step(folder, values) if folder.parent.name == "posthoc" else "",
     )
+
+
+def _check_noted(files: Iterable[Path]) -> None:
+    """Raise CompareError for records of an arm without a result that are not as they were written."""
+    from experiments.runs.arm_records import is_whole  # loads torch; only a run that goes on needs it
+
+    if damaged := [file for file in files if not is_whole(file)]:
+        raise CompareError(
+            f"{damaged[0]} is not the file that was written: start the run again, which measures it anew"
+        )
 
 
 def _of_step(folder: Path, values: Mapping[str, Any]) -> str:
