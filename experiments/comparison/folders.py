@@ -112,7 +112,7 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         if not fault:
             steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
     else:
-        _check_noted(steps.values())
+        _check_noted(folder, steps.values())
     left_out = read_json(folder / MODEL).get("left_out", {})
     return ComparedRun(
         folder.name,
@@ -127,11 +127,15 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     )
 
 
-def _check_noted(files: Iterable[Path]) -> None:
-    """Raise CompareError for records of an arm without a result that are not as they were written."""
+def _check_noted(arm: Path, files: Iterable[Path]) -> None:
+    """Raise CompareError for records of an arm without a result, or of its base, that are not as they were written."""
     from experiments.runs.arm_records import is_whole  # loads torch; only a run that goes on needs it
+    from experiments.runs.base_records import ITEMS
+    from experiments.runs.base_records import is_whole as whole_base
 
-    if damaged := [file for file in files if not is_whole(file)]:
+    base = arm.parents[1] / "base" / ITEMS
+    damaged = [base] if base.is_file() and not whole_base(base) else [file for file in files if not is_whole(file)]
+    if damaged:
         raise CompareError(
             f"{damaged[0]} is not the file that was written: start the run again, which measures it anew"
         )
