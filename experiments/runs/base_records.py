@@ -31,14 +31,18 @@ def check_suites(folder: Path, suites: Suites) -> None:
 
     folder: of the run. Without a note of an earlier version nothing is known.
     """
-    known = read_note(folder / "base" / TIMING).get("suites", {})
-    changed = [name for name, suite in suites.suites.items() if name in known and known[name] != _asked(suite)]
-    if changed:
+    if changed := changed_suites(folder, suites):
         raise ConfigError(
             f"{', '.join(changed)}: the questions, or the code that asks them, have changed since {folder.name} began "
             "(another version of this bench or of a library), so new figures would not compare: go on with the "
             f"version that it began with, or {anew(folder)}"
         )
+
+
+def changed_suites(folder: Path, suites: Suites) -> list[str]:
+    """Return the names of suites whose questions or code are others than when the base of a run was measured."""
+    known = read_note(folder / "base" / TIMING).get("suites", {})
+    return [name for name, suite in suites.suites.items() if name in known and known[name] != _asked(suite)]
 
 
 def is_whole(file: Path) -> bool:
