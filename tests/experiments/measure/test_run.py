@@ -215,9 +215,9 @@ def test_tasks_of_lm_eval_count_as_kept(
     task.write_text(task.read_text().replace("The colour of", "One sees the colour of"))
     assert main([*words, "--lm-eval", "colours", "sums"]) == 0
     said = (
-        "warning: lm_eval: the questions, or the code that asks them, have changed since same, perturbed was measured"
+        "the questions, or the code that asks them, have changed since the measurement of same, perturbed; the figures"
     )
-    assert said in " ".join(capsys.readouterr().out.split())
+    assert f"warning: lm_eval: {said}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_weights_in_bf16_on_a_named_device(base: str, models: dict[str, str], tmp_path: Path) -> None:
