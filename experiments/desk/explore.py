@@ -20,7 +20,7 @@ from experiments.evaluation.suites.alignment import PAIRS, States, sentences
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.page import few_colours
 from experiments.reporting.plots.caption import Asked, caption
-from experiments.reporting.plots.forgetting import START, points
+from experiments.reporting.plots.forgetting import START, points_by_step
 from experiments.reporting.text import gain_name, label
 from experiments.scorecard.figures import FIGURES
 
@@ -53,10 +53,10 @@ def forgetting_hover(results: Sequence[ArmResult], rests: str = "") -> Json:
     name, traces = gain_name(results), []
     colours = line_colours([(r.arm, "" if r.method == MEASURED else r.method, r.learning_rate) for r in results])
     for result, colour in zip(results, colours, strict=True):
-        path = points(result)
-        if not path:
+        found = points_by_step(result)
+        if not found:
             continue
-        steps = [0, *(p["step"] for p in result.trajectory if p.get("step", 0) > 0)][: len(path) + 1]
+        steps, path = [0, *(step for step, _ in found)], [pair for _, pair in found]
         text = ["base model", *(f"{_interval(name, g)}<br>{_interval('retention', r)}" for g, r in path)]
         xs, ys = ([START[i], *(pair[i].value for pair in path)] for i in (0, 1))
         traces.append(

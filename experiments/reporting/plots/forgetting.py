@@ -47,9 +47,14 @@ class Look:
 
 def points(result: ArmResult) -> list[tuple[Estimate, Estimate]]:
     """List (gain, retention) of each evaluation after step 0, if both are numbers. The gain: `text.gain_name`."""
+    return [pair for _, pair in points_by_step(result)]
+
+
+def points_by_step(result: ArmResult) -> list[tuple[int, tuple[Estimate, Estimate]]]:
+    """List the `points` with their steps: one that is no number is left out."""
     name = gain_name([result])
-    pairs = [(p.get(name), p.get("retention")) for p in result.trajectory if p.get("step", 0) > 0]
-    return [(g, r) for g, r in pairs if g and r and math.isfinite(g.value) and math.isfinite(r.value)]
+    found = [(p["step"], p.get(name), p.get("retention")) for p in result.trajectory if p.get("step", 0) > 0]
+    return [(s, (g, r)) for s, g, r in found if g and r and math.isfinite(g.value) and math.isfinite(r.value)]
 
 
 def forgetting_figure(results: Sequence[ArmResult], title: str, asked: Asked | None = None) -> Figure:
