@@ -106,7 +106,8 @@ class BaseFolder:
     def check_base(self) -> None:
         """Raise ConfigError if the base model has other weights, config or tokenizer than when the run began."""
         known, here = self._note(), self._base()
-        changed = [what for what in ("weights", "tokenizer") if known.get(what, here[what]) != here[what]]
+        own = ("weights", "tokenizer", "code")
+        changed = [what for what in own if what in here and known.get(what, here[what]) != here[what]]
         if fields := differences(known.get("computes", {}), here["computes"]):
             changed.append(f"config ({fields})")
         if changed:
@@ -116,10 +117,10 @@ class BaseFolder:
             )
 
     def _base(self) -> dict[str, Any]:
-        """Return what must not change of the base model: weights, tokenizer, what its config lets them compute."""
-        return {name: self.cache.key[name] for name in ("weights", "tokenizer")} | {
-            "computes": computes(self.model.config)
-        }
+        """Return what must not change of the base model: weights, tokenizer, code of its own, what its config lets them
+        compute."""
+        own = {name: self.cache.key[name] for name in ("weights", "tokenizer", "code") if name in self.cache.key}
+        return own | {"computes": computes(self.model.config)}
 
     def measured(self, say: Callable[[str], None]) -> tuple[Evaluation, list[Record], float]:
         """Return the prepared suites, the base model's records and the seconds that these took."""
