@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.cli.console import Commands, quiet, show
 from experiments.cli.run import overrides
+from experiments.common.errors import ConfigError
 
 MOST_DEVICES = 4096
 
@@ -42,11 +43,13 @@ def plan_command(args: argparse.Namespace) -> int:
     from experiments.plan.plan import plan_run
     from experiments.plan.report import plan_text
 
+    if args.sharding != "none" and args.devices == 1:
+        raise ConfigError(f"--sharding {args.sharding} has no effect on one device: give --devices 8, or leave it out")
     quiet()
     config, device = load_config(args.config, overrides(args.set)), chosen(args.gpu, args.memory)
     plan = plan_run(config, device, args.devices, args.sharding, args.length)
     show(plan_text(plan, args.utilisation))
-    return 1 if plan.too_large else 0
+    return 1 if plan.too_large or not plan.arms else 0
 
 
 def _devices(text: str) -> int:

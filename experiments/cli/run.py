@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from experiments.cli.console import Commands, add_root, folder, quiet, say, show
 from experiments.common.commands import command
 from experiments.common.errors import ConfigError
-from experiments.common.paths import default_root, short_path
+from experiments.common.paths import absolute, default_root, short_path
+
+DEEP = 5  # folders from ROOT/runs/NAME/arms/ARM up to ROOT
 
 
 def add(commands: Commands) -> None:
@@ -122,10 +125,23 @@ def split_arm(text: str) -> tuple[str, float]:
 def sync_command(args: argparse.Namespace) -> int:
     from experiments.tracking.sync import sync
 
-    said = sync(args.folders, args.root or default_root())
+    said = sync(args.folders, args.root or _root_of(args.folders))
     for path, what in said.items():
         show(f"{path.name}: {what}")
     return 1 if any(what.startswith("not sent") for what in said.values()) else 0
+
+
+def _root_of(folders: Sequence[Path]) -> Path:
+    """Return the root with a store in which folders are: another root's would get runs that are not its own.
+
+    Else the default root, for runs that were copied here. Raises ConfigError for folders of several roots.
+    """
+    near = [(folder, *folder.parents)[:DEEP] for folder in map(absolute, folders)]
+    own = [next((place for place in places if (place / "mlflow.db").is_file()), None) for places in near]
+    roots = sorted({root for root in own if root})
+    if len(roots) > 1:
+        raise ConfigError(f"the runs are of several roots, {', '.join(map(str, roots))}: sync them one by one")
+    return roots[0] if roots else default_root()
 
 
 def overrides(pairs: list[str]) -> dict[str, object]:

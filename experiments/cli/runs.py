@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,9 @@ def _show_run(folder: Path) -> None:
     results = [read_result(file, own=True) for file in files if file.is_file()]
     if results:
         print()
-        show(format_table(results))
+        show(
+            format_table([replace(one, arm=f"{one.arm} {one.operation}") if one.operation else one for one in results])
+        )
     for file in (file for file in files if not file.is_file()):
         show(f"{file.parent.name}: no result yet")
     report, root = folder / "report.html", folder.parent.parent

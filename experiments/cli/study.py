@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 NAME = "name of the study"
 WORKERS = "processes on this machine (default: 1)"
-REPORT = (".html", ".md", ".png", ".csv")  # files of a report that are sent to MLflow; it has the YAML already
+REPORT = (".html", ".md", ".png", ".csv")  # no folder is meant by such a name
+PAGES, YAML = ("report.md", "report.html", "table.csv"), "study.yaml"  # that a report writes, besides pictures
 
 
 def add(commands: Commands) -> None:
@@ -151,12 +153,31 @@ def report_command(args: argparse.Namespace) -> int:
     if args.out and args.out.suffix in REPORT:
         raise ConfigError(f"--out {args.out}: give a folder, which gets all files of the report")
     store = _store(args)
+    if args.out:
+        _check_out(store, args.out)
     fetch_runs(store.config, store.trials(), root, say)
     page = write_study_report(store, root, args.out or root / "studies" / store.config.name)
     show(str(page))
     if said := attach(store.config.name, root, page.parent):
         say(said)
     return 0
+
+
+def _check_out(store: Store, folder: Path) -> None:
+    """Raise ConfigError for a folder with a study's YAML that no report has written: it would be replaced."""
+    from experiments.studies.storage import public_yaml
+
+    own = folder / YAML
+    if own.is_file() and not (folder / PAGES[0]).is_file() and own.read_bytes() != public_yaml(store.config).encode():
+        raise ConfigError(
+            f"--out {folder} has a {YAML} of its own, which the report would replace: name another folder"
+        )
+
+
+def _written(folder: Path) -> list[Path]:
+    """Return the files of a report: its pages and table, and the pictures that they show. Others are nobody's here."""
+    pictures = re.findall(r"\]\(([\w-]+\.png)\)", (folder / PAGES[0]).read_text(encoding="utf-8"))
+    return [path for name in sorted({*PAGES, *pictures}) if (path := folder / name).is_file()]
 
 
 def attach(name: str, root: Path, folder: Path) -> str:
@@ -172,9 +193,8 @@ def attach(name: str, root: Path, folder: Path) -> str:
         return ""  # it ran on another machine
     try:
         client = Tracker(root, name).client
-        for path in sorted(folder.iterdir()):
-            if path.suffix in REPORT:
-                client.log_artifact(run_id, str(path), "report")
+        for path in _written(folder):
+            client.log_artifact(run_id, str(path), "report")
     except Exception as error:
         # the last line of ours is what to do; the first is the reason
         reason = str(error).partition("\n")[0] if isinstance(error, TrackingError) else last_line(error)

@@ -45,6 +45,8 @@ def ui_command(args: argparse.Namespace) -> int:
     from experiments.tracking.tracker import PORT, Tracker
     from experiments.tracking.uri import page
 
+    if args.port is not None and os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+        raise ConfigError(f"--port {args.port} has no effect: MLFLOW_TRACKING_URI names a server that runs already")
     root = args.root or default_root()
     dashboard = optuna_command(root) if args.optuna else None
     port = free_port(PORT, args.port)  # refused before the store is opened

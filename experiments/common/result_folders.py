@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +13,7 @@ from experiments.common.paths import absolute, short_path
 
 TRIAL = r"-\d{3,}(-seed\d+)?-[0-9a-f]{8}"  # what follows a study's name in the names of its runs
 MEASUREMENT = "measure.json"  # of the folder of a measurement
+MOST = 100_000  # characters of the first line of a journal
 
 
 def folders(root: Path) -> tuple[list[Path], list[Path]]:
@@ -25,8 +28,22 @@ def measurements(root: Path) -> list[Path]:
 
 
 def trial_runs(study: Path, runs: Iterable[Path]) -> list[Path]:
-    """Return those of the runs that are a study's."""
-    return [run for run in runs if re.fullmatch(re.escape(study.name) + TRIAL, run.name)]
+    """Return those of the runs that are a study's.
+
+    A run of its own may have such a name too, as `facts-2026` next to a study `facts`: its journal says that.
+    """
+    found = (run for run in runs if re.fullmatch(re.escape(study.name) + TRIAL, run.name))
+    return [run for run in found if _experiment(run) in (None, study.name)]
+
+
+def _experiment(run: Path) -> str | None:
+    """Return the experiment in MLflow that a run began in: that of its study; None if it has no journal here."""
+    file = next(iter(sorted(run.glob("journal-*.jsonl"))), None)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        if file is not None:
+            with file.open(encoding="utf-8") as lines:
+                return json.loads(lines.readline(MOST)).get("experiment")
+    return None
 
 
 def find(name: str, root: Path) -> Path:

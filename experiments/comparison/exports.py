@@ -18,18 +18,20 @@ TABLES = (".csv", ".parquet", ".json")
 
 
 def read_export(path: Path) -> list[ComparedRun]:
-    """Read the rows of a study's export: from the run folder if it is here, else the figures of the table."""
+    """Read the rows of a study's export: from the run folder if it is here, else the figures of the table.
+
+    Trials that have none, because they failed or run still, are last.
+    """
     try:
         rows = _json_rows(path) if path.suffix == ".json" else _table_rows(path)
     except (KeyError, TypeError, ValueError) as error:
         raise CompareError(f"{path} is no export of a study ({type(error).__name__}: {error})") from error
+    if not any(row["figures"] for row in rows):
+        raise CompareError(f"{path} has no trial with figures: wait until one has finished")
     try:
-        runs = [_row(path, **row) for row in rows]
+        return [_row(path, **row) for row in sorted(rows, key=lambda row: not row["figures"])]
     except ValueError as error:
         raise CompareError(str(error)) from error
-    if not runs:
-        raise CompareError(f"{path} has no trial with figures: wait until one has finished")
-    return runs
 
 
 def _json_rows(path: Path) -> list[dict[str, Any]]:
@@ -40,9 +42,17 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
             arm = f"{result.arm}-{result.learning_rate:g}"
             name = f"trial {trial['number']} {arm} seed {run['seed']}"
             fault = None if result.status == "finished" else f"{result.status}: {result.reason}"
-            row = {"name": name, "folder": run["folder"], "arm": arm, "figures": result.scorecard}
+            card = {n: replace(one, value=_number(one.value)) for n, one in result.scorecard.items()}  # null: no number
+            row = {"name": name, "folder": run["folder"], "arm": arm, "figures": card}
             rows.append({**row, "fault": fault or _unfinished(trial)})
+        if not trial["runs"] and (fault := _unfinished(trial)):
+            rows.append(_bare(f"trial {trial['number']}", fault))
     return rows
+
+
+def _bare(name: str, fault: str) -> dict[str, Any]:
+    """Return the row of a trial without figures: a gate must not pass as if it were not there."""
+    return {"name": name, "folder": None, "arm": "", "figures": {}, "fault": fault}
 
 
 def _table_rows(path: Path) -> list[dict[str, Any]]:
@@ -54,7 +64,13 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for row in table.to_dict("records"):
         figures = {n: _cell(row, n) for n in names if n in row and pd.notna(row[n])}
-        if not figures or _empty(row.get("learning_rate")) or not _empty(row.get("repeats")):  # no rate: the base
+        fault = _unfinished(row)
+        if not _empty(row.get("repeats")) or not (figures or fault):
+            continue
+        if not figures and "trial" in row:
+            rows.append(_bare(f"trial {row['trial']}", str(fault)))
+            continue
+        if _empty(row.get("learning_rate")):  # the base
             continue
         arm = f"{from_csv_cell(str(row['arm']))}-{row['learning_rate']:g}"
         parts = [
@@ -64,7 +80,7 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
         ]
         name = " ".join(filter(None, parts))
         folder = row.get("folder") if isinstance(row.get("folder"), str) else None
-        rows.append({"name": name, "folder": folder, "arm": arm, "figures": figures, "fault": _unfinished(row)})
+        rows.append({"name": name, "folder": folder, "arm": arm, "figures": figures, "fault": fault})
     return rows
 
 

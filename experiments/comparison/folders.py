@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import CompareError, ConfigError
-from experiments.common.files import read_json
+from experiments.common.files import read_json, read_note
 from experiments.common.paths import SHIPPED
+from experiments.common.result_folders import MEASUREMENT
 from experiments.common.yaml_values import read_yaml
 from experiments.records import MEASURED, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
 from experiments.runs.result_file import check_files
 
+KEPT = Path("trained") / "kept.json"  # in an arm's folder: of which step its weights are (`runs.trained`)
+NOT_BEGUN = "it has not begun"
 MODEL = "model.json"  # in an arm's folder: what `control-llm measure` measured, and suites left out with the reasons
 
 
@@ -27,7 +30,8 @@ class ComparedRun:
     if there are no records (an export whose run folders are elsewhere). stages: of a stream, the last step of each
     task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
-    method: empty if it is not known. remark: what else a reader must know of it.
+    method: empty if it is not known. remark: what else a reader must know of it. kept: the step of the weights that
+    are there, if it is not the last one (`training.keep: best`).
     """
 
     name: str
@@ -41,11 +45,17 @@ class ComparedRun:
     method: str = ""
     learning_rate: float = 0.0
     remark: str = ""
+    kept: int | None = None
 
     @property
     def after(self) -> Sequence[Record]:
         """Records of the last checkpoint."""
         return self.checkpoints[max(self.checkpoints)] if self.checkpoints else ()
+
+    @property
+    def usable(self) -> Sequence[Record]:
+        """Records of the weights that are there: those of the last checkpoint, unless others were kept."""
+        return self.after if self.kept is None else self.checkpoints[self.kept]
 
 
 def is_run(folder: Path) -> bool:
@@ -64,7 +74,21 @@ def read_arms(folder: Path) -> list[ComparedRun]:
         raise CompareError(str(error)) from error
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
-    return runs
+    begun = {run.name for run in runs}
+    return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named_arms(folder) if name not in begun]
+
+
+def named_arms(folder: Path) -> list[str]:
+    """Return the folders that the arms of a run, or the models of a measurement, will have; none if nothing says.
+
+    A run that was stopped has no folder of the arms that follow, and nobody may take it for whole.
+    """
+    try:
+        values = read_yaml(folder / "config.yaml", SHIPPED, "config file")[1]
+        own = [f"{arm['name']}-{float(rate):g}" for arm in values["arms"] for rate in arm["learning_rates"]]
+    except (ConfigError, KeyError, TypeError, ValueError):  # of a measurement, or of another version
+        own = []
+    return [*own, *read_note(folder / MEASUREMENT).get("arms", ())]
 
 
 def read_base(folder: Path) -> list[Record]:
@@ -114,6 +138,8 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     else:
         _check_noted(folder, steps.values())
     left_out = read_json(folder / MODEL).get("left_out", {})
+    kept = read_note(folder / KEPT).get("step") if folder.parent.name == "arms" else None
+    kept = kept if kept in steps and kept != max(steps) else None
     return ComparedRun(
         folder.name,
         without(base, left_out),
@@ -123,7 +149,8 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         tokens=values.get("cost", {}).get("tokens", math.nan),
         method="" if values.get("method") == MEASURED else str(values.get("method", "")),
         learning_rate=float(values.get("learning_rate", 0.0)),
-        remark=_of_step(folder, values) if folder.parent.name == "posthoc" else "",
+        remark=_of_step(folder, values) if folder.parent.name == "posthoc" else _of_kept(kept, steps),
+        kept=kept,
     )
 
 
@@ -139,6 +166,13 @@ def _check_noted(arm: Path, files: Iterable[Path]) -> None:
         raise CompareError(
             f"{damaged[0]} is not the file that was written: start the run again, which measures it anew"
         )
+
+
+def _of_kept(kept: int | None, steps: Collection[int]) -> str:
+    """Say that an arm's weights are of another step than its figures, which are compared at equal steps."""
+    if kept is None:
+        return ""
+    return f"the figures are of step {max(steps)}, but the weights that were kept of step {kept} (training.keep: best)"
 
 
 def _of_step(folder: Path, values: Mapping[str, Any]) -> str:

@@ -26,13 +26,14 @@ def knows_nothing(card: Mapping[str, Estimate]) -> bool:
 def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:
     """Test for non-inferiority: passed only if the run finished and its bound of forgetting is below the margin.
 
+    The weights that are there are judged: with `training.keep: best` those of the best step, not of the last.
     Returns (passed, one line). Raises CompareError if the run or its base has no records of kept tasks, or for a margin
     that is not between 0 and 1.
     """
     if run.fault:
         return False, f"FAIL  {run.name}: {run.fault}"
     try:
-        card = scorecard(run.base, run.after, draws, seed)
+        card = scorecard(run.base, run.usable, draws, seed)
         if "forgetting" not in card:
             raise CompareError(f"{run.name} has no records of kept tasks: the gate has nothing to judge")
         bound = card["forgetting_bound"].value
@@ -43,18 +44,19 @@ def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) ->
         return False, f"FAIL  {run.name}: {NOTHING}"
     text = figure_text(card, "forgetting")
     sign = "<" if passed else ">=" if np.isfinite(bound) else "against"
-    tasks = sorted({record.task for record in run.after if record.suite == "kept"})
+    tasks = sorted({record.task for record in run.usable if record.suite == "kept"})
+    step = "" if run.kept is None else f" at step {run.kept}, whose weights were kept,"
     of = (
         f" of {', '.join(tasks[:6])}{f' and {len(tasks) - 6} more' if len(tasks) > 6 else ''}" if len(tasks) > 1 else ""
     )
     verdict = "pass" if passed else "FAIL"
     left_out = "".join(f"; left out: {reason}" for reason in run.left_out)
-    return passed, f"{verdict}  {run.name}: forgetting{of} {text}, bound {bound:.4f} {sign} {margin:g}{left_out}"
+    return passed, f"{verdict}  {run.name}: forgetting{step}{of} {text}, bound {bound:.4f} {sign} {margin:g}{left_out}"
 
 
 def by_task(run: ComparedRun) -> list[ComparedRun]:
-    """Cut the last checkpoint to each kept task alone, for a gate on each: a mean over tasks can hide one."""
-    kept = [record for record in run.after if record.suite == "kept"]
+    """Cut what is judged to each kept task alone, for a gate on each: a mean over tasks can hide one."""
+    kept = [record for record in run.usable if record.suite == "kept"]
     return [
         replace(
             run,
@@ -62,6 +64,7 @@ def by_task(run: ComparedRun) -> list[ComparedRun]:
             base=[r for r in run.base if r.suite == "kept" and r.task == task],
             checkpoints={1: [r for r in kept if r.task == task]},
             left_out=(),
+            kept=None,
         )
         for task in sorted({record.task for record in kept})
     ]

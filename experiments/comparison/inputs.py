@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from experiments.common.errors import CompareError
@@ -23,8 +24,8 @@ def read_runs(sources: Sequence[str], base: str | None = None, new: Sequence[str
     """
     found = [(source, run) for source in sources for run in _runs(source, new)]
     several = len({source for source, _ in found}) > 1
-    if new and not any(_is_samples(Path(source)) for source in (*sources, *([base] if base else []))):
-        raise CompareError(f"--new {' '.join(new)} names tasks of lm_eval samples, but none are given: leave it out")
+    if new:
+        _check_new(new, [*sources, *([base] if base else [])])
     names = [run.name for _, run in found]
     runs = []
     for source, run in found:
@@ -38,9 +39,21 @@ def read_runs(sources: Sequence[str], base: str | None = None, new: Sequence[str
     records = before.base or before.after
     if not records:
         raise CompareError(f"--base {base} has no item records here: name a run folder, or one of lm_eval samples")
-    if all(run.base for _, run in found):
+    if not any(run.checkpoints and not run.base for _, run in found):
         raise CompareError(f"--base {base} has no effect: each RUN has a base of its own; leave it out")
     return share_base(runs, records)
+
+
+def _check_new(new: Sequence[str], sources: Sequence[str]) -> None:
+    """Raise CompareError for a pattern of --new that no task has: a mistyped one would count the task as kept."""
+    samples = [Path(source) for source in sources if _is_samples(Path(source))]
+    if not samples:
+        raise CompareError(f"--new {' '.join(new)} names tasks of lm_eval samples, but none are given: leave it out")
+    from experiments.evaluation.lm_eval_files import latest_files
+
+    tasks = sorted({task for folder in samples for task in latest_files(folder)})
+    if idle := [pattern for pattern in new if not any(fnmatch(task, pattern) for task in tasks)]:
+        raise CompareError(f"--new {idle[0]}: no task of these samples has such a name: {', '.join(tasks)}")
 
 
 def share_base(runs: Sequence[ComparedRun], base: Sequence[Record] = ()) -> list[ComparedRun]:

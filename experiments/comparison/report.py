@@ -53,16 +53,21 @@ def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> P
     """Write compare.md, compare.png and compare.csv into the folder `out`. Returns the path of the text.
 
     page: compare.html, which needs no other file, instead of compare.md. A name that ends in .html is that page, and
-    the picture and the table have its name too. Raises CompareError for the name of another kind of file.
+    the picture and the table have its name too. Raises CompareError for the name of another kind of file, and for files
+    of these names that no earlier call has written.
     """
     if out.suffix in FILES:
         raise CompareError(f"--out {out}: give a folder, which gets all files, or a name that ends in .html")
     path = out if out.suffix == ".html" else out / ("compare.html" if page else "compare.md")
+    beside = [path.with_suffix(ending) for ending in (".png", ".csv")]
+    if out.suffix == ".html" and not out.exists() and (there := [one.name for one in beside if one.exists()]):
+        raise CompareError(
+            f"--out {out}: the picture and the table get its name too, and {' and '.join(there)} would be replaced: "
+            "choose another name"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = comparison_figure(comparison, TITLE)
-    write_bytes(path.with_suffix(".png"), image_bytes(figure, "png"))
-    write_text(path.with_suffix(".csv"), comparison_csv(comparison))
-    return write_page(
+    write_page(
         path,
         "compare",
         question=TITLE,
@@ -71,6 +76,9 @@ def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> P
         figures=[FIGURES[name] for name in comparison.figures()],
         remarks=_remarks(comparison),
     )
+    write_bytes(path.with_suffix(".png"), image_bytes(figure, "png"))
+    write_text(path.with_suffix(".csv"), comparison_csv(comparison))
+    return path
 
 
 def comparison_csv(comparison: Comparison) -> str:

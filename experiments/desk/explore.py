@@ -53,10 +53,10 @@ def forgetting_hover(results: Sequence[ArmResult], rests: str = "") -> Json:
     name, traces = gain_name(results), []
     colours = line_colours([(r.arm, "" if r.method == MEASURED else r.method, r.learning_rate) for r in results])
     for result, colour in zip(results, colours, strict=True):
-        found = points_by_step(result)
-        if not found:
+        by_step = points_by_step(result)
+        if not by_step:
             continue
-        steps, path = [0, *(step for step, _ in found)], [pair for _, pair in found]
+        steps, path = [0, *by_step], list(by_step.values())
         text = ["base model", *(f"{_interval(name, g)}<br>{_interval('retention', r)}" for g, r in path)]
         xs, ys = ([START[i], *(pair[i].value for pair in path)] for i in (0, 1))
         traces.append(
@@ -84,7 +84,7 @@ def projection_hover(base: States, tuned: Mapping[str, States], layer: int) -> J
         if not number:
             traces.append(_dots("base", before, hues[:count], texts[:count], "circle-open"))
         traces.append(_dots(arm, after, hues[:count], said[:count], SHAPES[number % len(SHAPES)]))
-    rests = caption(Asked({"probe sentences": len(texts) // 2}), "axes without unit", "")
+    rests = caption(Asked({"probe sentences": base.layers.shape[1]}), "axes without unit", "")
     title = titled(f"Layer {layer}: sentences, projected", rests)
     return page_of(traces, title, xaxis="first principal axis of the base", yaxis="second")
 

@@ -61,9 +61,8 @@ class ClickedFront:
         self.read = {trial.number for trial in first[:most]}
 
     def _repr_html_(self) -> str:
-        figure = pareto_figure(
-            self.trials, self.front, self.view.study.objectives, study_asked(self.view.study, self.trials)
-        )
+        asked = study_asked(self.view.study, self.trials, self.view.root)
+        figure = pareto_figure(self.trials, self.front, self.view.study.objectives, asked)
         picture = image_bytes(figure, "png", DPI)
         place = f"front-{sha256(picture.hex())[:6]}-{next(COUNT)}"
         open_first = next(iter(self.front), None)

@@ -6,10 +6,12 @@ Here the rows are plain HTML, which GitHub and an untrusted notebook show too. T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from experiments.common.hashing import sha256
@@ -35,8 +37,8 @@ class Grid:
 
     @classmethod
     def of(cls, frame: pd.DataFrame, places: int = 3, **options: Any) -> Grid:
-        """Show a pandas table, its index first. places: of numbers. options: as above."""
-        plain = frame.round(places).reset_index()
+        """Show a pandas table, its index first. places: of numbers; smaller ones have digits. options: as above."""
+        plain = frame.map(lambda cell: _rounded(cell, places)).reset_index()
         rows = tuple(tuple(str(cell) for cell in row) for row in plain.itertuples(index=False))
         return cls(Table("", tuple(map(str, plain.columns)), rows), **options)
 
@@ -66,6 +68,15 @@ class Grid:
         )
 
 
+def _rounded(cell: Any, places: int) -> Any:
+    """Round a number; of one that would be left with a digit or none, such as a learning rate, keep the first ones."""
+    if not isinstance(cell, float | np.floating) or not math.isfinite(cell):
+        return cell
+    value = float(cell)
+    small = 0 < abs(value) < 10.0 ** (1 - places)
+    return float(f"{value:.{max(1, places - 1)}g}") if small else round(value, places)
+
+
 STYLE = """
 #PLACE { overflow-x: auto }
 #PLACE th { cursor: pointer; text-align: left; white-space: nowrap }
@@ -87,8 +98,8 @@ SCRIPT = """<script>
   const menus = [...box.querySelectorAll("select")], heads = [...box.querySelectorAll("th")];
   const text = (row, i) => (row.cells[i] ? row.cells[i].textContent.trim() : "");
   const seconds = {s: 1, min: 60, h: 3600, d: 86400};
-  const value = (said) => {  // +.41[.35,.47], 1,024 and 3 h
-    const found = /^([-+]?[0-9,.]+(?:e-?[0-9]+)?) ?(s|min|h|d)?(?:$|[ [/])/.exec(said);
+  const value = (said) => {  // +.41[.35,.47], 1,024, 3 h, 12% and <.001
+    const found = /^<?([-+]?[0-9,.]+(?:e[-+]?[0-9]+)?) ?(s|min|h|d)?(?:$|[ %[/])/.exec(said);
     return found ? parseFloat(found[1].replaceAll(",", "")) * (seconds[found[2]] || 1) : NaN;
   };
   const filter = () => {

@@ -19,7 +19,7 @@ from experiments.desk.grid import Grid
 from experiments.desk.live import Follower, words_of
 from experiments.desk.overview import Overview, age, arm_text, figure, gain, read_all, read_config
 from experiments.desk.search import StudyView
-from experiments.records import ArmResult
+from experiments.records import ArmResult, read_records
 from experiments.reporting.plots.caption import SHARES, asked_in, caption
 from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.table import Row, Table
@@ -95,6 +95,7 @@ def open_result(source: str | Path, root: str | Path | None = None) -> Opened:
     if (folder / MEASUREMENT).is_file():
         text = (folder / "report.txt").read_text(encoding="utf-8") if (folder / "report.txt").is_file() else ""
         return Opened([Html(Markup("<pre>{}</pre>").format(text)), Html(links(folder, base))])
+    base = folder.parents[1]  # the root that it is in, whose store has it
     words = Html(Markup("<p><b>{}</b></p>").format(words_of(Follower(str(folder), base).look())))
     if (folder / "study.yaml").is_file():
         view = StudyView(folder, base)
@@ -139,7 +140,8 @@ def _arms(folder: Path) -> list[Any]:
     results: list[ArmResult] = whole_results(sorted(folder.glob("arms/*/result.json")))
     if not results:
         return []
-    asked = asked_in(read_config(folder / "config.yaml"))
+    base = folder / "base" / "items.jsonl"
+    asked = asked_in(read_config(folder / "config.yaml"), read_records(base) if base.is_file() else ())
     hover = forgetting_hover(results, caption(asked, SHARES, "in brackets"))
     picture = Picture(gained_kept_figure(results, folder.name, asked), hover)
     return [Grid(arms_table(results)), picture]

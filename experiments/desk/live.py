@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,8 @@ from experiments.common.errors import ConfigError
 from experiments.common.progress import duration
 from experiments.common.result_folders import MEASUREMENT, find, folders, trial_runs
 from experiments.desk.overview import Overview, read_config, read_run, read_study, state_after
-from experiments.reporting.plots.caption import Asked, asked_in
+from experiments.records import read_records
+from experiments.reporting.plots.caption import Asked, asked_in, asked_of
 from experiments.runs.result_file import RESULT, result_values
 from experiments.tracking.journal import PATTERN, Event, Journal
 
@@ -29,7 +30,8 @@ class LiveArm:
     """An arm as far as it is. status: waiting, running, stopped, unknown, or how it ended.
 
     series: by the name of a figure what was logged, in the order of the steps. seconds: between the first and the last
-    step of the latest attempt, with the evaluations between them. steps: those that this time covers.
+    step of the latest attempt, with the evaluations between them. steps: those that this time covers. total: steps
+    until its end. step: the last one that was logged; 0 before the first.
     """
 
     folder: Path
@@ -39,6 +41,8 @@ class LiveArm:
     series: dict[str, Series] = field(default_factory=dict)
     seconds: float = 0.0
     steps: int = 0
+    total: int = 0
+    step: int = 0
 
     def __post_init__(self) -> None:
         self._journal, self._offset = Journal(self.folder), 0
@@ -47,11 +51,6 @@ class LiveArm:
     @property
     def name(self) -> str:
         return self.folder.name
-
-    @property
-    def step(self) -> int:
-        """The last step that was logged; 0 before the first."""
-        return max(self.series.get("loss", {0: 0.0}))
 
     @property
     def pace(self) -> float | None:
@@ -98,16 +97,16 @@ class LiveArm:
     def _timed(self, step: int, when: float) -> None:
         if not self._first[0]:
             self._first = (step, when)
+        self.step = step  # an attempt that goes on from a checkpoint logs earlier ones once more
         self.steps, self.seconds = step - self._first[0], max(0.0, when - self._first[1])
 
 
 @dataclass(frozen=True)
 class Live:
-    """A run or a study at one moment. steps: of an arm. left: seconds until the end, None if nothing says.
+    """A run or a study at one moment. left: seconds until the end, None if nothing says.
     asked: how many questions an arm answers."""
 
     overview: Overview
-    steps: int
     arms: Sequence[LiveArm]
     left: float | None
     asked: Asked = field(default_factory=Asked)
@@ -134,8 +133,8 @@ class Follower:
         if (self.folder / MEASUREMENT).is_file():
             raise ConfigError(f"{self.folder.name} is a measurement, which trains nothing: see control-llm show")
         self.is_study = (self.folder / "study.yaml").is_file()
-        self.steps, self.asked = 0, Asked()
-        self._seeds = set[int]()
+        self.asked = Asked()
+        self._seeds, self._counted = set[int](), dict[str, int]()
         self._arms: dict[Path, list[LiveArm]] = {}  # by run: a config is read once
 
     def look(self) -> Live:
@@ -147,15 +146,24 @@ class Follower:
         for arm in arms:
             if arm.status not in ENDED:
                 arm.look()
+        self._count(runs)
         overview = read_study(self.folder, runs) if self.is_study else read_run(self.folder)
-        return Live(overview, self.steps, arms, self._left(overview, arms), self.asked)
+        return Live(overview, arms, self._left(overview, arms), self.asked)
 
     def _arms_of(self, run: Path) -> list[LiveArm]:
         config = read_config(run / "config.yaml")
         self._seeds.add(int(config.get("seed", 0)))
-        self.steps, self.asked = int(config["training"]["steps"]), asked_in(config, seeds=len(self._seeds))
+        steps, self.asked = int(config["training"]["steps"]), asked_in(config, seeds=len(self._seeds))
         paths = [run / "arms" / f"{arm['name']}-{rate:g}" for arm in config["arms"] for rate in arm["learning_rates"]]
-        return [LiveArm(path) for path in paths]
+        return [LiveArm(path, total=steps) for path in paths]
+
+    def _count(self, runs: Sequence[Path]) -> None:
+        """Count the questions once the base of a run has answered them: the config says how many there may be."""
+        base = next((file for run in runs if (file := run / "base" / "items.jsonl").is_file()), None)
+        if base and not self._counted:
+            self._counted = dict(asked_of(read_records(base)).counts)
+        own = {part: count for part, count in self._counted.items() if part in ("new", "kept")}
+        self.asked = replace(self.asked, counts={**self.asked.counts, **own})
 
     def _left(self, overview: Overview, arms: Sequence[LiveArm]) -> float | None:
         """Estimate the seconds that are left: arms that have not begun take as long per step as the others."""
@@ -164,9 +172,9 @@ class Follower:
             return None
         mean = fmean(paces)
         open_arms = [arm for arm in arms if arm.status not in ENDED]
-        steps = sum((self.steps - arm.step) * (arm.pace or mean) for arm in open_arms)
+        seconds = sum((arm.total - arm.step) * (arm.pace or mean) for arm in open_arms)
         missing = max(0, (overview.total or 0) - overview.done - len(open_arms)) if self.is_study else 0
-        return steps + missing * self.steps * mean
+        return seconds + missing * fmean(arm.total for arm in arms) * mean
 
 
 def words_of(live: Live) -> str:
@@ -179,7 +187,7 @@ def words_of(live: Live) -> str:
     ]
     if live.running and current is not None:
         place = "" if one.kind == "study" else f"arm {live.arms.index(current) + 1} of {len(live.arms)}, "
-        parts.append(f"{place}{current.name} at step {current.step} of {live.steps}")
+        parts.append(f"{place}{current.name} at step {current.step} of {current.total}")
     if live.left is not None:
         parts.append(f"about {duration(live.left)} left")
     return ", ".join(parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -23,6 +25,8 @@ from experiments.tracking.run import flatten
 GAINS = ("gain", "new_nll_drop")  # of `scorecard.figures`, which takes a second to import
 ENDS = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}  # status of a journal's end
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
+SHOWN = (*GAINS, "retention")
+SEED = re.compile(r"(-seed\d+)?-[0-9a-f]{8}$")  # what follows the number of a trial in the name of its run
 CHOSEN = "chosen.json"  # of `soften`
 DEEP = 20_000  # characters: from 50,000 nested lists on it ends the process
 
@@ -33,8 +37,8 @@ class Overview:
 
     status: running, finished, failed, stopped, unknown (it runs on another machine, or left no sign), or unreadable.
     done, total: arms of a run, trials of a study, models; total is None if it is not known. best: result.json of the
-    arm with the highest gain, and of those the highest retention; of `soften` the chosen point. updated: seconds since
-    1970.
+    arm with the highest gain, and of those the highest retention; of a study with several seeds the means over them; of
+    `soften` the chosen point. updated: seconds since 1970.
     """
 
     kind: str
@@ -76,10 +80,15 @@ def read_run(folder: Path) -> Overview:
 
 def read_study(folder: Path, runs: Iterable[Path]) -> Overview:
     """runs: of its trials. Raises as `read_run`."""
-    results = [_own_values(path) for run in runs for path in run.glob("arms/*/result.json")]
+    runs = list(runs)
+    results = {run: [_own_values(path) for path in run.glob("arms/*/result.json")] for run in runs}
     progress = read_json(folder / "progress.json")
     counts, ended = progress.get("trials", {}), progress.get("ended", "")
-    done = sum(counts.get(state, 0) for state in ("complete", "pruned", "failed")) if progress else len(results)
+    done = (
+        sum(counts.get(state, 0) for state in ("complete", "pruned", "failed"))
+        if progress
+        else sum(map(len, results.values()))
+    )
     owner = read_json(folder / "mlflow.json").get("owner")
     alive = process_state(owner) if owner else False
     if alive:
@@ -88,7 +97,29 @@ def read_study(folder: Path, runs: Iterable[Path]) -> Overview:
         status = "failed" if ended.startswith("stopped") else "finished"
     else:
         status = "unknown" if alive is None or not progress else "stopped"
-    return Overview("study", folder, status, done, progress.get("limit"), best(results), _updated(folder, runs))
+    return Overview(
+        "study", folder, status, done, progress.get("limit"), best(_trials(folder, results)), _updated(folder, runs)
+    )
+
+
+def _trials(study: Path, results: Mapping[Path, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+    """Return a result for each trial, whose figures are means over its seeds: one seed alone may be lucky.
+
+    Trials of which a seed is missing have none yet.
+    """
+    seeds = len(read_config(study / "study.yaml").get("seeds") or [0])
+    trials: dict[str, list[Mapping[str, Any]]] = {}
+    for run, own in results.items():
+        trials.setdefault(SEED.sub("", run.name), []).extend(own)
+    return [_mean(own) for own in trials.values() if len(own) == seeds and all(r["status"] == "finished" for r in own)]
+
+
+def _mean(results: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    if len(results) == 1:
+        return results[0]
+    shared = [name for name in SHOWN if all(figure(one, name) is not None for one in results)]
+    card = {name: {"value": fmean(figure(one, name) or 0.0 for one in results)} for name in shared}
+    return {**results[0], "scorecard": card}
 
 
 def read_measurement(folder: Path) -> Overview:

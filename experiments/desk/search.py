@@ -15,9 +15,11 @@ from experiments.desk.answers import Answers, answers
 from experiments.desk.explore import Json, Picture, marks, page_of, titled
 from experiments.desk.front import ClickedFront
 from experiments.desk.grid import Grid
+from experiments.records import Estimate
 from experiments.reporting.plots.caption import SHARES, caption
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
+from experiments.scorecard import mean_card
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
 from experiments.studies.load import load_study
@@ -39,8 +41,8 @@ class StudyView:
     """
 
     def __init__(self, source: str | Path, root: str | Path | None = None) -> None:
-        self.root = (Path(root) if root else default_root()).resolve()
-        self.folder = find(str(source), self.root)
+        self.folder = find(str(source), (Path(root) if root else default_root()).resolve())
+        self.root = self.folder.parents[1]  # that which it is in: another may have a study of this name
         if not (self.folder / "study.yaml").is_file():
             raise ConfigError(f"{self.folder.name} is no study: open it with open_result, or name a study")
         self.study = load_study(self.folder / "study.yaml")
@@ -61,15 +63,17 @@ class StudyView:
             }
             row |= {short[key]: _short(pick) for key, pick in trial.picks.items()}
             if trial.runs:
-                card = result_of(trial.runs[0]).scorecard
+                card = _means(trial)
                 row |= {FIGURES[name].title: figure_text(card, name) for name in SHOWN if name in card}
             rows.append(row)
         return Table.of(rows)
 
     def _repr_html_(self) -> str:
         done = sum(trial.state == "complete" for trial in self.trials)
-        words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. Intervals: 95 %, first seed")
-        above = words.format(self.study.name, self.study.question, len(self.trials), done)
+        words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. Intervals: 95 %, {}")
+        seeds = len(self.study.seeds)
+        of = "first seed" if seeds == 1 else f"figures and ends are means over {seeds} seeds"
+        above = words.format(self.study.name, self.study.question, len(self.trials), done, of)
         return str(Grid(self.table, above).html())
 
     def front(self) -> Picture:
@@ -80,8 +84,8 @@ class StudyView:
                 f"{self.study.name} has one objective, so no front: its best trial has a star in the table"
             )
         trials, front = self.trials, self.store.front()
-        still = pareto_figure(trials, front, objectives, study_asked(self.study, trials))
-        rests = caption(study_asked(self.study, trials), SHARES, "")
+        asked = study_asked(self.study, trials, self.root)
+        still, rests = pareto_figure(trials, front, objectives, asked), caption(asked, SHARES, "")
         return Picture(still, front_hover(trials, front, objectives, rests))
 
     def clicked(self, count: int = 3) -> ClickedFront:
@@ -118,11 +122,16 @@ class StudyView:
     def words(self, number: int) -> str:
         """Say in one line what a trial picked, what it gave, and where its run is."""
         trial = self.trial(number)
-        card = result_of(trial.runs[0]).scorecard
+        card = _means(trial)
         figures = ", ".join(f"{FIGURES[n].title} {figure_text(card, n)}" for n in SHOWN if n in card)
         return (
             f"trial {number}, {picks_words(self.study.search, trial.picks)}: {figures}; {short_path(self.run(number))}"
         )
+
+
+def _means(trial: Trial) -> dict[str, Estimate]:
+    """Return the figures of a trial as means over its seeds, as its values are."""
+    return mean_card([result_of(run).scorecard for run in trial.runs])
 
 
 def front_hover(

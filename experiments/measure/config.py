@@ -144,6 +144,8 @@ def measure_config(
     given: dict[str, Any] = {"kept_tasks": tasks} if tasks else {}
     given |= {"lm_eval.kept": list(lm_eval)} if lm_eval else {}
     for key in changes or {}:
+        if why := _unread(key, new, suites):
+            raise ConfigError(f"--set {key} {why}")
         if any(replaces(f"evaluation.{_dotted(key)}", f"evaluation.{_dotted(own)}") for own in given):
             raise ConfigError(
                 f"--set {key} replaces what --kept, --kept-tasks or --lm-eval give: leave one of both out"
@@ -162,6 +164,15 @@ def measure_config(
         return MeasureConfig.model_validate({**values, "evaluation": evaluation})
     except ValidationError as error:
         raise ConfigError(f"measure:\n{fault_lines(error, _keys_at)}") from None
+
+
+def _unread(key: str, new: str | Path | None, suites: Sequence[str] | None) -> str:
+    """Say why a field of the section `evaluation` cannot be set in a measurement; empty if it can."""
+    if key == "every":
+        return "has no effect: no model trains here, and each is measured once; leave it out"
+    if key == "suites" and suites:
+        return "replaces --suites: give the names there, and their settings as --set kept.items=50"
+    return "has no effect: it is of the new task, add --new FILE" if key == "new_items" and new is None else ""
 
 
 def _dotted(key: str) -> str:

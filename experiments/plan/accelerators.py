@@ -72,9 +72,17 @@ def here() -> Device:
     """Return this machine's GPU, or its main memory if it has none."""
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
-        known = next(
-            (gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in found.name.lower().replace(" ", "")), None
-        )
+        known = known_gpu(found.name, found.total_memory)
         rates = (known.flops, known.bandwidth) if known else (None, None)
         return Device(found.name, found.total_memory - RESERVE, *rates, torch.cuda.is_bf16_supported())
     return Device("this machine's main memory", float(psutil.virtual_memory().total))
+
+
+def known_gpu(name: str, memory: float) -> Device | None:
+    """Return the GPU of GPUS that a driver calls so, None for any other. memory: of several models the nearest counts.
+
+    `NVIDIA L40S` is not an L4, and `NVIDIA L40` is neither: a name must end where the driver's word ends.
+    """
+    words = re.sub(r"\brtx ", "rtx", name.lower())
+    found = [gpu for gpu in GPUS.values() if re.search(rf"\b{gpu.name.split('-')[0]}\b", words)]
+    return min(found, key=lambda gpu: abs(gpu.memory + RESERVE - memory), default=None)

@@ -17,7 +17,7 @@ def plan_text(plan: Plan, utilisation: float = 0.4) -> str:
         lines += ["", *_arm(arm, plan, utilisation)]
     for name, reason in plan.failed.items():
         lines += ["", f"{name}: cannot be planned ({reason})"]
-    return "\n".join([*lines, "", *_sums(plan, utilisation)])
+    return "\n".join([*lines, *(["", *_sums(plan, utilisation)] if plan.arms else [])])
 
 
 def refusal(plan: Plan) -> str:
@@ -91,7 +91,10 @@ def _sums(plan: Plan, utilisation: float) -> Iterator[str]:
     again = " (and in MLflow, if it is on another disk)" if any(arm.disk["MLflow"] for arm in plan.arms) else ""
     steps = plan.config.training.steps
     flops = sum(plan.rates[arm.name] * arm.flops for arm in plan.arms) * steps
-    yield f"all {runs} arms: {flops:.3g} FLOP{_whole_time(plan, utilisation)}, {_gb(kept)} GB on disk at the end{again}"
+    which = (
+        f"all {runs} arms" if not plan.failed else f"the {runs} arms that can be planned, of {sum(plan.rates.values())}"
+    )
+    yield f"{which}: {flops:.3g} FLOP{_whole_time(plan, utilisation)}, {_gb(kept)} GB on disk at the end{again}"
     if plan.device.flops is None:
         yield "no times: give --gpu, whose speed is known"
 

@@ -150,7 +150,8 @@ def card(
         "merged": 'AutoModelForCausalLM.from_pretrained("this folder")',
         "trained": f'ctrl.load("{base}", "this folder")  # or PeftModel.from_pretrained(base, ...) for an adapter',
     }
-    rounded = f" Its weights were rounded to {dtype} afterwards." if dtype in ("bf16", "fp16") else ""
+    halves = dict.fromkeys(one for one in (config.training.keep_dtype, dtype) if one in ("bf16", "fp16"))
+    rounded = f" Its weights were rounded to {', then to '.join(halves)} afterwards." if halves else ""
     lines = [
         f"# {escaped(config.name)}: {arm}",
         "",

@@ -67,7 +67,7 @@ def stream_pictures(
     matrices = {n: stream_matrix(stages, tasks, DRAWN)[..., 0] for n, stages in found.items() if stages}
     if not matrices:
         return []
-    asked = asked_in(config.to_dict())
+    asked = asked_in(config.to_dict(), base)
     return [("Tasks after each stage", stream_figure(matrices, tasks, "Score on each task after each stage", asked))]
 
 

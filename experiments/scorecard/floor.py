@@ -6,13 +6,20 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import check_draws, estimate
+from experiments.scorecard.bootstrap import Array, check_draws, estimate
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.figures import FIGURES
-from experiments.scorecard.flips import distinct_keys
+from experiments.scorecard.flips import answers_key
+from experiments.scorecard.inference import wilson
 from experiments.scorecard.sample import Sample
 
 ABOVE = {"nfr": "nfr_above_floor", "persistence_corrected": "persistence_above_floor"}
+
+
+def _rate(name: str, values: Array, sample: Sample) -> Estimate:
+    """Give a figure of the floor the kind of interval that an arm's has: draws of no flip at all exclude 0."""
+    trials = FIGURES[name].trials if name in FIGURES else None
+    return wilson(float(values[0]), trials(sample)) if trials else estimate(values)
 
 
 def aa_floor(
@@ -38,11 +45,13 @@ def aa_floor(
         raise ValueError("the A/A floor needs records of suite 'kept', but the base has none")
     again = [dataclasses.replace(r, prompt=None) for r in again]  # pairs are otherwise refused if in other words
     names = [name.removeprefix("floor_") for name in FIGURES if name.startswith("floor_")]
-    floor = drawn_figures(Sample(first, again, draws, seed), names)
-    card = {f"floor_{name}": estimate(values) for name, values in floor.items()}
+    # a key of its own: with the same answers as a tuned model it would miss the same flips, and the distance of the two
+    # would have no width
+    sample = Sample(first, again, draws, seed, key=answers_key(again) + 1)
+    floor = drawn_figures(sample, names)
+    card = {f"floor_{name}": _rate(name, values, sample) for name, values in floor.items()}
     if tuned:
-        key = distinct_keys({"again": again, "tuned": tuned})["tuned"]
-        flips = drawn_figures(Sample(first, tuned, draws, seed, key=key), ABOVE)
+        flips = drawn_figures(Sample(first, tuned, draws, seed), ABOVE)
         above = {ABOVE[name]: flips[name] - floor[name] for name in flips if name in floor}
         own = {name: values for name, values in flips.items() if FIGURES[name].suite == "floor"}
         card |= {name: estimate(values) for name, values in (above | own).items()}

@@ -22,12 +22,13 @@ def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Pa
     """Deliver the journals at or below folders to the store: `uri`, MLFLOW_TRACKING_URI, or the local one in `root`.
 
     Returns for each journal the run's id in the store, or why it was not sent. A run whose process died is ended as
-    KILLED. Raises TrackingError if the store cannot be opened or the folders hold no journal.
+    KILLED. Raises TrackingError if the store cannot be opened or one of the folders holds no journal.
     """
     store = TrackingStore(Path(root).resolve(), uri or os.environ.get("MLFLOW_TRACKING_URI"))
-    found = {journal.path: journal for folder in folders for journal in journals(folder)}
-    if not found:
-        raise TrackingError(f"no journal in {', '.join(map(str, folders))}: give run folders, as mlruns/runs/NAME")
+    read = {folder: journals(folder) for folder in folders}
+    if empty := [str(folder) for folder, own in read.items() if not own] or ([] if read else ["no folder"]):
+        raise TrackingError(f"no journal in {', '.join(empty)}: give run folders, as mlruns/runs/NAME")
+    found = {journal.path: journal for own in read.values() for journal in own}
     try:
         store.client.search_experiments(max_results=1)
     except Exception as error:

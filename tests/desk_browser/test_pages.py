@@ -104,13 +104,15 @@ def test_a_click_on_a_head_sorts_by_numbers_with_their_units(browser: Any) -> No
         ("-.02 [-.1,.0]", "+.1 [.0,.2]", "+.41 [.3,.5]", "+1.2 [1,2]", "n/a"),
         ages,
         ("7", "64", "1,024", "2,048", ""),
+        ("<.001", ".012", ".500", "1.000", "n/a"),
+        ("3.1%", "12.5%", "50 %", "100%", "-"),
     )
     rows = tuple(zip(*(column[::-1] for column in columns), strict=True))
     page = new_page(browser)
-    page.set_content(str(Grid(Table("", ("gain", "age", "tokens"), rows)).html()))
+    page.set_content(str(Grid(Table("", ("gain", "age", "tokens", "p", "share"), rows)).html()))
     for i, column in enumerate(columns):
         wanted = [text.replace(" [", "[") for text in column]
-        numbers = [text for text in wanted if text not in ("n/a", "")]  # the others are last in both directions
+        numbers = [text for text in wanted if text not in ("n/a", "", "-")]  # the others are last in both directions
         for order in (numbers, numbers[::-1]):
             page.locator("th").nth(i).click()
             assert page.evaluate(SORTED, i) == [*order, *wanted[len(numbers) :]]

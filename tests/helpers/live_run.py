@@ -20,12 +20,12 @@ def make_live_run(root: Path, name: str = "demo-0123abcd", arms: list[str] | Non
     if arms:
         values = {"name": name, **CONFIG, "arms": [{"name": arm, "learning_rates": [1e-3]} for arm in arms]}
         write_text(folder / "config.yaml", yaml.safe_dump(values))
-    begin(Journal.create(folder, "experiment-demo"))
+    begin(Journal.create(folder, "experiment-demo"), experiment=name.partition("-")[0])
     return folder
 
 
-def begin(journal: Journal, **tags: str) -> None:
-    journal.append("start", name="demo", experiment="demo", parent=None, run=None, tags=process_tags() | tags)
+def begin(journal: Journal, experiment: str = "demo", **tags: str) -> None:
+    journal.append("start", name="demo", experiment=experiment, parent=None, run=None, tags=process_tags() | tags)
 
 
 def begin_arm(folder: Path, name: str, journal: Journal | None = None) -> Journal:

@@ -40,10 +40,18 @@ def asked_in(config: Mapping[str, Any], records: Sequence[Record] = (), seeds: i
     kept, drift = (suites.get(name, {}) if isinstance(suites, Mapping) else {} for name in ("kept", "drift"))
     tasks, items = kept.get("tasks", ()), kept.get("items", 0)
     known = isinstance(items, int) and all(isinstance(task, str) for task in tasks)
-    found = {"new": evaluation.get("new_items", 0) if "new" in suites else 0}
+    found = {"new": _new_items(config) if "new" in suites else 0}
     found |= {"kept": items * len(tasks) if known else 0, "replies": drift.get("replies", 0)}
     found |= {part: count for part, count in asked_of(records).counts.items() if part in ("new", "kept")}
     return Asked({part: count for part, count in found.items() if count}, seeds)
+
+
+def _new_items(config: Mapping[str, Any]) -> int:
+    """Return how many questions are held out of all new sources; 0 if test files decide it."""
+    sources = config.get("data", {}).get("new") or [{}]
+    if any(source.get("test") for source in sources):
+        return 0
+    return int(config["evaluation"].get("new_items", 0)) * len(sources)
 
 
 def asked_of(records: Sequence[Record]) -> Asked:

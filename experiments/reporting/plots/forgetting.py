@@ -47,14 +47,14 @@ class Look:
 
 def points(result: ArmResult) -> list[tuple[Estimate, Estimate]]:
     """List (gain, retention) of each evaluation after step 0, if both are numbers. The gain: `text.gain_name`."""
-    return [pair for _, pair in points_by_step(result)]
+    return list(points_by_step(result).values())
 
 
-def points_by_step(result: ArmResult) -> list[tuple[int, tuple[Estimate, Estimate]]]:
-    """List the `points` with their steps: one that is no number is left out."""
+def points_by_step(result: ArmResult) -> dict[int, tuple[Estimate, Estimate]]:
+    """Return `points` by their steps: an evaluation without both figures has none."""
     name = gain_name([result])
-    found = [(p["step"], p.get(name), p.get("retention")) for p in result.trajectory if p.get("step", 0) > 0]
-    return [(s, (g, r)) for s, g, r in found if g and r and math.isfinite(g.value) and math.isfinite(r.value)]
+    pairs = {p["step"]: (p.get(name), p.get("retention")) for p in result.trajectory if p.get("step", 0) > 0}
+    return {s: (g, r) for s, (g, r) in pairs.items() if g and r and math.isfinite(g.value) and math.isfinite(r.value)}
 
 
 def forgetting_figure(results: Sequence[ArmResult], title: str, asked: Asked | None = None) -> Figure:

@@ -56,12 +56,16 @@ def law_table(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> pd.D
     training, nats per token. loss_new: of the new task's text, nats per token; if it has questions instead, whose
     answers have no likelihood, the share of wrong answers, and nats is False.
     """
-    rows = []
+    rows, names = [], dict[tuple[object, ...], str]()
     for arm in arms:
         share = arm.trial.picks.get(study.report.law or "")
         if not isinstance(share, int | float) or arm.result.operation:
             continue
-        name = arm_name(study, arm.trial, study.report.law)
+        own = (study.report.law, study.report.select)
+        key = tuple(pick for dimension, pick in arm.trial.picks.items() if dimension not in own)
+        if key not in names:  # in three digits: two arms may share a name, and no law spans both
+            name = arm_name(study, arm.trial, study.report.law)
+            names[key] = name if name not in names.values() else f"{name} (trial {arm.trial.number})"
         schedule = study.run_config(arm.trial.picks, arm.trial.number, study.seeds[0]).training.schedule
         for run in (run for run in arm.runs if has_records([run], root)):
             result = result_of(run)
@@ -71,7 +75,7 @@ def law_table(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> pd.D
                 after = record_files(run, root, step)[1]
                 if after.is_file():
                     tokens = result.cost.get("tokens", math.nan) * step / result.steps
-                    rows.append([name, run["folder"], 1 - share, step, tokens, *losses(base, after)])
+                    rows.append([names[key], run["folder"], 1 - share, step, tokens, *losses(base, after)])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

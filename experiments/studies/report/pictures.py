@@ -14,14 +14,14 @@ from experiments.common.errors import ConfigError
 from experiments.records import Record, read_records
 from experiments.reporting.details import alignment_pictures
 from experiments.reporting.page import inline_svg
-from experiments.reporting.plots.caption import Asked, asked_in
+from experiments.reporting.plots.caption import Asked, asked_in, asked_of
 from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.text import gain_name
 from experiments.studies.config import StudyConfig
 from experiments.studies.report.optuna_plots import progress_figure
 from experiments.studies.report.plots import importance_figure, pareto_figure, rank_figure, trajectory_figure
 from experiments.studies.report.slices import slice_figures
-from experiments.studies.selection import ReportRow
+from experiments.studies.selection import ReportRow, half_records
 from experiments.studies.trial_results import record_files
 from experiments.studies.trials import Trial
 
@@ -51,18 +51,36 @@ def pictures(
     store: Store, arms: Sequence[ReportRow], trials: Sequence[Trial], root: Path, paper: pd.DataFrame | None = None
 ) -> list[Picture]:
     """Draw what there is, in the order of the report. paper: our figures and the paper's (`paper.compared`)."""
-    asked = study_asked(store.config, trials)
-    return [*_of_arms(store, arms, asked), *_of_trials(store, trials, asked, paper), *_of_layers(arms, root)]
+    asked = study_asked(store.config, trials, root)
+    return [
+        *_of_arms(store, arms, _reported(arms, root, asked)),
+        *_of_trials(store, trials, asked, paper),
+        *_of_layers(arms, root),
+    ]
 
 
-def study_asked(study: StudyConfig, trials: Sequence[Trial]) -> Asked:
-    """Return how much a trial's figures rest on, from the config of the first one that is complete."""
+def study_asked(study: StudyConfig, trials: Sequence[Trial], root: Path) -> Asked:
+    """Return how much a trial's figures rest on, from the first one that is complete: its base's records, its config.
+
+    root: where the records are, if they are on this machine.
+    """
     for trial in trials:
         with contextlib.suppress(ConfigError, KeyError):  # picks of a study of earlier versions
             if trial.state == "complete":
                 config = study.run_config(trial.picks, trial.number, study.seeds[0])
-                return asked_in(config.to_dict(), seeds=len(study.seeds))
+                base = record_files(trial.runs[0], root)[0] if trial.runs else root
+                return asked_in(config.to_dict(), read_records(base) if base.is_file() else (), len(study.seeds))
     return Asked(seeds=len(study.seeds))
+
+
+def _reported(arms: Sequence[ReportRow], root: Path, asked: Asked) -> Asked:
+    """Return how much the figures of arms rest on: on the half of the items that did not choose, if one did."""
+    arm = next((arm for arm in arms if arm.halves), None)
+    if arm is None:
+        return asked
+    _, after = half_records(arm.runs[0], root, False)
+    found = {**asked_of(after).counts, "replies": len({r.item for r in after if r.task == "replies"})}
+    return replace(asked, counts={part: found.get(part, 0) for part in asked.counts})
 
 
 def law_pictures(laws: Mapping[str, Figure]) -> list[Picture]:

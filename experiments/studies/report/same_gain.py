@@ -110,12 +110,22 @@ def same_gain(study: StudyConfig, trials: Sequence[Trial], rows: Sequence[Report
 
 def _of_rates(study: StudyConfig, trials: Sequence[Trial], root: Path) -> dict[str, Points]:
     """Group the complete trials by their picks without the rate, the lowest rate first; one rate alone is no path."""
-    groups: dict[str, list[Trial]] = {}
+    groups: dict[tuple[object, ...], list[Trial]] = {}
+    keys = [key for key in study.search if key != study.report.select]
     for trial in trials:
         if trial.state == "complete" and trial.repeats is None and trial.runs and has_records(trial.runs, root):
-            groups.setdefault(arm_name(study, trial), []).append(trial)
-    points = {name: {_rate(t): _measured(t.runs, root) for t in sorted(g, key=_rate)} for name, g in groups.items()}
-    return {name: {rate_text(rate): m for rate, m in own.items()} for name, own in points.items() if len(own) > 1}
+            groups.setdefault(tuple(trial.picks[key] for key in keys), []).append(trial)
+    names = [arm_name(study, group[0]) for group in groups.values()]  # in three digits: two ways may share one
+    ways: dict[str, Points] = {}
+    for name, group in zip(names, groups.values(), strict=True):
+        own = name if names.count(name) == 1 else f"{name} (trial {group[0].number})"
+        points = {_rate(t): _measured(t.runs, root) for t in sorted(group, key=_rate)}
+        texts = [rate_text(rate) for rate in points]
+        if len(points) > 1:
+            ways[own] = {
+                t if texts.count(t) == 1 else f"{r}": m for t, (r, m) in zip(texts, points.items(), strict=True)
+            }
+    return ways
 
 
 def _of_alphas(study: StudyConfig, rows: Sequence[ReportRow], root: Path) -> dict[str, Points]:

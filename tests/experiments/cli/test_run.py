@@ -11,6 +11,7 @@ import yaml
 from experiments.cli import main as cli
 from experiments.cli.run import overrides, split_arm
 from experiments.common.errors import ConfigError
+from experiments.common.paths import default_root
 from tests.helpers.small_run import small_values
 
 
@@ -111,3 +112,19 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "must contain a mapping" in capsys.readouterr().err
     assert cli.main(["run", "quickstart", "--set", "training.steps"]) == 2
     assert "--set takes KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_run_is_synced_with_the_store_of_its_own_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another folder it would go to another store, which is made for it, and its own would never get it."""
+    monkeypatch.chdir(tmp_path)
+    own, other, bare = (tmp_path / name / "runs" / "demo-0123abcd" for name in ("own", "other", "copied"))
+    for folder in (own, other, bare):
+        folder.mkdir(parents=True)
+    for folder in (own, other):
+        (folder.parents[1] / "mlflow.db").touch()
+    used: list[Path] = []
+    monkeypatch.setattr("experiments.tracking.sync.sync", lambda folders, root: used.append(root) or {})
+    for words in ([own], [own / "arms" / "full-0.1"], [own.parents[1]], [bare], [own, "--root", "mlruns"]):
+        assert cli.main(["sync", *map(str, words)]) == 0
+    assert used == [*[own.parents[1]] * 3, default_root(), Path("mlruns")]
+    assert cli.main(["sync", str(own), str(other)]) == 2

@@ -11,7 +11,8 @@ import pytest
 from experiments.cli import main as cli
 from experiments.cli.runs import config_lines
 from experiments.common.commands import command
-from experiments.common.files import write_text
+from experiments.common.files import write_json, write_text
+from experiments.records import ArmResult, Estimate
 from experiments.tracking.journal import Journal
 from experiments.tracking.run import flatten
 from tests.helpers.run_folders import CONFIG, add_result, make_measurement, make_run, make_study
@@ -134,3 +135,13 @@ def test_sources_and_replay_in_a_line() -> None:
 def test_the_rows_of_a_step_are_those_of_all_its_batches() -> None:
     training = {**CONFIG["training"], "steps": 5, "batch_size": 4, "gradient_accumulation": 8}
     assert config_lines({**CONFIG, "training": training})["training"] == "5 steps of 32 rows"
+
+
+def test_show_tells_operations_on_an_arm_from_the_arm(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_run(root, results={"full 0.001": {"gain": 0.5, "retention": 0.9}})
+    result = ArmResult("full", "full", 1e-3, "finished", operation="wise 0.5", scorecard={"gain": Estimate(0.3)})
+    write_json(folder / "posthoc" / "full-0.001-wise-0.5" / "result.json", result.to_dict())
+    assert cli.main(["show", "demo"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\nfull +1e-3 +\+\.50 ", said)
+    assert re.search(r"\nfull wise 0\.5 +1e-3 +\+\.30 ", said)

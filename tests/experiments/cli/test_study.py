@@ -10,6 +10,7 @@ import yaml
 
 from experiments.cli import main as cli
 from experiments.common.commands import command, program
+from experiments.common.files import write_json
 from experiments.studies import launch
 from experiments.studies.queue import Store
 from experiments.studies.report.table import status_text
@@ -93,3 +94,41 @@ def test_a_finished_study_starts_no_worker_and_says_what_to_do(
         assert cli.main(["add-trials", "toy", "1", "--root", str(tmp_path)]) == 0
         with pytest.raises(pytest.fail.Exception, match="a worker was started"):
             cli.main(["resume", "toy", "--root", str(tmp_path)])
+
+
+class Sent:
+    """A store that notes what it is sent."""
+
+    def __init__(self, root: Path, experiment: str) -> None:
+        self.client, self.files = self, list[str]()
+
+    def log_artifact(self, run_id: str, path: str, folder: str) -> None:
+        SENT.append(Path(path).name)
+
+
+SENT: list[str] = []
+
+
+def test_a_report_sends_its_own_files_and_replaces_no_yaml_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--out .`: the folder has files that a shared store must not get, and a YAML with somebody's comments."""
+    store, out = open_store(tmp_path, budget={"trials": 1}), tmp_path / "out"
+    store.work(run_at_rate, print)
+    monkeypatch.setattr("experiments.tracking.tracker.Tracker", Sent)
+    write_json(tmp_path / "studies" / "toy" / "mlflow.json", {"run_id": "1"})
+    out.mkdir()
+    for name in ("salaries.csv", "README.md", "me.png"):
+        (out / name).write_text("private", encoding="utf-8")
+    (out / "study.yaml").write_text("# my comments\nname: toy\n", encoding="utf-8")
+    line = ["report", "toy", "--root", str(tmp_path), "--out", str(out)]
+    assert cli.main(line) == 2
+    assert "has a study.yaml of its own, which the report would replace: name another" in capsys.readouterr().err
+    assert len(list(out.iterdir())) == 4
+    (out / "study.yaml").unlink()
+    SENT.clear()
+    for _ in range(2):  # the second finds the first one's YAML
+        assert cli.main(line) == 0
+    assert {"report.html", "report.md", "table.csv"} <= set(SENT)
+    assert not {"salaries.csv", "README.md", "me.png"} & set(SENT)
+    assert {path.name for path in out.glob("*.png")} - {"me.png"} <= set(SENT)

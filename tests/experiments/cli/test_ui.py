@@ -39,6 +39,14 @@ def test_a_port_that_is_taken(
     assert taken < free_port(taken) < taken + 100
 
 
+def test_a_server_that_runs_already_has_its_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert cli.main(["ui", "--root", str(tmp_path), "--port", "5001"]) == 2
+    assert "--port 5001 has no effect: MLFLOW_TRACKING_URI names a server" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["0", "65536", "-1", "five", "5e3"])
 def test_what_is_no_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.common.result_folders import find
+from experiments.common.result_folders import find, trial_runs
+from experiments.tracking.journal import Journal
 from tests.helpers.run_folders import make_run, make_study
 
 
@@ -56,3 +57,13 @@ class TestFind:
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="no run or study 'x' below none: known: none"):
             find("x", tmp_path / "none")
+
+
+def test_a_run_of_its_own_whose_name_looks_like_a_trial_is_none(root: Path) -> None:
+    """It would be missing in the list of runs, and its figures would count as the study's."""
+    study, names = make_study(root, "facts"), ("facts-001-0123abcd", "facts-002-0123abcd", "facts-2026-0123abcd")
+    runs = [make_run(root, name) for name in names]
+    for run, experiment in zip(runs[1:], ("facts", "facts-2026"), strict=True):  # the first is of an archive
+        journal = Journal.create(run, "experiment-x")
+        journal.append("start", name="x", experiment=experiment, parent=None, run=None, tags={})
+    assert trial_runs(study, runs) == runs[:2]

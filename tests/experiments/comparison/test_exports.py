@@ -8,9 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from experiments.cli.main import main
 from experiments.common.errors import CompareError
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import read_runs
+from experiments.comparison.report import format_comparison
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.tables import table_csv
 
@@ -107,3 +109,43 @@ def test_the_table_of_a_run_has_arms_of_any_name_and_says_what_failed(tmp_path: 
     (tmp_path / "table.csv").write_text(table_csv(card, results))
     found = {run.name: run.fault for run in read_runs([str(tmp_path / "table.csv")])}
     assert found == {"base-0.001": None, "NA-0.001": None, "007-0.001": None, "full-0.001": "failed: it broke"}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".json"])
+def test_a_trial_without_figures_stops_the_gate(
+    run: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trial 0 failed at its first step, trial 2 runs still: neither may be passed over, nor be the reference."""
+    card = {"gain": Estimate(0.4, 0.3, 0.5)}
+    own = {"seed": 0, "folder": str(run)}
+    result = ArmResult("control", "control", 0.001, "finished", scorecard=card).to_dict()
+    states = [("failed", "loss became nan"), ("complete", ""), ("running", "")]
+    trials = [
+        {"number": i, "state": s, "reason": why, "runs": [{**own, "result": result}] if i == 1 else []}
+        for i, (s, why) in enumerate(states)
+    ]
+    flat = {"arm": "control", "learning_rate": 0.001, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5}
+    rows = [{"trial": i, "state": s, "reason": why, **({**own, **flat} if i == 1 else {})}
+            for i, (s, why) in enumerate(states)]  # fmt: skip
+    path = tmp_path / f"study{ending}"
+    if ending == ".json":
+        path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
+    elif ending == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path, index=False)
+    assert main(["gate", str(path), "--margin", "0.1"]) == 1
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.startswith("pass  trial 1 control-0.001 seed 0: ")
+    assert others == ["FAIL  trial 0: failed: loss became nan", "FAIL  trial 2: running"]
+
+
+def test_a_figure_that_is_no_number_is_said_to_be_none(tmp_path: Path) -> None:
+    """JSON has null for it: the retention of a base that knew nothing."""
+    card = {"gain": Estimate(0.4, 0.3, 0.5), "retention": Estimate(0.5)}
+    result = ArmResult("full", "full", 0.001, "finished", scorecard=card).to_dict()
+    result["scorecard"]["retention"]["value"] = None
+    trials = [{"number": i, "runs": [{"seed": 0, "folder": "nowhere", "result": result}]} for i in range(2)]
+    path = tmp_path / "study.json"
+    path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
+    assert "+.40 [.30,.50]  n/a" in format_comparison(compare(read_runs([str(path)]), draws=200))

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.cli.main import main
 from experiments.common.errors import CompareError
+from experiments.common.files import write_json
 from experiments.comparison.folders import ComparedRun
 from experiments.comparison.gate import gate
 from experiments.comparison.inputs import read_runs
@@ -132,3 +133,34 @@ def test_the_gate_needs_kept_records() -> None:
     base = [r for r in base_records(np.random.default_rng(0), 40) if r.suite == "new"]
     with pytest.raises(CompareError, match="has no records of kept tasks"):
         gate(ComparedRun("x", base, {1: trained(np.random.default_rng(1), base, 0.1, 0.1)}), 0.01, draws=100)
+
+
+def test_the_weights_that_were_kept_are_judged_and_not_those_of_the_last_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step 20 forgets .3 of the right answers, step 10 half of that: who exports step 10 wants its verdict."""
+    run = write_run(tmp_path / "run", {"full-0.001": (0.3, 0.5)})
+    assert main(["gate", str(run), "--margin", "0.2"]) == 1
+    write_json(run / "arms" / "full-0.001" / "trained" / "kept.json", {"step": 10})
+    capsys.readouterr()
+    assert main(["gate", str(run), "--margin", "0.2"]) == 0
+    assert "forgetting at step 10, whose weights were kept, of facts0, facts1 .12" in capsys.readouterr().out
+    assert main(["gate", str(run), "--margin", "0.2", "--each-task"]) == 0
+    (entry,) = read_runs([str(run)])
+    assert entry.remark == (
+        "the figures are of step 20, but the weights that were kept of step 10 (training.keep: best)"
+    )
+
+
+def test_an_arm_that_has_not_begun_stops_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that was stopped after its first arm has no folder of the others; a measurement none of later models."""
+    run, measured = (write_run(tmp_path / name, {"still-0.001": (0.0, 0.4)}) for name in ("run", "measured"))
+    arms = [{"name": "still", "learning_rates": [1e-3, 1e-5]}, {"name": "later", "learning_rates": [0.01]}]
+    (run / "config.yaml").write_text(json.dumps({"name": "run", "data": {}, "arms": arms}), encoding="utf-8")
+    write_json(measured / "measure.json", {"arms": ["still-0.001", "served"]})
+    for folder, names in ((run, ["still-1e-05", "later-0.01"]), (measured, ["served"])):
+        assert main(["gate", str(folder), "--margin", "0.1"]) == 1
+        first, *others = capsys.readouterr().out.splitlines()
+        assert first.startswith("pass  still-0.001: ")
+        assert others == [f"FAIL  {name}: it has not begun" for name in names]
+    assert main(["gate", str(run), "--margin", "0.1", "--arm", "still-0.001"]) == 0

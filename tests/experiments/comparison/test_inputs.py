@@ -15,7 +15,7 @@ from experiments.comparison.folders import ComparedRun
 from experiments.comparison.inputs import read_runs, share_base
 from experiments.comparison.report import format_comparison
 from experiments.records import Record, read_records, write_records
-from tests.helpers.planted_run import records_of, samples, write_run
+from tests.helpers.planted_run import lm_eval_samples, records_of, samples, write_run
 
 
 def test_runs_are_cut_to_common_items_with_the_same_content(run: Path, tmp_path: Path) -> None:
@@ -82,3 +82,15 @@ def test_drift_on_replies_of_other_lengths_is_not_compared(run: Path) -> None:
     cut = [e for e in first.base if e.item != "0"], {20: [r for r in first.after if r.item != "0"]}
     notes = compare([first, ComparedRun("cut", *cut)], draws=200).notes
     assert not any("base models answer differently" in note for note in notes)  # of the same base, fewer items
+
+
+def test_a_pattern_of_new_that_no_task_has_is_named(tmp_path: Path) -> None:
+    """A task that was learned would otherwise count as kept, and its gain would hide what was forgotten."""
+    for name in ("before", "after"):
+        lm_eval_samples(tmp_path / name, "2026-01-01", True, "gsm8k")
+        lm_eval_samples(tmp_path / name, "2026-01-01", True, "arc")
+    before, after = (str(tmp_path / name) for name in ("before", "after"))
+    with pytest.raises(CompareError, match=r"--new gms8k\*: no task of these samples has such a name: arc, gsm8k"):
+        read_runs([after], before, ["arc", "gms8k*"])
+    (entry,) = read_runs([after], before, ["gsm8k*"])
+    assert {record.task for record in entry.after if record.suite == "new"} == {"gsm8k"}

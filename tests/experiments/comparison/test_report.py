@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.common.errors import CompareError
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import read_runs
 from experiments.comparison.report import comparison_csv, write_comparison
@@ -27,3 +28,16 @@ def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bo
     own = next(r for r in rows if (r["kind"], r["run"], r["figure"]) == ("figure", "full-0.001", "retention"))
     assert float(own["value"]) == result.cards["full-0.001"]["retention"].value
     assert comparison_csv(result).count("difference,") == len(result.differences)
+
+
+def test_a_page_replaces_no_table_or_picture_of_others(run: Path, tmp_path: Path) -> None:
+    """`--out results.html` next to somebody's results.csv; what an earlier call has written is written anew."""
+    result, out = compare(read_runs([str(run)]), draws=200), tmp_path / "results.html"
+    (tmp_path / "results.csv").write_text("mine", encoding="utf-8")
+    with pytest.raises(
+        CompareError, match=r"get its name too, and results\.csv would be replaced: choose another name"
+    ):
+        write_comparison(result, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
+    (tmp_path / "results.csv").unlink()
+    assert write_comparison(result, out) == write_comparison(result, out) == out

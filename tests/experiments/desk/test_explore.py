@@ -77,6 +77,7 @@ def test_each_point_names_its_sentence() -> None:
     assert before["text"] == texts[: len(before["x"])]
     assert full["text"][0].startswith(f"{texts[0]}<br>moved by ")
     assert full["marker"]["symbol"] != control["marker"]["symbol"] != before["marker"]["symbol"]
+    assert f"n: {len(before['x'])} probe sentences; " in page["layout"]["title"]["text"]
     json.dumps(page)
     with pytest.raises(ValueError, match=r"layer=3: the model has 3 layers, give one in 0\.\.2"):
         projection_hover(base, {"full": states(1)}, 3)
@@ -90,3 +91,12 @@ def test_the_distance_of_the_branches_is_that_of_each_sentence() -> None:
     assert page["data"][0]["text"][0] == f"{sentences()[0][1]}<br>layer 1, alpha 0.25"
     with pytest.raises(ValueError, match="the model has no layer with two branches"):
         branches_hover(States(np.zeros((1, COUNT, 4))))
+
+
+def test_a_point_names_its_own_step_after_an_evaluation_without_both_figures() -> None:
+    both = {"gain": Estimate(0.2), "retention": Estimate(0.9)}
+    result = ArmResult(
+        "full", "full", 1e-3, "finished", None, 20, [{"step": 10, "gain": Estimate(0.1)}, {"step": 20, **both}]
+    )
+    (trace,) = forgetting_hover([result])["data"]
+    assert [text.partition("<br>")[0] for text in trace["text"]] == ["step 0", "step 20"]

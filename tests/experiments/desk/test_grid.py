@@ -50,3 +50,12 @@ def test_a_pandas_table_has_its_index_first_and_rounded_numbers() -> None:
     assert [text for text in page.texts if text in ("layer", "cosine", "7", "0.99", "15", "1.0")] == [
         "layer", "cosine", "7", "0.99", "15", "1.0",
     ]  # fmt: skip
+
+
+def test_a_learning_rate_of_a_pandas_table_is_not_rounded_to_nothing() -> None:
+    rates = pd.array([3e-4, 2.5e-5, 0.01, None], dtype="Float64")
+    frame = pd.DataFrame({"rate": rates, "kl": [0.00043, 0.0, 1.23456, float("nan")], "step": [1, 2, 3, 4]})
+    assert Grid.of(frame).table.rows == (
+        ("0", "0.0003", "0.00043", "1"), ("1", "2.5e-05", "0.0", "2"), ("2", "0.01", "1.235", "3"),
+        ("3", "<NA>", "nan", "4"),
+    )  # fmt: skip

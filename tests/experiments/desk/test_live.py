@@ -8,6 +8,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.desk.live import Follower, values_of, words_of
+from experiments.records import Record, write_records
 from tests.helpers.live_run import begin_arm, log, make_live_run
 from tests.helpers.run_folders import add_result, make_measurement, make_run, make_study
 
@@ -93,3 +94,36 @@ def test_values_that_are_no_numbers_are_left_out(tmp_path: Path) -> None:
     folder = make_live_run(tmp_path)
     log(begin_arm(folder, "full-0.001"), {1: {"loss": float("nan")}}, seconds=1)
     assert "loss" not in Follower(folder.name, tmp_path).look().arms[0].series
+
+
+def test_trials_of_a_study_have_as_many_steps_as_their_own_configs_say(tmp_path: Path) -> None:
+    """One trains 20 steps, the other 60: each is counted to its own end."""
+    from experiments.tracking.machine import process_tags
+
+    make_study(tmp_path, "toy", owner=process_tags(), trials={"complete": 0}, limit=3)
+    for number, steps in enumerate((60, 20)):
+        run = make_live_run(tmp_path, f"toy-{number:03d}-0123abcd", arms=["full"])
+        file = run / "config.yaml"
+        file.write_text(file.read_text().replace("steps: 20", f"steps: {steps}"))
+        log(begin_arm(run, "full-0.001"), {1: {"loss": 1.0}, 11: {"loss": 0.5}}, seconds=1)
+    live = Follower("toy", tmp_path).look()
+    assert live.left == 49 + 9 + 40  # the third: the mean of the others
+    assert "full-0.001 at step 11 of 60, about" in words_of(live)
+
+
+def test_an_arm_that_goes_on_from_a_checkpoint_is_at_the_step_of_its_latest_attempt(tmp_path: Path) -> None:
+    folder = make_live_run(tmp_path)
+    journal = begin_arm(folder, "full-0.001")
+    log(journal, {step: {"loss": 3.0} for step in range(1, 15)}, seconds=1)
+    begin_arm(folder, "full-0.001", journal)
+    log(journal, {11: {"loss": 2.6}}, seconds=1)
+    (arm, *_) = Follower(folder.name, tmp_path).look().arms
+    assert arm.step == 11
+
+
+def test_questions_are_counted_once_the_base_has_answered_them(tmp_path: Path) -> None:
+    folder = make_live_run(tmp_path)
+    follower = Follower(folder.name, tmp_path)
+    before = follower.look().asked.counts.get("new")
+    write_records(folder / "base" / "items.jsonl", [Record("new", "sums", "generate", str(i), 1) for i in range(7)])
+    assert (before, follower.look().asked.counts["new"]) == (None, 7)

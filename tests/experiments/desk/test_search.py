@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from experiments.common.yaml_values import dump_yaml
 from experiments.desk.explore import PLOTLY
 from experiments.desk.listing import Opened, open_result
 from experiments.desk.search import StudyView
+from experiments.studies.trial_results import result_of
 from tests.helpers.planted_study import synthetic_store
 from tests.helpers.run_folders import make_run
 
@@ -50,7 +52,7 @@ def test_a_point_of_the_front_has_the_trials_picks_and_values(root: Path) -> Non
     values = [tuple(pair) for trace in page["data"] for pair in zip(trace["x"], trace["y"], strict=True)]
     assert sorted(values) == sorted(tuple(trial.values) for trial in view.trials if trial.values)
     assert all(one.startswith("trial ") and "<br>arm: " in one and "<br>retention: " in one for one in text)
-    rests = "n: 4 new, 16 kept, 2 replies of the base; 1 seed; no intervals; shares, where no unit is named"
+    rests = "n: 120 new, 120 kept, 2 replies of the base; 1 seed; no intervals; shares, where no unit is named"
     assert page["layout"]["title"]["text"] == f"5 trials<br><sub>{rests}</sub>"
     json.dumps(page)
     importances = view.importances()
@@ -67,6 +69,20 @@ def test_a_trial_leads_to_its_run(root: Path) -> None:
         view.trial(1)
     with pytest.raises(StudyError, match="trial 9 has no run"):
         view.answers(9)
+
+
+def test_figures_of_several_seeds_are_means(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point of the front is a mean over seeds, and its words must not be those of the first seed."""
+    view = StudyView("toy", root)
+    first, other = view.trial(0), view.trial(2)
+    both = dataclasses.replace(first, runs=[*first.runs, *other.runs])
+    monkeypatch.setattr(view.store, "trials", lambda: [both])
+    view.study = view.study.model_copy(update={"seeds": (0, 1)})
+    gains = [result_of(run).scorecard["gain"].value for run in both.runs]
+    said = f"gain {sum(gains) / 2:+.2f} [".replace("+0.", "+.")
+    assert said in view.words(0)
+    assert any(str(cell).startswith(said.removeprefix("gain ")) for cell in view.table.rows[0])
+    assert "figures and ends are means over 2 seeds" in view._repr_html_()
 
 
 def test_a_study_is_opened_with_its_front(root: Path) -> None:

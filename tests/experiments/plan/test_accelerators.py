@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.plan.accelerators import GPUS, chosen, here, parsed
+from experiments.plan.accelerators import GIB, GPUS, chosen, here, known_gpu, parsed
 
 
 def test_a_device_is_chosen_by_name_or_by_memory() -> None:
@@ -33,3 +33,14 @@ def test_wrong_devices_are_refused() -> None:
         chosen("h100", None)
     with pytest.raises(ConfigError, match="give one of them"):
         chosen("h100-80gb", "24gb")
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "wanted"),
+    [("NVIDIA L4", 22, "l4-24gb"), ("NVIDIA L40S", 44.4, "l40s-48gb"), ("NVIDIA L40", 44.4, None),
+     ("NVIDIA A100-SXM4-40GB", 39.4, "a100-40gb"), ("NVIDIA A100-SXM4-80GB", 79.3, "a100-80gb"),
+     ("NVIDIA A10", 22, None), ("NVIDIA GeForce RTX 4090", 23.5, "rtx4090-24gb"), ("NVIDIA H200", 140, "h200-141gb"),
+     ("NVIDIA H100 80GB HBM3", 79.1, "h100-80gb"), ("Tesla T4", 15, None)],
+)  # fmt: skip
+def test_the_speed_of_this_machines_gpu_is_that_of_its_own_model(name: str, gib: float, wanted: str | None) -> None:
+    assert known_gpu(name, gib * GIB) == GPUS.get(str(wanted))

@@ -110,7 +110,7 @@ def test_an_arm_that_cannot_be_planned_leaves_the_others(base: str, monkeypatch:
     plan = plan_run(config, ROOMY)
     assert [arm.name for arm in plan.arms] == ["x"]
     assert plan.failed == {"read": "arm 'read': corda reads text before it trains, so it cannot be planned"}
-    assert "all 1 arms: " in plan_text(plan, 0.4)
+    assert "the 1 arms that can be planned, of 2: " in plan_text(plan, 0.4)
     monkeypatch.setattr("experiments.plan.plan.trace", fails)
     plan = plan_run(small_arm(base), ROOMY)
     assert plan.failed == {"x": "NotImplementedError: an operation without data"}

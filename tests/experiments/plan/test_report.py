@@ -29,7 +29,7 @@ ARM = ArmPlan(
 
 
 def plan(arm: ArmPlan, device: Device = GPU) -> Plan:
-    return Plan(small_config("x"), device, [arm], {"broken": "ValueError: no"}, {"control": 2})
+    return Plan(small_config("x"), device, [arm], {"broken": "ValueError: no"}, {"control": 2, "broken": 1})
 
 
 def test_every_line_of_a_plan() -> None:
@@ -45,9 +45,13 @@ def test_every_line_of_a_plan() -> None:
     assert lines[12] == "broken: cannot be planned (ValueError: no)"
     # four steps at two rates
     assert (
-        lines[14] == "all 2 arms: 8e+15 FLOP, 0.274 min of steps (evaluations come on top), 16.0 GB on disk at the "
-        "end (and in MLflow, if it is on another disk)"
+        lines[14] == "the 2 arms that can be planned, of 3: 8e+15 FLOP, 0.274 min of steps (evaluations come on top), "
+        "16.0 GB on disk at the end (and in MLflow, if it is on another disk)"
     )
+    whole = replace(plan(ARM), failed={}, rates={"control": 2})
+    assert "\nall 2 arms: 8e+15 FLOP" in plan_text(whole, 0.5)
+    none = replace(plan(ARM), arms=[])
+    assert plan_text(none, 0.5).splitlines()[-1] == "broken: cannot be planned (ValueError: no)"  # and no sum of 0 FLOP
 
 
 def test_a_micro_batch_comes_with_the_step_that_it_cuts() -> None:

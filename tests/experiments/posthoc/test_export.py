@@ -25,9 +25,11 @@ from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError, MachineError, RunError
 from experiments.config import run_config
 from experiments.models.tokens import end_of_turn
-from experiments.posthoc.export import _stops, export, exported_text
+from experiments.posthoc.export import _stops, card, export, exported_text
+from experiments.records import ArmResult
 from experiments.runs.trained import load_trained
 from tests.helpers.gguf_file import to_gguf
+from tests.helpers.small_run import small_config
 
 pytestmark = pytest.mark.slow  # six arms are trained for it
 IDS = torch.arange(5, 17)[None]
@@ -153,6 +155,19 @@ def test_weights_have_the_dtype_that_was_asked_for(run: Path, tmp_path: Path) ->
         export(run, "full", 1e-2, tmp_path / "half")
     with pytest.raises(ConfigError, match="--dtype int4: choose one of fp32, bf16, fp16"):
         export(run, "full", 1e-2, tmp_path / "other", dtype="int4")
+
+
+@pytest.mark.parametrize(
+    ("kept", "dtype", "said"),
+    [("fp32", "fp32", None), ("bf16", "fp32", "to bf16"), ("bf16", "bf16", "to bf16"),
+     ("bf16", "fp16", "to bf16, then to fp16")],
+)  # fmt: skip
+def test_the_card_says_what_weights_were_rounded_to(kept: str, dtype: str, said: str | None) -> None:
+    """Those that stay are rounded too (`training.keep_dtype`), and the figures are of the weights before."""
+    config = small_config("base", training={"steps": 4, "batch_size": 4, "warmup_steps": 1, "keep_dtype": kept})
+    text = card(config, ArmResult("full", "full", 1e-2, "finished", steps=4), "merged", None, dtype)
+    assert ("were rounded" in text) == (said is not None)
+    assert said is None or f" Its weights were rounded {said} afterwards." in text
 
 
 def test_a_run_whose_config_was_edited_is_refused_before_it_writes(run: Path, tmp_path: Path) -> None:

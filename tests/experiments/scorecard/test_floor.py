@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.records import Record
-from experiments.scorecard import aa_floor
+from experiments.scorecard import aa_floor, scorecard
 from tests.helpers.planted_run import OPTIONS, base_records, kept, new, trained
 
 
@@ -23,6 +23,26 @@ def test_the_floor_compares_texts_not_places() -> None:
     again = reordered(base, (2, 0, 3, 1))
     floor = aa_floor(base, again, draws=200)
     assert {floor[name].value for name in ("floor_nfr", "floor_pfr", "floor_nfr_mc")} == {0.0}
+
+
+def test_a_rate_of_the_floor_has_the_interval_that_the_same_answers_of_an_arm_have() -> None:
+    """Where no answer flipped, draws with flips that the sample may have missed exclude 0."""
+    base = [r for r in base_records(np.random.default_rng(0), 100) if r.suite == "kept"]
+    floor, arm = aa_floor(base, base, draws=200), scorecard(base, base, draws=200)
+    for name in ("nfr", "pfr", "nfr_mc"):
+        assert floor[f"floor_{name}"] == arm[name]
+        assert (floor[f"floor_{name}"].low, floor[f"floor_{name}"].value) == (0, 0)
+
+
+def test_a_model_and_a_floor_without_flips_may_still_differ() -> None:
+    """Of 12 questions without a flip nobody knows whether one in a hundred flips: a gate on the distance must fail."""
+    base = [r for r in base_records(np.random.default_rng(0), 12) if r.suite == "kept"]
+    above = aa_floor(base, base, base, draws=400)["nfr_above_floor"]
+    assert above.value == 0
+    assert above.low is not None
+    assert above.high is not None
+    assert above.low < -0.05
+    assert above.high > 0.05
 
 
 def test_the_floor_of_retention_is_the_ratio_of_right_answers() -> None:

@@ -163,7 +163,7 @@ def test_conditions_that_no_point_meets_write_nothing(base: str, new: Path, fold
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"new": None}, r"without --new no gain is measured: add --new FILE, or a condition"),
+        ({"new": None, "changes": SMALL}, r"without --new no gain is measured: add --new FILE, or a condition"),
         ({"alphas": [0.5, 1.5]}, r"--alphas 1\.5: a point of the path has an alpha above 0 and at most 1"),
         ({"alphas": [0.0]}, r"--alphas 0: a point"),
         ({"conditions": ["retention < .9"]}, r"of retention, higher is better"),

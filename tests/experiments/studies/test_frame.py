@@ -147,3 +147,15 @@ def test_a_seed_of_an_edited_config_is_refused(tmp_path: Path) -> None:
     write_text(folder / "config.yaml", dump_yaml(config.model_copy(update={"seed": 4}).to_dict()))
     with pytest.raises(ConfigError, match=r"config\.yaml was edited: it has other settings"):
         frame(folder, root=tmp_path)
+
+
+def test_a_study_named_by_its_folder_is_that_of_its_own_root(tmp_path: Path) -> None:
+    """Another root has a study of the same name, with other values."""
+    roots = [tmp_path / "here", tmp_path / "there"]
+    for root, truth in zip(roots, ("full", "lerp8"), strict=True):
+        root.mkdir()
+        store = synthetic_store(root, {truth: TABLE5[truth]}, name="toy")
+        write_text(root / "studies" / "toy" / "study.yaml", dump_yaml(store.config.to_dict()))
+    folder = roots[1] / "studies" / "toy"
+    assert set(frame(folder, root=roots[0])["arm"]) == {"lerp8"}
+    assert {trial.picks["arm"] for trial in StudyView(folder, roots[0]).trials} == {"lerp8"}

@@ -104,3 +104,11 @@ def test_a_store_that_is_another_one_at_the_same_place_gets_everything(root: Pat
     assert (run.info.status, run.data.params) == ("FINISHED", {"steps": "3"})
     journal.note(Tracker(root, "demo").uri, Delivered("0" * 32, journal.size))  # of a store that is gone
     assert sync([tmp_path / "run"], root)[journal.path] == second
+
+
+def test_a_folder_without_a_journal_is_named_though_others_have_one(root: Path, tmp_path: Path) -> None:
+    Journal.create(tmp_path / "run", "arm-x").append(
+        "start", name="x", experiment="demo", parent=None, run=None, tags={}
+    )
+    with pytest.raises(TrackingError, match=r"no journal in \S*/mistyped: give run folders"):
+        sync([tmp_path / "run", tmp_path / "mistyped"], root)

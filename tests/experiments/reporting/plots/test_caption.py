@@ -35,6 +35,14 @@ def test_the_counts_are_those_of_the_config() -> None:
     assert asked_in({"evaluation": {"suites": ["new"], "new_items": 5}}).counts == {"new": 5}  # of an earlier version
 
 
+def test_new_questions_are_those_of_all_sources_and_test_files_have_their_own_number() -> None:
+    evaluation = {"suites": ["new"], "new_items": 5}
+    sums, words = {"source": "reasoning_gym", "name": "chain_sum"}, {"source": "file", "path": "words.jsonl"}
+    assert asked_in({"evaluation": evaluation, "data": {"new": [sums, words]}}).counts == {"new": 10}
+    tested = {"evaluation": evaluation, "data": {"new": [sums, {**words, "test": "exam.jsonl"}]}}
+    assert asked_in(tested) == Asked()
+
+
 def test_what_a_config_does_not_say_is_counted_in_the_records_or_not_at_all() -> None:
     files = {"items": 100, "tasks": ["capitals", {"path": "exam.jsonl"}]}  # the file may have 20 questions
     base = [Record("kept", "capitals", form, item) for form in ("chat", "plain") for item in ("a", "b", "c")]

@@ -88,3 +88,17 @@ def test_points_that_follow_no_power_law_are_called_so() -> None:
     assert "The exponent of general text ended at its bound" in law_sentence("full", scattered, nats=True)
     lawful = fit(table.assign(loss_kept=[3.7 + 0.4 * r**3 for r in ratio]), 3.74, draws=20)
     assert "bound" not in law_sentence("full", lawful, nats=True)
+
+
+@pytest.mark.slow
+def test_no_law_spans_two_arms_whose_names_agree_in_three_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.helpers.planted_study.FAILS", None)
+    replay = {"kind": "choice", "path": "data.replay", "values": [0.0, 0.5]}
+    decays = {"kind": "choice", "path": "training.weight_decay", "values": [0.12341, 0.12342]}
+    search = {"decay": decays, "replay": replay}
+    store = synthetic_store(tmp_path, {"arm": (0.5, 0.7)}, search, report={"law": "replay"}, overrides=OLD)
+    table = law_table(store.config, choose(store.config, store.trials(), tmp_path), tmp_path)
+    assert list(table.groupby("arm", sort=False).ratio.nunique()) == [2, 2]
+    assert list(dict.fromkeys(table.arm)) == ["decay=0.123", "decay=0.123 (trial 2)"]

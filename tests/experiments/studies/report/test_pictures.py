@@ -9,9 +9,10 @@ import optuna
 import pytest
 
 from experiments.records import Record, read_records, write_records
+from experiments.studies.queue import Store
 from experiments.studies.report.optuna_plots import progress_figure
-from experiments.studies.report.pictures import MOST, pictures
-from experiments.studies.selection import choose
+from experiments.studies.report.pictures import MOST, pictures, study_asked
+from experiments.studies.selection import choose, half_records
 from experiments.studies.trial_results import record_files
 from tests.helpers.planted_study import GAIN, TABLE5, synthetic_store
 
@@ -52,3 +53,22 @@ def test_many_trials_are_called_by_their_numbers_in_pictures(tmp_path: Path) -> 
     _, (_, _, text, figure), *_ = pictures(store, arms[:3], store.trials(), tmp_path)
     names = [entry.get_text() for entry in figure.legends[0].get_texts()]
     assert names == ["#0 decay=0", "#2 decay=0.02", "#3 decay=0.03"]
+
+
+def test_a_caption_counts_the_half_that_is_shown(some: tuple[Store, Path]) -> None:
+    """The rate is chosen on one half, and the rows of arms are of the other; a trial's value is of all items."""
+    store, root = some
+    arms = choose(store.config, store.trials(), root)
+    _, after = half_records(arms[0].runs[0], root, False)
+    new, kept, replies = ({r.item for r in after if r.suite == suite} for suite in ("new", "kept", "drift"))
+    said = f"n: {len(new)} new, {len(kept)} kept, {len(replies)} replies of the base; 1 seed"
+    drawn = {one.name: one.figure for one in pictures(store, arms, store.trials(), root)}
+    for name in ("forgetting", "trajectories"):
+        assert " ".join(drawn[name].legends[0].get_title().get_text().split()).startswith(said), name
+
+
+def test_a_caption_of_trials_counts_what_the_base_answered(some: tuple[Store, Path], tmp_path: Path) -> None:
+    """The config allows 4 new questions; where the records are, they say that there are 120."""
+    store, root = some
+    assert study_asked(store.config, store.trials(), root).counts["new"] == 120
+    assert study_asked(store.config, store.trials(), tmp_path).counts["new"] == 4

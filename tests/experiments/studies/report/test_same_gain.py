@@ -17,6 +17,7 @@ from experiments.studies.queue import Store
 from experiments.studies.report.same_gain import _cells, _of_alphas, same_gain
 from experiments.studies.selection import arm_name, choose
 from experiments.studies.trial_results import record_files, result_of
+from tests.helpers.planted_study import synthetic_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 
@@ -145,3 +146,13 @@ def test_intervals_end_where_values_end() -> None:
     drawn = np.concatenate([[0.02], np.linspace(-0.05, 0.1, 1000)])
     assert _cells("nfr", drawn, 0.03) == (".02 [.00,.10]", ".030")
     assert _cells("kl", drawn, None)[0].split("[")[1].startswith((".00", ".000"))
+
+
+def test_ways_whose_names_agree_in_three_digits_are_two_ways(tmp_path: Path) -> None:
+    decays = {"kind": "choice", "path": "training.weight_decay", "values": [0.12341, 0.12342]}
+    rates = {"kind": "choice", "path": "arms.0.learning_rates.0", "values": [1.0, 1.5, 2.0]}
+    search = {"decay": decays, "rate": rates}
+    store = synthetic_store(tmp_path, {"arm": (0.5, 0.7)}, search, report={"select": "rate"})
+    table = same_gain(store.config, store.trials(), [], tmp_path)
+    assert table is not None
+    assert {row[0] for row in table.rows} == {"decay=0.123 (trial 0)", "decay=0.123 (trial 3)"}
