@@ -113,6 +113,18 @@ def head_parameters(model: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in named if id(p) not in below and p.is_floating_point()}
 
 
+def dropout_in(layers: Iterable[nn.Module]) -> str:
+    """Name the first dropout or jitter (of a router) inside of the layers, with its rate; empty if there is none."""
+    for layer in layers:
+        for name, module in layer.named_modules():
+            rates = {f"{name}.{key}": rate for key, rate in vars(module).items() if "drop" in key or "jitter" in key}
+            rates |= {name: module.p} if isinstance(module, nn.Dropout) else {}
+            for place, rate in rates.items():
+                if isinstance(rate, float) and rate > 0:
+                    return f"{place.strip('.')}={rate:g}"
+    return ""
+
+
 def is_attention(module: nn.Module) -> bool:
     """Recognise an attention module by its structure: it has child modules and names its cache slot."""
     if not isinstance(getattr(module, "layer_idx", None), int) or not list(module.children()):
