@@ -221,3 +221,12 @@ def read_note(path: Path) -> dict[str, Any]:
         return read_json(path)
     except DamagedError:
         return {}
+
+
+def is_damaged(note: Path) -> bool:
+    """Whether a note is there and cannot be read: what it vouches for is not known to be whole."""
+    try:
+        read_json(note)
+    except DamagedError:
+        return True
+    return False

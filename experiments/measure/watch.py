@@ -209,14 +209,15 @@ def check_settings(folder: Path, note: Mapping[str, Any], config: MeasureConfig)
 
 def check_records(folder: Path, note: Mapping[str, Any], step: int) -> None:
     """Raise DamagedError if records of the base, or up to a step, are gone or others. Earlier versions noted none."""
-    arm = folder / "arms" / NAME
-    digests = {arm / name: digest for name, digest in read_note(arm / DIGESTS).items() if _step_of(arm / name) <= step}
+    arm, advice = folder / "arms" / NAME, "bring it back, or take another folder, ForgettingCallback(folder=...)"
+    noted = read_json(arm / DIGESTS, advice)
+    digests = {arm / name: digest for name, digest in noted.items() if _step_of(arm / name) <= step}
     if "items" in note:
         digests[folder / "base" / ITEMS] = note["items"]
     for file, digest in digests.items():
         if not file.is_file() or file_digest(file) != digest:
             state = "is not the file that was written" if file.is_file() else "is gone"
-            raise DamagedError(f"{file} {state}: bring it back, or take another folder, ForgettingCallback(folder=...)")
+            raise DamagedError(f"{file} {state}: {advice}")
 
 
 def _step_of(file: Path) -> int:

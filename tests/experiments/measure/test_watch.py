@@ -143,6 +143,9 @@ def test_what_is_damaged_after_the_step_is_deleted_anyway_and_older_folders_go_o
     (first.arm / "items-4.jsonl").write_text("")
     for step in (2, 6):  # later it goes on without the step that was deleted
         assert list(Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step).points) == [2]
+    (first.arm / "digests.json").write_text("{")  # it vouches for nothing
+    with pytest.raises(DamagedError, match=r"digests.json is damaged .*: bring it back, or take another folder"):
+        Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2)
     (first.arm / "digests.json").unlink()
     note = read_json(tmp_path / "base" / "state.json")
     write_json(tmp_path / "base" / "state.json", {k: v for k, v in note.items() if k != "items"})
