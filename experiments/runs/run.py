@@ -26,7 +26,6 @@ from experiments.runs.experiment import follow, lead
 from experiments.runs.fits import check_fits
 from experiments.runs.growing import with_begun_arms
 from experiments.runs.outcome import Outcome
-from experiments.runs.peers import check_peers
 from experiments.runs.prepared import Prepared, prepare, read_inputs
 from experiments.runs.unused import check_fields
 from experiments.tracking.machine import sigterm_raises
@@ -71,8 +70,6 @@ def run_experiment(
             with sigterm_raises():  # the main process does so for its run in MLflow
                 return follow(config, folder, processes)
         inputs = read_inputs(config, root, say)
-        if parent is not None and experiment:
-            check_peers(inputs, folder, experiment)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
             if folder.is_symlink() and (fresh or not folder.exists()):
