@@ -26,7 +26,7 @@ from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.base_records import ITEMS, STATE
 from experiments.runs.baseline import headline, score
-from experiments.runs.result_file import write_result
+from experiments.runs.result_file import RESULT, write_result
 from experiments.scorecard.figures import GAINS
 
 NAME, BEST, NOTE = "trained", "best", "forgetting.json"
@@ -89,6 +89,7 @@ class Watch:
         output: the folder of the training, for `default_folder`.
         """
         budget, precision = Budget(share), Precision(config.precision)
+        (folder / "arms" / NAME / RESULT).unlink(missing_ok=True)
         for file in (folder / "arms" / NAME).glob("items-*.jsonl"):
             file.unlink()
         with budget.measuring():
@@ -143,6 +144,7 @@ class Watch:
 
     def back_to(self, step: int) -> None:
         """Delete what was measured after a step: the training goes on, or ends, with the weights of that step."""
+        (self.arm / RESULT).unlink(missing_ok=True)  # of a training that had ended: lists show it until this one has
         for file in self.arm.glob("items-*.jsonl"):
             if _step_of(file) > step:
                 file.unlink()

@@ -115,7 +115,9 @@ def test_a_training_that_goes_on_keeps_its_best_model_and_drops_what_came_later(
     assert again.budget.longest > 0
     assert [file.name for file in again.arm.glob("items-*")] == ["items-2.jsonl"]
     assert isinstance(LlamaForCausalLM.from_pretrained(tmp_path / "best"), LlamaForCausalLM)
+    again.write()
     assert Watch.begun(tmp_path, CONFIG, suites(), model, 1.0).best is None  # another training
+    assert not (again.arm / "result.json").exists()  # which lists would show as the result of this one
     assert not list(again.arm.glob("items-*"))
 
 
