@@ -50,8 +50,8 @@ class WeightPath:
         if away := next((file for file in self._copied if _leads_away(file)), None):
             raise ConfigError(
                 f"--model: {away} is a link to {away.resolve()}, which is not in the model's folder and would be "
-                f"copied with it: if it belongs to the model, put the file there (cp -rL {self.model} NEW), else delete "
-                "the link"
+                f"copied with it: if it belongs to the model, put the file there (cp -rL {self.model} NEW), else "
+                "delete the link"
             )
         shapes = {name: self._shape(self.model, name) for name in self.files}
         missing = [name for name in shapes if self._origin(name) is None]

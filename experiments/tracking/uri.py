@@ -14,13 +14,14 @@ LOGIN = re.compile(r"(://)[^/\s'\"]*@")
 TOKEN = re.compile(r"\b(hf_|gh[pousr]_|dapi)[A-Za-z0-9]{20,}|\b(github_pat_|glpat-|sk-)[\w-]{20,}")  # by issuer
 HEADER = re.compile(r"\b(Bearer +|Authorization: *Basic +)[\w.~+/=-]{8,}")  # of HTTP
 WORDS = re.compile(r"((?:\b|%3B)(?:password|passwd|pwd)(?:=|%3D))(?!\*)[^\s&;%'\")]+", re.IGNORECASE)  # libpq and ODBC
+VARIABLE = re.compile(r"((?:PASSWORD|TOKEN|SECRET|API_KEY|ACCESS_KEY)=['\"]?)(?![*'\"])[^\s&;%'\")]+")  # of a shell
 LONGEST_USER = 19  # characters: a longer name without a password is a token (https://TOKEN@host)
 
 
 def without_password(text: str) -> str:
-    """Replace passwords and tokens in a text by `***`: of URIs, of HTTP headers, and those that look like tokens."""
+    """Replace passwords and tokens in a text by `***`: of URIs, headers, variables, and those that look like tokens."""
     text = PARAMETER.sub(_parameter, WORD.sub(_user, text))
-    for pattern in (TOKEN, HEADER, WORDS):
+    for pattern in (TOKEN, HEADER, WORDS, VARIABLE):
         text = pattern.sub(lambda found: f"{found[found.lastindex or 1]}***", text)
     return text
 

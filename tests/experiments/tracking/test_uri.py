@@ -40,6 +40,8 @@ PLAIN = "Basic understanding, hf_hub_download_of_a_file, sk-learn, password="
         ("the key sk-proj-S3CRET_S3CRET_S3CRET is wrong", "the key sk-*** is wrong"),
         ("{'Authorization': 'Bearer S3CRETS3CRET.x'}", "{'Authorization': 'Bearer ***'}"),
         ("Authorization: Basic Ym9iOlMzQ1JFVA==", "Authorization: Basic ***"),
+        ("+export MLFLOW_TRACKING_PASSWORD=S3CRET", "+export MLFLOW_TRACKING_PASSWORD=***"),  # a line of a diff
+        ("-OPENAI_API_KEY='S3CRET' PGPASSWORD=S3CRET", "-OPENAI_API_KEY='***' PGPASSWORD=***"),
         (PLAIN, PLAIN),
     ],
 )
