@@ -23,6 +23,7 @@ from experiments.common.files import read_note, write_json, write_text
 from experiments.common.paths import default_root, short_path
 from experiments.common.printable import escaped
 from experiments.common.yaml_values import dump_yaml
+from experiments.studies.agree import agree
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.exchange import read_trials, unpack_runs, unpacked
@@ -166,7 +167,8 @@ def work(store: Store, root: Path, say: Say) -> str:
     def run(number: int, picks: dict[str, Scalar], should_prune: ShouldPrune | None) -> TrialOutcome:
         note_progress(store, root)
         say(progress_text(store))
-        return run_trial(store.config, number, picks, root, parent, should_prune, say)
+        own = functools.partial(agree, store, root)
+        return run_trial(store.config, number, picks, root, parent, should_prune, say, own)
 
     store.progress = functools.partial(steps_done, store.config, root)
     with ends_with_parent():
