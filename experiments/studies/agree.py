@@ -18,11 +18,11 @@ DATA = "data"  # the study's attribute with the digests
 COUNTS = ("RUNNING", "COMPLETE", "PRUNED")  # Optuna's states of trials with which others are compared
 
 
-def agree(store: Store, root: Path, digests: Mapping[str, str]) -> None:
+def agree(store: Store, root: Path, digests: Mapping[str, str], seen: dict[str, str]) -> None:
     """Note the digests of a trial's data and base model (`runs.same_data`) in the study, or compare them.
 
-    While no other trial has measured anything, data may still be corrected. Raises RunError if a digest is another one:
-    the trial's figures would not compare.
+    While no other trial has measured anything, data may still be corrected. seen: those of earlier seeds of this trial,
+    which is extended. Raises RunError if a digest is another one: the trial's figures would not compare.
     """
     from experiments.runs.same_data import named  # loads torch; `status` needs none
 
@@ -31,8 +31,10 @@ def agree(store: Store, root: Path, digests: Mapping[str, str]) -> None:
         others = [one for one in trials if one._trial_id not in ACTIVE and one.state.name in COUNTS]
         known = store.study.user_attrs.get(DATA)
         known = _noted(others, root) if known is None else known
-        changed = [key for key, digest in digests.items() if known.get(key, digest) != digest]
-        if not (changed and others):
+        compared = {**known, **seen} if others else seen
+        changed = [key for key, digest in digests.items() if compared.get(key, digest) != digest]
+        if not changed:
+            seen |= digests
             store.study.set_user_attr(DATA, {**known, **digests})
             return
     raise RunError(

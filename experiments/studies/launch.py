@@ -81,6 +81,8 @@ def run_study(
     tracker = Tracker(root, config.name)
     tracker.reap()
     with sigterm_raises(), _study_run(tracker, config, folder) as run:
+        if changed := run.changed_versions():
+            say(f"{config.name} began with {changed}: its trials may differ for that")
         if not (ended := store.ended()):
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = (
@@ -155,6 +157,9 @@ def _description(config: StudyConfig) -> str:
 
 
 class _NoRun:
+    def changed_versions(self) -> str:
+        return ""
+
     def log_metrics(self, metrics: Any) -> None: ...
 
     def fail(self, reason: str) -> None: ...
@@ -167,7 +172,7 @@ def work(store: Store, root: Path, say: Say) -> str:
     def run(number: int, picks: dict[str, Scalar], should_prune: ShouldPrune | None) -> TrialOutcome:
         note_progress(store, root)
         say(progress_text(store))
-        own = functools.partial(agree, store, root)
+        own = functools.partial(agree, store, root, seen={})
         return run_trial(store.config, number, picks, root, parent, should_prune, say, own)
 
     store.progress = functools.partial(steps_done, store.config, root)

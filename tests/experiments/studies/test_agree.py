@@ -21,14 +21,16 @@ def test_data_that_changed_between_two_trials_is_refused(tmp_path: Path) -> None
     store = open_store(tmp_path)
     first = store.study.ask()
     ACTIVE.add(first._trial_id)
-    agree(store, tmp_path, {"own data.jsonl 4f1a": "a"})
-    agree(store, tmp_path, {"own data.jsonl 4f1a": "b"})  # corrected before any trial has measured something
+    agree(store, tmp_path, {"own data.jsonl 4f1a": "a"}, {})
+    agree(store, tmp_path, {"own data.jsonl 4f1a": "b"}, {})  # corrected before any trial has measured something
+    with pytest.raises(RunError, match=r"own data\.jsonl has changed"):  # after an earlier seed of the same trial
+        agree(store, tmp_path, {"own data.jsonl 4f1a": "a"}, {"own data.jsonl 4f1a": "b"})
     ACTIVE.discard(first._trial_id)
     store.study.tell(first, 0.5, TrialState.COMPLETE)
-    agree(store, tmp_path, {"own data.jsonl 4f1a": "b", "of another trial.csv 77": "c"})
+    agree(store, tmp_path, {"own data.jsonl 4f1a": "b", "of another trial.csv 77": "c"}, {})
     with pytest.raises(RunError, match=r"own data\.jsonl has changed since other trials of study 'toy' were trained"):
-        agree(store, tmp_path, {"own data.jsonl 4f1a": "a", "of another trial.csv 77": "c"})
-    agree(store, tmp_path, {"own data.jsonl 4f1a": "b"})
+        agree(store, tmp_path, {"own data.jsonl 4f1a": "a", "of another trial.csv 77": "c"}, {})
+    agree(store, tmp_path, {"own data.jsonl 4f1a": "b"}, {})
 
 
 def test_runs_of_an_earlier_version_or_from_a_file_note_what_they_read(
@@ -46,5 +48,5 @@ def test_runs_of_an_earlier_version_or_from_a_file_note_what_they_read(
 
     monkeypatch.setattr(same_data, "digests_noted", noted)
     with pytest.raises(RunError, match=r"own\.jsonl has changed"):
-        agree(store, tmp_path, {"own.jsonl 4f1a": "b"})
-    agree(store, tmp_path, {"own.jsonl 4f1a": "a"})
+        agree(store, tmp_path, {"own.jsonl 4f1a": "b"}, {})
+    agree(store, tmp_path, {"own.jsonl 4f1a": "a"}, {})
