@@ -129,7 +129,7 @@ class Watch:
         if changed := asked_others(note.get("asked", {}), suites):  # earlier versions noted none
             raise ConfigError(
                 f"{', '.join(changed)}: the questions, their grader, the tokenizer or its chat template are not those "
-                f"of the base's measurement in {folder}, so figures would not compare: bring the old ones back, or take "
+                f"of the base's measurement in {folder}, so they would not compare: bring the old ones back, or take "
                 "another folder, ForgettingCallback(folder=...)"
             )
         precision = Precision(config.precision)
