@@ -191,7 +191,10 @@ def _git(*arguments: str) -> str:
     if not (REPOSITORY / ".git").exists():
         return ""
     command = ["git", "-C", str(REPOSITORY), *arguments]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # hooks name another one
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True, env=plain
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -103,3 +103,7 @@ def test_the_repository_of_another_project_is_not_ours(tmp_path: Path, monkeypat
     assert machine.code_diff.__wrapped__() == ""
     monkeypatch.setattr(machine, "REPOSITORY", tmp_path)
     assert "private.txt" in machine.code_diff.__wrapped__()
+    subprocess.run(["git", "init", "--quiet", str(tmp_path / "ours")], check=True)
+    monkeypatch.setattr(machine, "REPOSITORY", tmp_path / "ours")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as in a hook of the other project
+    assert machine.code_diff.__wrapped__() == ""
