@@ -6,7 +6,7 @@ import re
 
 # No pattern may need quadratic time: a text can be the message of a server.
 WORD = re.compile(r"[^\s'\"]+")
-USER = re.compile(r"://[^:/@]*:")
+USER = re.compile(r":?//?[^:/@]*:")  # of a mistyped URI too: http//user:
 ALONE = re.compile(r"://([^:/@]*)@")
 PARAMETER = re.compile(r"([?&][^=&?\s'\"]*=)[^&\s'\")]*")
 SECRETS = ("pass", "pwd", "token", "secret", "key")  # in the name of a parameter
@@ -26,13 +26,19 @@ def without_password(text: str) -> str:
     return text
 
 
+def passwords_of(uri: str) -> list[str]:
+    """Return what `without_password` replaces as passwords of users: other texts may repeat them alone."""
+    words = [(word[0], user.end()) for word in WORD.finditer(uri) if (user := USER.search(word[0]))]
+    return [word[start : word.rfind("@")] for word, start in words if word.rfind("@") > start]
+
+
 def page(uri: str) -> str:
     """Return the address of a server for a browser, which asks for name and password itself."""
     return without_password(LOGIN.sub(r"\1", uri))
 
 
 def _user(word: re.Match[str]) -> str:
-    """Replace all from `://user:` up to the last @: a password may hold one."""
+    """Replace all from `//user:` up to the last @: a password may hold one."""
     user, at = USER.search(word[0]), word[0].rfind("@")
     if not user and (alone := ALONE.search(word[0])) and len(alone[1]) > LONGEST_USER:
         return word[0].replace(alone[1], "***")
