@@ -16,6 +16,7 @@ from experiments.common.owner import SOURCES
 from experiments.config import ExperimentConfig, run_config
 from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
+from experiments.data.procedural import ReasoningGym
 from experiments.data.source import Source
 from experiments.evaluation.cache import tokenizer_digest
 from experiments.models.weights_digest import weights_digest
@@ -61,6 +62,8 @@ def _digests(
         settings = source.model_dump(mode="json", exclude={"share"})
         if isinstance(source, LocalFile) and own[0]:
             found[_key(source.path, settings)] = json_digest(own)
+        elif isinstance(source, ReasoningGym) and own[0]:  # of the version of its package too
+            found[_key(f"task {source.name}", settings)] = json_digest(own)
         elif isinstance(source, HuggingFace) and machine:
             found[_key(source.name, [settings, machine])] = json_digest(own)
     for one in config.evaluation.kept_files:

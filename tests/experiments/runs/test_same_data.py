@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from experiments.common.errors import RunError
+from experiments.data import procedural
 from experiments.runs.prepared import read_inputs
 from experiments.runs.run import run_experiment
 from experiments.runs.same_data import digests_noted, digests_of, named
@@ -71,3 +72,15 @@ def test_a_run_notes_the_digests_that_it_began_with(tmp_path: Path) -> None:
     config = small_config(base, data=data, evaluation={**evaluation, "kept_items": 4}, arms=arms, training=training)
     done = run_experiment(config, tmp_path / "root", say=quiet, agree=seen.update)
     assert digests_noted(done.folder) == seen
+
+
+def test_another_version_of_a_generator_asks_other_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(
+        byte_base(tmp_path / "base"), evaluation={"suites": ["kept"], "kept_items": 4, "new_items": 2}
+    )
+    found = []
+    for version in ("0.1.0", "0.1.1"):
+        monkeypatch.setattr(procedural.importlib.metadata, "version", lambda name, v=version: v)
+        found.append(digests_of(read_inputs(config, tmp_path / "root", quiet), tmp_path / "root"))
+    first, second = found
+    assert [key.rpartition(" ")[0] for key in first if first[key] != second[key]] == ["task chain_sum"]
