@@ -89,6 +89,7 @@ class Isolated:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C lets a step of training end, with its evaluation; it would end this one at once
             env={"PYTHONPATH": os.pathsep.join(sys.path)},  # no tokens, no passwords
         )
         weakref.finalize(self, _end, server)

@@ -217,6 +217,13 @@ def test_a_server_that_cannot_start_is_no_wrong_answer() -> None:
         Isolated(Unreadable())("1", ENTRY)
 
 
+def test_ctrl_c_of_a_terminal_reaches_the_program_alone(scorer: Isolated) -> None:
+    """Which ends its step, with all checks; a check that broke off would stop the run as a fault of the machine."""
+    assert scorer("raise PermissionError", ENTRY) == 1.0
+    assert scorer.server is not None
+    assert os.getpgid(scorer.server.pid) != os.getpgid(0)
+
+
 def test_an_interrupted_check_leaves_no_score_for_the_next_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = Isolated(refused, seconds=1.0)
     assert checks("raise PermissionError", ENTRY) == 1.0
