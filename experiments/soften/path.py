@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import part_folder, read_json
+from experiments.common.files import leads_away, part_folder, read_json
 from experiments.measure.files import CONFIG, INDEXES, WEIGHTS, shards
 from experiments.measure.kinds import Base
 from experiments.posthoc.operations import BEFORE
@@ -47,7 +47,7 @@ class WeightPath:
     by: By = "weights"
 
     def __post_init__(self) -> None:
-        if away := next((file for file in self._copied if _leads_away(file)), None):
+        if away := next((file for file in self._copied if leads_away(file, self.model)), None):
             raise ConfigError(
                 f"--model: {away} is a link to {away.resolve()}, which is not in the model's folder and would be "
                 f"copied with it: if it belongs to the model, put the file there (cp -rL {self.model} NEW), else "
@@ -159,13 +159,6 @@ class WeightPath:
                 return tensor
 
             yield read
-
-
-def _leads_away(file: Path) -> bool:
-    """Whether a file is a link out of its folder: to a private file, perhaps. The Hub's cache is full of links."""
-    place = file.resolve().parent
-    of_hub = place.name == "blobs" and place.parent.name.startswith("models--")
-    return not of_hub and not place.is_relative_to(file.parent.resolve())
 
 
 def _files(folder: Path) -> dict[str, str]:
