@@ -161,6 +161,16 @@ def link_files(folder: Path, to: Path | None) -> bool:
     return True
 
 
+def leads_away(file: Path, folder: Path) -> bool:
+    """Whether a file below a folder is a link to elsewhere: of a folder of others, maybe to a private file.
+
+    The caches of the Hugging Face Hub are full of links to their own blobs, which do not count.
+    """
+    target = file.resolve()
+    of_hub = target.parent.name == "blobs" and target.parents[1].name.startswith(("models--", "datasets--"))
+    return not (of_hub or target.is_relative_to(folder.resolve()))
+
+
 def remove(folder: Path, near: Path) -> None:
     """Delete a folder at once: a kill leaves all of it, or nothing that looks like it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,7 @@ def check_suites(folder: Path, suites: Suites) -> None:
 
 def changed_suites(folder: Path, suites: Suites) -> list[str]:
     """Return the names of suites whose questions or code are others than when the base of a run was measured."""
-    known = read_note(folder / "base" / TIMING).get("suites", {})
-    return [name for name, suite in suites.suites.items() if name in known and known[name] != _asked(suite)]
+    return asked_others(read_note(folder / "base" / TIMING).get("suites", {}), suites)
 
 
 def is_whole(file: Path) -> bool:
@@ -50,6 +49,16 @@ def is_whole(file: Path) -> bool:
     note = file.with_name(TIMING)
     digest = read_note(note).get("files", {}).get(file.name)
     return file.is_file() and (not is_damaged(note) if digest is None else file_digest(file) == digest)
+
+
+def asked(suites: Suites) -> dict[str, str]:
+    """Return by suite a digest of what it asks and how it grades, as the tokenizer writes it, and of its code."""
+    return {name: _asked(suite) for name, suite in suites.suites.items()}
+
+
+def asked_others(known: Mapping[str, str], suites: Suites) -> list[str]:
+    """Return the suites of which `asked` is another than was noted; what was not noted does not count."""
+    return [name for name, digest in asked(suites).items() if known.get(name, digest) != digest]
 
 
 def _asked(suite: DrawnSuite) -> str:
@@ -132,9 +141,8 @@ class BaseFolder:
             evaluation, found = self.suites.measure_base(self.model, self.precision, self.cache, self.together)
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
-            asked = {name: _asked(suite) for name, suite in self.suites.suites.items()}
             noted = {"seconds": found.seconds, "measured": found.measured, "precision": self.precision.name}
-            self._keep(STATE, ITEMS, suites=asked, **noted)
+            self._keep(STATE, ITEMS, suites=asked(self.suites), **noted)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)
         return evaluation, read_records(self.folder / ITEMS), float(self._note().get("seconds", 0.0))
