@@ -19,8 +19,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError
+from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence
-from ctrl.training import check_gradients, refuse_synced_reference
+from ctrl.reference import warn_of_reference
+from ctrl.training import check_gradients, refuse_options
 
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "
@@ -106,18 +108,19 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     Needed only where the model warns: a trainer that uses the model's own loss has the divergence already, and
     `attach` leaves its losses as they are. The divergence is scaled as the trainer's own loss: over gradient
     accumulation and processes it is that of one large batch. Raises ConfigError for a trainer of a plain model, one
-    without `compute_loss`, nn.DataParallel, and TRL's `sync_ref_model`; in the first step for one that does not call
-    its `compute_loss` (TRL's OnlineDPOTrainer).
+    without `compute_loss`, nn.DataParallel, TRL's `sync_ref_model` and `use_vllm`; in the first step for one that does
+    not call its `compute_loss` (TRL's OnlineDPOTrainer).
     """
     changed: Any = trainer
-    require_expanded(getattr(changed, "model", changed))
+    expanded = require_expanded(getattr(changed, "model", changed))
     if not callable(getattr(changed, "compute_loss", None)):
         raise ConfigError(
             f"{type(trainer).__name__} has no compute_loss: use ctrl.collect_divergence in its training step"
         )
-    refuse_synced_reference(changed)
+    refuse_options(changed)
     if changed.args.n_gpu > 1:
         raise ConfigError(IN_THREADS)
+    warn_of_reference(expanded, getattr(changed, "ref_model", None))
     if not hasattr(changed.compute_loss, "without_divergence"):
         changed.compute_loss = _with_divergence(changed, changed.compute_loss)
         if hasattr(changed, "training_step"):  # a trainer of another kind may have none
@@ -168,13 +171,24 @@ def _scaled(trainer: Any, collected: Collected, labels: Tensor | None, total: Te
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     if scaled is None:
         scaled = (trainer.model_accepts_loss_kwargs and total is not None) or trainer.compute_loss_func is not None
-    if not scaled:  # Trainer divides the loss, a mean, by the number of micro-batches
-        return collected.weighted(labels)
+    if not scaled or _ignores_total(trainer, collected):
+        return collected.weighted(labels)  # Trainer divides a mean by the number of micro-batches, or does not
     if total is None or labels is None:
         steps = trainer.current_gradient_accumulation_steps if collected.model.training else 1
         return collected.weighted(labels) / steps
     averaged = trainer.args.average_tokens_across_devices  # then the total counts the tokens of all processes
     return collected.weighted(labels, total) * (trainer.accelerator.num_processes if averaged else 1)
+
+
+def _ignores_total(trainer: Any, collected: Collected) -> bool:
+    """Whether the user's own compute_loss, or compute_loss_func, returns a mean: it does not read the total.
+
+    Trainer takes its loss for scaled, so it is not divided by the number of micro-batches.
+    """
+    if any(one.labels is not None and one.total is None for one in collected.passes):
+        return True
+    own = getattr(trainer, "compute_loss_func", None)
+    return own is not None and "num_items_in_batch" not in inspect.signature(own).parameters
 
 
 def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHandle]:
@@ -192,6 +206,7 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
     @torch.compiler.disable
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if control.current is not None and control.current.decoder is module:
+            control.watch_collected(control.current, tensors(output))
             control.end()
 
     return [

@@ -21,6 +21,8 @@ from ctrl.config import ControlConfig
 from ctrl.passes import ForwardPass
 from ctrl.structure import branch_kinds
 
+COLLECTED = "inside of ctrl.collect_divergence, with a loss to which nothing of it was added,"
+RECORDS = ("output_attentions", "output_router_logits")  # arguments of a pass
 UNUSED = "with a loss from the logits or the hidden states"  # cause of a warning
 
 
@@ -50,6 +52,7 @@ class Control:
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
     told_of_cache: bool = False  # whether the user was warned of a checkpoint_pretrained that a cache prevents
+    told_of_records: bool = False  # whether the user was warned that what the model records is of the frozen layers
     told_of_base: bool = False  # whether the user was warned of frozen weights that have changed
     fingerprint: str | None = None  # of the base's weights when it was expanded
     fingerprint_dtype: str | None = None  # and the dtype that they had
@@ -59,6 +62,7 @@ class Control:
     sums: dict[str, tuple[str, int]] = field(default_factory=dict, repr=False)  # of these weights, see ctrl.sums
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
+    unmasked: int = 0  # training passes without a mask that were searched for padding
     recomputes: bool = False  # as if `checkpoint_pretrained`, for the training of a bench or trainer
     seen: bool = False  # whether the gradient of `used` was seen
     used: Tensor | None = field(default=None, repr=False)  # 0, of which compiled passes make their loss, see `marked`
@@ -149,6 +153,12 @@ class Control:
             if output.requires_grad:
                 output.register_hook(unserializable_hook(lambda _: _queue_callback(check)))
 
+    def watch_collected(self, current: ForwardPass, outputs: Iterable[Tensor]) -> None:
+        """Warn if a backward pass reaches an output of a collected pass, but none of its divergences."""
+        terms = list((current.divergences or {}).values())
+        if terms:  # all of them are in the mean
+            self.watch(outputs, COLLECTED, terms[0])
+
     def look_from(self, device: torch.device) -> None:
         """Prepare `marked` for a model on this device."""
         self.used = None if device.type == "meta" else torch.zeros((), device=device, requires_grad=True)
@@ -187,6 +197,17 @@ class Control:
             _warn(
                 "checkpoint_pretrained has no effect in a training pass with a cache, which would be filled twice: "
                 "pass use_cache=False to the model, or set model.config.use_cache=False (Trainer does)"
+            )
+
+    def warn_of_records(self, given: dict[str, Any], config: Any) -> None:
+        """Warn once if a pass records attentions or router logits: those of copies are not among them."""
+        asked = [name for name in RECORDS if given.get(name, getattr(config, name, False))]
+        if asked and self.enabled and not self.told_of_records and not torch.compiler.is_compiling():
+            self.told_of_records = True
+            _warn(
+                f"{' and '.join(asked)}: of expanded layers the model returns those of the pretrained layers, and none "
+                "of the copies. To read them of what was trained, take the plain model of ctrl.merge_back (exact at "
+                "alpha=1), or hooks on the copies (layer.expanded)"
             )
 
     def warn_of_references(self, use: str) -> None:

@@ -6,11 +6,11 @@ import functools
 import inspect
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.adapters import peft_adapter, refuse_on_copies
@@ -20,6 +20,7 @@ from ctrl.checkpoint import description, read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import UNUSED, Control
 from ctrl.errors import ConfigError
+from ctrl.fingerprint import rest_print
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers
 from ctrl.mark import MARK, check_mark
@@ -27,7 +28,7 @@ from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
-from ctrl.training import check_gradients, warn_of_what_trains
+from ctrl.training import check_gradients, loss_is_a_mean, warn_of_unmarked_padding, warn_of_what_trains
 
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
@@ -50,7 +51,8 @@ class ControlModel(nn.Module):
         control = self.control
         kwargs.update(zip(self._forward_names, args, strict=False))
         documents = kwargs.pop("documents", None)
-        current = ForwardPass(kwargs.get("attention_mask"), kwargs.get("labels"), documents=documents)
+        mask, labels, total = (kwargs.get(name) for name in ("attention_mask", "labels", "num_items_in_batch"))
+        current = ForwardPass(mask, labels, documents=documents, total=total)
         collected = control.thread.collected is not None
         own_loss = control.enabled and current.labels is not None and not collected
         if own_loss:
@@ -58,24 +60,30 @@ class ControlModel(nn.Module):
         missed = not own_loss and torch.is_grad_enabled() and not collected
         if self.training and torch.is_grad_enabled():
             warn_of_what_trains(self)
+            packed = "position_ids" in kwargs
+            if own_loss and not packed and not torch.compiler.is_compiling():
+                warn_of_unmarked_padding(self, current, kwargs.get("input_ids"))
         if missed and self.training:
             control.warn_of_loss_without("without labels")
+        control.warn_of_records(kwargs, self.config)
         control.begin(current)
         try:
             out = base(self, **kwargs)
         finally:
             control.end()
         if own_loss:
-            return self._with_divergence(out, current, kwargs.get("num_items_in_batch"))
+            return self._with_divergence(out, current)
         if missed:
             control.watch(tensors(out), "without labels")
+        if collected:
+            control.watch_collected(current, tensors(out))
         return out
 
-    def _with_divergence(self, out: Any, current: ForwardPass, total: Tensor | int | None) -> Any:
+    def _with_divergence(self, out: Any, current: ForwardPass) -> Any:
         """Add the divergence of the pass to its loss."""
         config, lm_loss = self.control.config, out[0]
         check_gradients(self, current)
-        divergence = mean_divergence([current], config.divergence_tokens, lm_loss.device, total)
+        divergence = mean_divergence([current], config.divergence_tokens, lm_loss.device, current.total)
         if divergence is None and not self.control.compares:
             divergence = lm_loss.new_zeros((), dtype=torch.float32)
         if divergence is None or config.divergence_weight == 0:
@@ -99,7 +107,9 @@ class ControlModel(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load tensors as torch does. Raises CheckpointError if their mark says that they are of another expansion."""
         if (mark := state_dict.pop(prefix + MARK, None)) is not None:
-            check_mark(mark, description(self))
+            here = description(self)
+            here["base"]["rest"] = rest_print(self.control.samples, [name.removeprefix(prefix) for name in state_dict])
+            check_mark(mark, here)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
@@ -215,18 +225,34 @@ def control_class(cls: type[PreTrainedModel]) -> type[PreTrainedModel]:
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
     }
+    if loss_is_a_mean(cls):
+        members["accepts_loss_kwargs"] = False  # Trainer then passes no total, and divides loss and divergence alike
     return type(cls.__name__, (ControlModel, cls), members)
 
 
 def require_expanded(model: nn.Module) -> ControlModel:
     """Return the expanded model: the given one, or the one in a wrapper (DDP, PEFT, torch.compile).
 
-    Raises ConfigError if there is none.
+    Raises ConfigError if there is none, or more than one.
     """
-    for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(module, ControlModel):
-            return module
-    raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
+    found = list(dict.fromkeys(_expanded_in(model))) if isinstance(model, nn.Module) else []
+    if len(found) > 1:
+        raise ConfigError(
+            f"{type(model).__name__} holds {len(found)} expanded models (a policy and its reference or value model, "
+            "say): give ctrl the one that is meant"
+        )
+    if not found:
+        raise ConfigError(f"{type(model).__name__} is not expanded: call ctrl.expand(model, config) first")
+    return found[0]
+
+
+def _expanded_in(module: nn.Module) -> Iterator[ControlModel]:
+    """Find expanded models without a walk through what they hold."""
+    if isinstance(module, ControlModel):
+        yield module
+        return
+    for child in module.children():
+        yield from _expanded_in(child)
 
 
 def bare_expanded(model: nn.Module) -> ControlModel:

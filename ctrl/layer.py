@@ -25,6 +25,7 @@ from ctrl.divergence import DIVERGENCES
 from ctrl.interpolation import Interpolation
 from ctrl.numerics import widen
 from ctrl.passes import ForwardPass
+from ctrl.precision import HalfComputing
 from ctrl.streams import alpha_of_tokens, by_token, over_streams
 
 ADDED = ("expanded.", "interpolation.")  # prefixes of the parameters that expand adds to a layer
@@ -99,10 +100,10 @@ class ExpandedLayer(nn.Module):
             return out
         a = _hidden(out)
         if self.interpolation is None:
-            b = _hidden(self.expanded(a, *args, **kwargs))
+            b = _hidden(self._copy(a, *args, **kwargs))
             self._note(run, a, b, None, None)
             return _with_hidden(out, b)
-        b = _hidden(self.expanded(hidden_states, *args, **kwargs))
+        b = _hidden(self._copy(hidden_states, *args, **kwargs))
         wide_a, wide_b = widen(a), widen(b)  # once, for the mix and the divergence
         mixed, alpha = self.interpolation(wide_a, wide_b, hidden_states, run.fixed_alpha)
         self._note(run, a, b, alpha, self._measured(run, wide_a, wide_b, alpha))
@@ -125,6 +126,12 @@ class ExpandedLayer(nn.Module):
         if not again or around or cached:
             return forward(*args, **kwargs)
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    def _copy(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the copy; if its weights are wider than the layer's, as these are."""
+        if isinstance(self.expanded, HalfComputing):
+            return self.expanded.beside(self, *args, **kwargs)
+        return self.expanded(*args, **kwargs)
 
     def _measured(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor | None:
         """Compute the divergence per token (batch, seq) if the run needs it, and add it to those of the pass."""

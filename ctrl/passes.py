@@ -25,6 +25,7 @@ class ForwardPass:
     divergences: layer index -> divergence per token (batch, seq); None if nobody adds them to a loss.
     running: False after the pass. Gradient checkpointing then runs layers again, which must not be logged twice.
     decoder: the module whose call this is; None if it is the model's own forward.
+    total: Trainer's num_items_in_batch, if the model got it.
     """
 
     mask: Any
@@ -33,6 +34,7 @@ class ForwardPass:
     running: bool = True
     decoder: Any = None
     documents: Tensor | None = None
+    total: Any = None
 
     @property
     def marks(self) -> Any:

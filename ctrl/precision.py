@@ -23,21 +23,44 @@ class _OfThread(threading.local):
     """Each thread sees its own value."""
 
     dtype: torch.dtype | None = None  # in which a copy computes that runs now
+    original: torch.dtype | None = None  # of the weights of its layer
 
 
 _thread = _OfThread()
 
 
 class HalfComputing(nn.Module):
-    """Mixin in front of a copy's class: its modules compute in the hidden state's type if that is a half type."""
+    """Mixin in front of a copy's class: its modules compute in the hidden state's type if that is a half type.
+
+    Some layers of a half type (Mamba's) pass on a hidden state in fp32: then in the type of the layer's own weights.
+    """
+
+    def beside(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run the copy next to its layer."""
+        before = _thread.original
+        _thread.original = _first_dtype(layer)
+        try:
+            return self(*args, **kwargs)
+        finally:
+            _thread.original = before
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         before = _thread.dtype
-        _thread.dtype = hidden_states.dtype if hidden_states.dtype in HALF else None
+        dtypes = (hidden_states.dtype, _thread.original)
+        _thread.dtype = next((dtype for dtype in dtypes if dtype in HALF), None)
         try:
             return super().forward(hidden_states, *args, **kwargs)
         finally:
             _thread.dtype = before
+
+
+def _first_dtype(layer: nn.Module) -> torch.dtype | None:
+    """Return the dtype of the first parameter. Replicas of DataParallel hold plain tensors in their place."""
+    for module in layer.modules():
+        for name in (*module._parameters, *vars(module).get("_former_parameters", ())):
+            if isinstance(found := getattr(module, name), Tensor):
+                return found.dtype
+    return None
 
 
 def keep_in_fp32(copied: nn.Module) -> nn.Module:

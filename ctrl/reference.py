@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -13,8 +15,16 @@ from ctrl.checkpoint import added_names
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
-from ctrl.fingerprint import warn_if_changed
+from ctrl.fingerprint import fingerprint, warn_if_changed
+from ctrl.layer import ADDED, expanded_layers
 from ctrl.sharded import sharded
+from ctrl.sums import FLOATS, is_held
+
+NOT_AS_NOW = (
+    "the copies of this model have been trained, and the reference model is the base, without them: it is not the "
+    "model as it is now. If DPO, KTO or GRPO are to be compared with that one (after SFT, say), pass ref_model="
+    "copy.deepcopy(model)"
+)
 
 
 def reference(model: nn.Module) -> PreTrainedModel:
@@ -24,7 +34,8 @@ def reference(model: nn.Module) -> PreTrainedModel:
 
     Move both to a device (or let the trainer do it): the weights stay one, and another dtype of one is that of both.
     Weights of the base that you unfroze are copied as they are now; those that you unfreeze later are shared, with a
-    warning. In eval mode; `ctrl.pretrained` needs no second model, but trainers ask for one. TRL's
+    warning. Warns of copies that have been trained: after SFT the model before DPO is not the base, but
+    copy.deepcopy(model). In eval mode; `ctrl.pretrained` needs no second model, but trainers ask for one. TRL's
     GRPOTrainer takes none, it loads its own by the base's name. Raises ConfigError for a sharded model, whose shards
     FSDP gathers for one model only: make the reference before, it is then sharded as a model of its own.
     """
@@ -32,6 +43,8 @@ def reference(model: nn.Module) -> PreTrainedModel:
     if sharded(expanded):
         raise ConfigError("the model is sharded: call ctrl.reference before fully_shard, and shard both models")
     warn_if_changed(expanded, "ctrl.reference")
+    if has_trained(expanded):
+        warnings.warn(NOT_AS_NOW, stacklevel=2)
     added = set(added_names(expanded))
     own = {id(p) for name, p in expanded.named_parameters() if p.requires_grad and name not in added}
     shared = {id(t): t for t in chain(expanded.parameters(), expanded.buffers()) if id(t) not in own}
@@ -44,3 +57,25 @@ def reference(model: nn.Module) -> PreTrainedModel:
     control.references = [*(made for made in control.references if made()), weakref.ref(plain)]
     control.looked = False  # the next training pass looks whether a shared weight trains
     return plain.eval()
+
+
+def warn_of_reference(model: Any, made: Any) -> None:
+    """Warn if a trainer has loaded the base as its reference (by name), and the copies have been trained."""
+    own = any(reference() is made for reference in model.control.references)  # the warning was given
+    plain = isinstance(made, nn.Module) and not expanded_layers(made)
+    if plain and not own and has_trained(model) and fingerprint(made) == model.control.fingerprint:
+        warnings.warn(NOT_AS_NOW, stacklevel=3)
+
+
+def has_trained(model: nn.Module) -> bool:
+    """Return whether a copy has moved: a new one has the values of its layer, or 0 where it is stacked or low-rank."""
+    for layer in expanded_layers(model):
+        start = {name: p for name, p in layer.named_parameters() if not name.startswith(ADDED)}
+        for name, p in layer.expanded.named_parameters():
+            before = torch.zeros_like(p) if "lora_B" in name else start.get(name, p)
+            plain = before.shape == p.shape and is_held(p) and is_held(before) and type(before.data) is torch.Tensor
+            if not plain or before.dtype not in FLOATS:  # offloaded, sharded or quantised
+                continue
+            if before is not p and bool(p.any()) and not torch.equal(before.to(p.dtype), p):
+                return True
+    return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
 import warnings
 from typing import Any
@@ -14,6 +16,11 @@ from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
 from ctrl.precision import HALF
 from ctrl.sharded import sharded
+
+# what a forward calls that computes its loss, and how such a loss gets the total
+OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
+TAKES_TOTAL = re.compile(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*|num_items_in_batch")
+SEARCHED = 8  # training passes without a mask: to look at tokens is to wait for a GPU
 
 
 def warn_of_what_trains(model: Any) -> None:
@@ -53,6 +60,29 @@ def warn_of_what_trains(model: Any) -> None:
         )
 
 
+def warn_of_unmarked_padding(model: Any, current: ForwardPass, ids: Any) -> None:
+    """Warn once of rows that end in padding which nothing marks: the divergence would count it as real tokens.
+
+    Seen by two equal tokens without labels at the end of a row, in the first passes.
+    """
+    control, labels = model.control, current.labels
+    if current.marks is not None or labels is None or not control.adds or control.unmasked >= SEARCHED:
+        return
+    if type(ids) is not torch.Tensor or ids.dim() != 2 or ids.shape != labels.shape:  # fake tensors have no values
+        return
+    control.unmasked += 1
+    unlabelled = (labels[:, -2:] == -100).all(1)
+    padded = int((unlabelled & (ids[:, -1] == ids[:, -2]).to(labels.device)).sum()) if ids.shape[1] > 1 else 0
+    if padded and control.config.divergence_tokens == "real":
+        control.unmasked = SEARCHED
+        warnings.warn(
+            f"{padded} of {len(ids)} rows end in equal tokens without a label, which look like padding, and the model "
+            "got no attention_mask: the divergence counts them as real tokens. Put an attention_mask (0 for padding) "
+            "into the rows, as tokenizer.pad does, or expand with divergence_tokens='labels'",
+            stacklevel=5,
+        )
+
+
 def _warn_of_half_types(model: Any) -> None:
     """Warn of weights that train in a half type: copies do so if the config says base, or if something rounded them."""
     if "peft_config" in vars(model) or sharded(model):  # FSDP shows what it has gathered in the type of the pass
@@ -69,8 +99,16 @@ def _warn_of_half_types(model: Any) -> None:
         )
 
 
-def refuse_synced_reference(trainer: Any) -> None:
-    """Raise ConfigError for a trainer (TRL's) that copies the model's parameters into a reference, one by one."""
+def refuse_options(trainer: Any) -> None:
+    """Raise ConfigError for a trainer (TRL's) that gives the model's parameters to a model without its copies.
+
+    It copies them into a reference, one by one, or samples with vLLM.
+    """
+    if getattr(getattr(trainer, "args", None), "use_vllm", False) is True:
+        raise ConfigError(
+            "use_vllm=True samples with vLLM, which has no expanded layers: the replies would be those of the base, "
+            "not of the model that trains. Set use_vllm=False"
+        )
     if getattr(getattr(trainer, "args", None), "sync_ref_model", False) is True:
         raise ConfigError(
             "sync_ref_model=True writes the model's parameters into the reference's one by one, and an expanded model "
@@ -79,10 +117,10 @@ def refuse_synced_reference(trainer: Any) -> None:
 
 
 def _refuse_trainer_above() -> None:
-    """Call `refuse_synced_reference` for the trainer that runs this pass: it may not be attached."""
+    """Call `refuse_options` for the trainer that runs this pass: it may not be attached."""
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-        refuse_synced_reference(frame.f_locals.get("self"))
+        refuse_options(frame.f_locals.get("self"))
 
 
 def check_gradients(model: Any, *passes: ForwardPass) -> None:
@@ -97,3 +135,15 @@ def check_gradients(model: Any, *passes: ForwardPass) -> None:
                 "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False}), and give "
                 "torch's checkpoint and its wrappers use_reentrant=False"
             )
+
+
+def loss_is_a_mean(cls: type[Any]) -> bool:
+    """Whether a class takes Trainer's number of labels and does not read it, as classifiers and some decoders do.
+
+    Trainer would leave its loss, a mean, undivided over micro-batches, and the divergence would weigh less next to it.
+    """
+    try:
+        source = inspect.getsource(cls.forward)
+    except (OSError, TypeError):
+        return False
+    return OWN_LOSS.search(source) is not None and TAKES_TOTAL.search(source) is None

@@ -16,7 +16,7 @@ from experiments.reporting.text import figure_text, format_number, gain_name, ga
 from experiments.scorecard import stability_gap
 from experiments.scorecard.bootstrap import estimate, harmonic
 from experiments.scorecard.figure import NATS
-from experiments.scorecard.figures import FIGURES, shown
+from experiments.scorecard.figures import FIGURES, GAINS, shown
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, trajectory_figures
 
 WHOLE = ("retention_matched", "area", "hypervolume", "average_harmonic")  # figures of a whole trajectory
@@ -60,8 +60,8 @@ def trajectory_table(
         f"Gain {gain}: {reached}. Area: mean retention over gains from 0 to there. Hypervolume: "
         "what the evaluations dominate above gain 0 and retention 0. Harmonic average: at the end, of retention and of "
         "the gain over the highest of these arms. Gap depth: the largest fall of kept accuracy below the base at any "
-        "evaluation (it leans to the deep side, being picked for that). Recovered: the first later evaluation at the "
-        "base's level. Brackets: 95 % intervals over questions.",
+        "evaluation (picked for being the largest, which its interval allows for). Recovered: the first later "
+        "evaluation at the base's level. Brackets: 95 % intervals over questions.",
     )
 
 
@@ -73,7 +73,9 @@ def _gap(path: Trajectory) -> tuple[str, str]:
 def further_table(results: Sequence[ArmResult]) -> Table | None:
     """Show the figures that only some runs measure; None if there are none."""
     arms = [r for r in results if r.scorecard]
-    names = [figure.name for figure in shown("further") if any(figure.name in r.scorecard for r in arms)]
+    gains = [name for name in GAINS if name != gain_name(results)]  # of a run with both questions and texts
+    names = [*gains, *(figure.name for figure in shown("further"))]
+    names = [name for name in names if any(name in r.scorecard for r in arms)]
     if not names:
         return None
     rows = tuple((label(r), *(figure_text(r.scorecard, name) for name in names)) for r in arms)

@@ -16,6 +16,7 @@ from experiments.data.tested import Measured
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.suites.kept import KeptSuite
+from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.runs.data import ExperimentData
 
 VERSION = 4  # of the search: raise it when a change of the code changes what is found
@@ -86,10 +87,14 @@ def _new(data: ExperimentData) -> Iterator[Probe]:
 
 
 def _kept(suites: Suites) -> Iterator[Probe]:
+    """Yield the probes of kept tasks, and of all tasks of lm_eval."""
     suite = suites.suites.get(KeptSuite.name)
     if isinstance(suite, KeptSuite):
         yield from map(_probe, suite.questions)
         yield from (question_probe("kept", task.name, item) for task in suite.written for item in task.test)
+    harness = suites.suites.get(HarnessSuite.name)
+    if isinstance(harness, HarnessSuite):
+        yield from (Probe(side, task, text, (text,)) for (side, task, _), text in harness.questions().items())
 
 
 def _probe(question: Question) -> Probe:

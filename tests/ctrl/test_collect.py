@@ -15,7 +15,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from transformers import Trainer
 
 import ctrl
-from tests.helpers.tiny_llama import BATCHES, IDS, expanded, tiny
+from tests.helpers.tiny_llama import BATCHES, IDS, expanded, sequences, tiny
 from tests.helpers.trainers import (
     accelerated,
     dpo_trainer,
@@ -171,6 +171,27 @@ def test_collected_in_a_loop_it_trains_as_the_model_s_own_loss(loss: str) -> Non
     expected = weights(own)
     for name, weight in weights(model).items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("part", ["loss", "logits", "decoder"])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_is_collected_and_not_added_is_said(added: bool, part: str, training: bool) -> None:
+    """Inside the block the model's loss is the LM loss: whoever collects for a log alone would train without it."""
+    model, batch = expanded().train(training), whole_batch()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with ctrl.collect_divergence(model) as collected:
+                if part == "decoder":
+                    hidden = model.model(batch["input_ids"], attention_mask=batch["attention_mask"])
+                    loss = model.lm_head(hidden.last_hidden_state).square().mean()
+                else:
+                    out = model(**batch)
+                    loss = out.loss if part == "loss" else out.logits.square().mean()
+            noted = collected.divergence()
+            (loss + 5 * noted if added else loss).backward()
+    assert sum("inside of ctrl.collect_divergence" in str(w.message) for w in seen) == (not added)
 
 
 def test_inside_the_block_the_model_s_loss_is_the_lm_loss() -> None:
@@ -356,6 +377,37 @@ def test_attach_mends_losses_from_logits(own: dict[str, Any], tmp_path: Path) ->
     torch.testing.assert_close(after - before, 5 * expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_loss_function_without_a_total_gets_the_mean_divergence(reads: bool, tmp_path: Path) -> None:
+    trainer, total = ctrl.attach(hf_trainer(expanded().train(), tmp_path)), torch.tensor(500)
+    trainer.compute_loss_func = (
+        (lambda out, labels, num_items_in_batch: 0 * out.logits.sum())
+        if reads
+        else (lambda out, labels, **_: 0 * out.logits.sum())
+    )
+    added = trainer.compute_loss(trainer.model, whole_batch(), num_items_in_batch=total)
+    expected = expanded().train()(**whole_batch(), **({"num_items_in_batch": total} if reads else {})).divergence
+    torch.testing.assert_close(added, 5 * expected)
+
+
+def test_attach_leaves_a_loss_that_reads_no_total_in_proportion(tmp_path: Path) -> None:
+    """A compute_loss of the user often gives the model its inputs alone: then the model's loss is a mean."""
+
+    class Own(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+            out = model(**inputs)
+            return (out.loss, out) if return_outputs else out.loss
+
+    made, losses = hf_trainer(expanded(), tmp_path), []
+    for attached in (False, True):
+        trainer = Own(expanded(), made.args, train_dataset=sequences())  # type: ignore[arg-type]
+        if attached:
+            ctrl.attach(trainer)
+        losses.append(trainer.compute_loss(trainer.model, whole_batch(), num_items_in_batch=torch.tensor(500)))
+    assert losses[0] > expanded()(**whole_batch()).lm_loss
+    torch.testing.assert_close(losses[1], losses[0])
+
+
 def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ctrl.ConfigError, match="is not expanded"):
         ctrl.attach(hf_trainer(tiny(), tmp_path))
@@ -365,7 +417,10 @@ def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
     trainer.args.sync_ref_model = True
     with pytest.raises(ctrl.ConfigError, match=r"frozen weights would be overwritten\. Set sync_ref_model=False"):
         ctrl.attach(trainer)
-    trainer.args.sync_ref_model = False
+    trainer.args.sync_ref_model, trainer.args.use_vllm = False, True
+    with pytest.raises(ctrl.ConfigError, match=r"the replies would be those of the base.*Set use_vllm=False"):
+        ctrl.attach(trainer)
+    trainer.args.use_vllm = False
     trainer.args._n_gpu = 2
     with pytest.raises(ctrl.ConfigError, match=r"other threads.*: start one process per GPU with torchrun"):
         ctrl.attach(trainer)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import BartForCausalLM, GenerationConfig, GPT2ForSequenceClassification, LlamaForCausalLM
 
 import ctrl
+from ctrl.control_model import control_class
 from tests.helpers.tiny_llama import expanded, sequences, tiny
 
 
@@ -28,6 +30,12 @@ def test_loss_is_lm_loss_plus_weighted_mean_over_real_tokens() -> None:
     torch.testing.assert_close(out.divergence, expected)
     torch.testing.assert_close(out.loss, out.lm_loss + 5.0 * expected)
     assert expected > 0
+
+
+@pytest.mark.parametrize("cls", [BartForCausalLM, GPT2ForSequenceClassification])
+def test_trainer_gives_no_total_to_a_loss_that_reads_none(cls: Any) -> None:
+    assert control_class(cls).accepts_loss_kwargs is False
+    assert not hasattr(control_class(LlamaForCausalLM), "accepts_loss_kwargs")
 
 
 def test_without_labels_nothing_is_added() -> None:
@@ -111,3 +119,33 @@ def test_new_rows_of_the_embeddings_are_said_to_be_frozen(rows: int) -> None:
         model.resize_token_embeddings(rows, mean_resizing=False)
     assert any("now have 100 rows in place of 96, frozen" in str(w.message) for w in seen) == (rows > 96)
     assert model.get_input_embeddings().num_embeddings == rows
+
+
+@pytest.mark.parametrize("asked", ["argument", "config", "generate", "pretrained", "hidden states"])
+def test_attentions_that_are_not_those_of_copies_are_said_once(asked: str) -> None:
+    model = expanded().eval()
+    model.set_attn_implementation("eager")
+    ids = torch.arange(1, 6)[None]
+    model.config.output_attentions = asked == "config"
+    given = {"output_attentions": True} if asked in ("argument", "pretrained") else {}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with ctrl.pretrained(model) if asked == "pretrained" else contextlib.nullcontext():
+                model(ids, output_hidden_states=True, **given)
+            if asked == "generate":
+                model.generate(ids, max_new_tokens=2, output_attentions=True, return_dict_in_generate=True)
+    found = sum("returns those of the pretrained layers" in str(w.message) for w in seen)
+    assert found == (asked in ("argument", "config", "generate"))
+
+
+@pytest.mark.parametrize(
+    "use", [ctrl.describe, ctrl.reference, ctrl.merge_back, ctrl.unload, lambda both: ctrl.pretrained(both).__enter__()]
+)
+def test_of_two_expanded_models_in_one_module_none_is_chosen(use: Any) -> None:
+    policy = expanded()
+    both = torch.nn.ModuleDict({"reference": copy.deepcopy(policy), "policy": policy})
+    with pytest.raises(ctrl.ConfigError, match="ModuleDict holds 2 expanded models"):
+        use(both)
+    shared = torch.nn.ModuleDict({"model": policy, "same": torch.nn.Sequential(policy)})
+    assert ctrl.describe(shared) == ctrl.describe(policy)

@@ -101,6 +101,18 @@ def test_describe_names_layers_branches_and_alpha() -> None:
     assert "0.250" in table[2]
 
 
+def test_describe_says_which_alphas_are_not_those_of_tokens() -> None:
+    """A trained gate may give tokens .9 while its theta is as it was."""
+    model = ctrl.expand(tiny(), ControlConfig(layers=2, interpolation="dlerp"))
+    said = "* sigmoid(theta): each token has an alpha of its own"
+    assert "0.500*" in str(ctrl.describe(model))
+    assert said in str(ctrl.describe(model))
+    with ctrl.at_alpha(model, 0.25):
+        assert [row.alpha for row in ctrl.describe(model)] == [0.25, 0.25]
+        assert "*" not in str(ctrl.describe(model))
+    assert "*" not in str(ctrl.describe(ctrl.expand(tiny(), ControlConfig(layers=2))))
+
+
 @pytest.mark.parametrize("expanded_as", ["full", "lora"])
 def test_describe_prints_the_share_as_peft_does(expanded_as: Any, capsys: pytest.CaptureFixture[str]) -> None:
     model = ctrl.expand(tiny(), ControlConfig(layers=2, expanded=expanded_as))
@@ -200,3 +212,17 @@ def test_attention_weights_with_dropout_are_not_compared(family: str, field: str
     base: Any = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with pytest.raises(ConfigError, match=f"{field}=0.1 drops some of them at random in training"):
         ctrl.expand(base, ControlConfig(layers=1, divergence="attention"))
+
+
+@pytest.mark.parametrize(("divergence", "said"), [("mse", True), ("none", False)])
+@pytest.mark.parametrize("family", [tf.GPT2Config, tf.OPTConfig, tf.LlamaConfig])
+def test_dropout_that_a_divergence_would_measure_is_said(family: Any, divergence: str, said: bool) -> None:
+    """gpt2 and opt have it by default: two equal branches are then apart in training."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8, "ffn_dim": 8}
+    config = family(vocab_size=96, **sizes, word_embed_proj_dim=32, **({"attention_dropout": 0.1} if said else {}))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model = ctrl.expand(tf.AutoModelForCausalLM.from_config(config), ControlConfig(layers=1, divergence=divergence))
+    assert any("each branch draws its own" in str(w.message) for w in seen) == said
+    if said:
+        assert model.train()(input_ids=IDS, labels=IDS).divergence > 0

@@ -80,3 +80,10 @@ def test_an_empty_tensor_that_no_hook_keeps_stays_empty() -> None:
     linear = torch.nn.Linear(2, 2, device="meta")
     assert not is_offloaded(linear)
     assert in_memory(linear, linear.state_dict())["weight"].is_meta
+
+
+def test_the_merged_model_ends_its_replies_as_before() -> None:
+    model = expanded().eval()
+    model.generation_config.eos_token_id = [5, 7]
+    accelerate.cpu_offload(model)
+    assert ctrl.merge_back(model).generation_config.eos_token_id == [5, 7]

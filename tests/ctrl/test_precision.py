@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as tf
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 import ctrl
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import expanded_layers
+from ctrl.mark import MARK
 from tests.helpers.families import EVERY, build, labelled, left_padded, perturb
 from tests.helpers.tiny_llama import BATCHES, IDS, tiny
 from tests.helpers.trainers import hf_trainer
@@ -69,6 +72,28 @@ def test_every_family_starts_as_its_base_and_computes_as_half_copies(
     assert {p.dtype for layer in expanded_layers(rounded) for p in layer.expanded.parameters()} == {dtype}
     assert torch.equal(rounded(**inputs).logits, model(**inputs).logits)
     assert not torch.equal(rounded(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("family", [tf.MambaConfig, tf.FalconMambaConfig])
+def test_copies_of_layers_that_pass_on_fp32_compute_as_these(family: Any) -> None:
+    """Their hidden state is fp32 over weights in bf16: copies that read fp32 weights would not start as the base."""
+    torch.manual_seed(0)
+    config = family(vocab_size=96, hidden_size=32, num_hidden_layers=4, state_size=4)
+    base: Any = tf.AutoModelForCausalLM.from_config(config).bfloat16().requires_grad_(False).eval()
+    given = {"input_ids": IDS, "labels": IDS, "use_cache": False}
+    model: Any = ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=4))
+    out = model(**given)
+    assert torch.equal(out.logits, base(**given).logits)
+    assert out.divergence == 0
+    with torch.no_grad():
+        perturb(model, size=0.02)
+    rounded: Any = ctrl.expand(base, ctrl.ControlConfig(layers=4, copies_dtype="base"))
+    rounded.load_state_dict(model.state_dict())
+    moved = model(**given)
+    assert torch.equal(moved.logits, rounded(**given).logits)
+    moved.loss.backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
+    assert model.float()(**given).logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
@@ -185,6 +210,8 @@ def test_folders_from_before_keep_their_half_copies(tmp_path: Path) -> None:
     meta = json.loads(path.read_text())
     del meta["control"]["copies_dtype"]
     path.write_text(json.dumps(meta))
+    tensors = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if name != MARK}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})  # nor had they a mark
     again = ctrl.load(half(), tmp_path)
     assert {n: t.dtype for n, t in again.state_dict().items()} == {n: t.dtype for n, t in model.state_dict().items()}
     assert torch.equal(again(IDS).logits, model(IDS).logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -145,3 +146,34 @@ def test_a_model_taken_apart_leaves_the_reference_as_it_is_and_says_that_it_shar
     assert all(p.requires_grad for p in plain.parameters())
     if made is not None:
         assert torch.equal(made(IDS).logits, base(IDS).logits)
+
+
+@pytest.mark.parametrize("settings", SETTINGS[:4] + SETTINGS[5:], ids=str)
+def test_after_training_the_base_is_not_the_model_before(settings: dict[str, Any]) -> None:
+    """DPO after SFT compares with the SFT model: the base in its place is another objective."""
+    dtype = settings.get("dtype", torch.float32)
+    config = ctrl.ControlConfig(layers=2, **{k: v for k, v in settings.items() if k != "dtype"})
+    model = ctrl.expand(tiny().to(dtype), config)
+    for trained in (False, True):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            ctrl.reference(model)
+        assert any("it is not the model as it is now" in str(w.message) for w in seen) == trained
+        copied = [p for n, p in model.named_parameters() if p.requires_grad and ".expanded." in n]
+        torch.optim.AdamW(copied, 1e-3).zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        torch.optim.AdamW(copied, 1e-3).step()
+
+
+@pytest.mark.parametrize("case", ["by name", "not trained", "a copy", "merged", "ours", "none"])
+def test_a_trainer_s_own_reference_that_is_the_base_is_said(case: str) -> None:
+    model: Any = ctrl.expand(tiny(), ctrl.ControlConfig(layers=2)) if case == "not trained" else expanded()
+    made = {"a copy": copy.deepcopy, "merged": ctrl.merge_back, "ours": ctrl.reference, "none": lambda _: None}
+    given = made.get(case, lambda _: tiny())(model)
+    trainer = types.SimpleNamespace(
+        model=model, ref_model=given, compute_loss=lambda: None, args=types.SimpleNamespace(n_gpu=1)
+    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ctrl.attach(trainer)
+    assert any("it is not the model as it is now" in str(w.message) for w in seen) == (case == "by name")

@@ -156,3 +156,24 @@ def test_a_head_that_starts_at_random_trains_in_the_base_s_type_and_is_said() ->
     model = ctrl.expand(base, ctrl.ControlConfig(layers=2)).train()
     with pytest.warns(UserWarning, match=r"1 weights train in torch.bfloat16 .first: score.weight"):
         model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+
+
+@pytest.mark.parametrize("case", ["padded", "mask", "labelled", "counted by labels", "weight 0", "packed", "full"])
+def test_padding_that_nothing_marks_is_said_once(case: str) -> None:
+    """Rows of equal length with labels and without a mask: padding would count as real tokens without a word."""
+    batch = {name: torch.stack([row[name] for row in sequences()]) for name in sequences()[0]}
+    settings = {"counted by labels": {"divergence_tokens": "labels"}, "weight 0": {"divergence": "none"}}
+    model = expanded(**settings.get(case, {})).train()
+    if case != "mask":
+        del batch["attention_mask"]
+    if case == "labelled":
+        batch["labels"] = batch["input_ids"]
+    if case == "packed":
+        batch["position_ids"] = torch.arange(17).expand(8, 17)
+    if case == "full":
+        batch = {name: tensor[:, :6] for name, tensor in batch.items()}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(**batch)
+    assert sum("look like padding" in str(w.message) for w in seen) == (case == "padded")

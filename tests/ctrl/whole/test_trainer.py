@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import ctrl
 from ctrl.interpolation import INTERPOLATIONS
-from tests.helpers.tiny_llama import expanded, sequences
+from tests.helpers.families import perturb
+from tests.helpers.tiny_llama import expanded, sequences, tiny
 
 
 class KeepGradients(TrainerCallback):
@@ -52,6 +54,27 @@ def test_accumulation_test_can_fail(tmp_path: Path) -> None:
     with_divergence = trainer_gradients(tmp_path / "a", 8, 1)
     without = trainer_gradients(tmp_path / "b", 8, 1, divergence="none")
     assert any(not torch.allclose(without[n], g, rtol=1e-3, atol=1e-6) for n, g in with_divergence.items())
+
+
+@pytest.mark.parametrize("cls", [transformers.LlamaForSequenceClassification, transformers.LlamaForTokenClassification])
+def test_micro_batches_of_a_classifier_keep_both_parts_of_the_loss_in_proportion(cls: Any, tmp_path: Path) -> None:
+    """Its loss is a mean whatever the total is: undivided over micro-batches, the divergence would weigh less."""
+    ids = torch.arange(48).reshape(8, 6) + 1
+    labels = ids % 2 if cls is transformers.LlamaForTokenClassification else ids[:, 0] % 2
+    rows = [{"input_ids": one, "labels": label} for one, label in zip(ids, labels, strict=True)]
+    gradients = []
+    for batch in (8, 2):
+        torch.manual_seed(0)
+        model = ctrl.expand(cls(tiny().config), ctrl.ControlConfig(layers=2, divergence_weight=5.0))
+        with torch.no_grad():
+            perturb(model)
+        args = arguments(tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=8 // batch)
+        keep = KeepGradients()
+        Trainer(model=model, args=args, train_dataset=rows, callbacks=[keep]).train()
+        gradients.append(keep.gradients)
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 @pytest.mark.parametrize("taken", ["label_smoothing_factor", "compute_loss_func", None])

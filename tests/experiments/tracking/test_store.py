@@ -131,3 +131,11 @@ def test_two_names_never_share_a_key() -> None:
     assert max(map(len, keys)) == 250
     assert keys[2] == "retention/c_"
     assert all(set(one) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-/") for one in keys)
+
+
+def test_no_advice_of_mlflow_repeats_a_password(tmp_path: Path) -> None:
+    """It does so without the URI around it."""
+    store = TrackingStore(tmp_path, "databricks://bob:S3CRET@host")
+    said = str(store.unusable(ValueError("use 'databricks secrets put-secret bob S3CRET@host-token'")))
+    assert "put-secret bob ***@host-token" in said
+    assert "S3CRET" not in said
