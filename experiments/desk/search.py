@@ -73,7 +73,7 @@ class StudyView:
         done = sum(trial.state == "complete" for trial in self.trials)
         words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. Intervals: 95 %, {}")
         seeds = len(self.study.seeds)
-        of = "first seed" if seeds == 1 else f"figures and ends are means over {seeds} seeds"
+        of = "first seed" if seeds == 1 else f"of questions alone: figures and ends are means over {seeds} seeds"
         above = words.format(self.study.name, self.study.question, len(self.trials), done, of)
         return str(Grid(self.table, above).html())
 

@@ -14,7 +14,13 @@ from experiments.scorecard import (
     stability_gap,
 )
 from experiments.scorecard.bootstrap import Array, estimate
-from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, trajectory_figures, value_at
+from experiments.scorecard.trajectory import (
+    Trajectory,
+    drawn_trajectory,
+    harmonic_averages,
+    trajectory_figures,
+    value_at,
+)
 from tests.helpers.planted_run import base_records, trained
 
 
@@ -55,6 +61,20 @@ def test_matched_retention_of_records_has_an_interval_around_its_point() -> None
     difference = estimate(found["mild"] - found["hard"])
     assert difference.low is not None
     assert 0.1 < difference.low < difference.value
+
+
+def test_the_harmonic_average_knows_that_the_highest_gain_is_uncertain_too() -> None:
+    """Two arms of equal gain .4 +- .1, whose errors are independent: their ratio varies more than one gain."""
+    rng = np.random.default_rng(0)
+    gains = {name: np.concatenate([[0.4], rng.normal(0.4, 0.05, 4000)]) for name in "ab"}
+    kept = np.ones((2, 4001))
+    paths = {name: path(np.stack([np.zeros(4001), gain]), kept) for name, gain in gains.items()}
+    found = {name: estimate(values) for name, values in harmonic_averages(paths, list("ab")).items()}
+    assert [one.value for one in found.values()] == [1, 1]
+    alone = estimate(2 * gains["b"] / (gains["b"] + 0.4))
+    assert found["a"].low == pytest.approx(alone.low, abs=0.01)  # that of its own gain: another may be the highest
+    assert (1 - found["b"].low) > 1.25 * (1 - alone.low)  # type: ignore[operator]
+    assert harmonic_averages(paths, []) == {}
 
 
 def test_area_is_the_mean_height_of_the_envelope() -> None:
