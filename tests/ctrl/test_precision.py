@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import threading
 import warnings
 from pathlib import Path
@@ -13,12 +14,14 @@ import pytest
 import torch
 import transformers as tf
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 import ctrl
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import expanded_layers
+from ctrl.mark import MARK
 from tests.helpers.families import EVERY, build, labelled, left_padded, perturb
 from tests.helpers.tiny_llama import BATCHES, IDS, tiny
 from tests.helpers.trainers import hf_trainer
@@ -200,14 +203,15 @@ def test_reloaded_equals_saved(values: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_folders_from_before_keep_their_half_copies(tmp_path: Path) -> None:
-    import json
-
+    """Neither the config nor the weights say in which type the copies are; the weights have no mark."""
     model = trained(copies_dtype="base")
     ctrl.save(model, tmp_path)
     path = tmp_path / "control_config.json"
     meta = json.loads(path.read_text())
     del meta["control"]["copies_dtype"]
     path.write_text(json.dumps(meta))
+    weights = tmp_path / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(weights).items() if name != MARK}, weights)
     again = ctrl.load(half(), tmp_path)
     assert {n: t.dtype for n, t in again.state_dict().items()} == {n: t.dtype for n, t in model.state_dict().items()}
     assert torch.equal(again(IDS).logits, model(IDS).logits)
