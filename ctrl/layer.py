@@ -130,7 +130,7 @@ class ExpandedLayer(nn.Module):
     def _copy(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy; if its weights are wider than the layer's, as these are."""
         if isinstance(self.expanded, HalfComputing):
-            return self.expanded.beside(self, *args, **kwargs)
+            return self.expanded.next_to(self, *args, **kwargs)
         return self.expanded(*args, **kwargs)
 
     def _measured(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor | None:

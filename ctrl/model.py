@@ -50,24 +50,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
                 fully_shard(layer.interpolation, reshard_after_forward=False)
     """
     config = ControlConfig() if config is None else config
-    if not isinstance(config, ControlConfig):
-        raise ConfigError(
-            f"config must be a ctrl.ControlConfig, but got {config!r}: ControlConfig.from_dict reads a dict"
-        )
-    if isinstance(model, ControlModel):
-        raise ConfigError(
-            "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
-        )
-    if isinstance(model, nn.Module) and (adapter := peft_adapter(model)) is not None:
-        raise ConfigError(
-            f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
-            "merge_and_unload() and expand the result, or expand the base model first and get_peft_model after it"
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigError(
-            f"expand needs a model of transformers, but got {type(model).__name__}: load it first, and expand it "
-            "before torch.compile or any other wrapper"
-        )
+    _check_arguments(model, config)
     for fault in without_effect(config):
         warnings.warn(f"ControlConfig: {fault}", stacklevel=2)
     layers = decoder_layers(model)
@@ -99,6 +82,28 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         remember_base(control, model)
         put_on(model, Expansion(control, parts))
     return model
+
+
+def _check_arguments(model: Any, config: Any) -> None:
+    """Raise ConfigError for another object than a plain model of transformers, or than a config."""
+    if not isinstance(config, ControlConfig):
+        raise ConfigError(
+            f"config must be a ctrl.ControlConfig, but got {config!r}: ControlConfig.from_dict reads a dict"
+        )
+    if isinstance(model, ControlModel):
+        raise ConfigError(
+            "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
+        )
+    if isinstance(model, nn.Module) and (adapter := peft_adapter(model)) is not None:
+        raise ConfigError(
+            f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
+            "merge_and_unload() and expand the result, or expand the base model first and get_peft_model after it"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"expand needs a model of transformers, but got {type(model).__name__}: load it first, and expand it "
+            "before torch.compile or any other wrapper"
+        )
 
 
 @contextlib.contextmanager
