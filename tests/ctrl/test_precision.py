@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import threading
 import warnings
 from pathlib import Path
@@ -203,15 +202,16 @@ def test_reloaded_equals_saved(values: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_folders_from_before_keep_their_half_copies(tmp_path: Path) -> None:
-    """Neither the config nor the weights say in which type the copies are; the weights have no mark."""
+    import json
+
     model = trained(copies_dtype="base")
     ctrl.save(model, tmp_path)
     path = tmp_path / "control_config.json"
     meta = json.loads(path.read_text())
     del meta["control"]["copies_dtype"]
     path.write_text(json.dumps(meta))
-    weights = tmp_path / "model.safetensors"
-    save_file({name: tensor for name, tensor in load_file(weights).items() if name != MARK}, weights)
+    tensors = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if name != MARK}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})  # nor had they a mark
     again = ctrl.load(half(), tmp_path)
     assert {n: t.dtype for n, t in again.state_dict().items()} == {n: t.dtype for n, t in model.state_dict().items()}
     assert torch.equal(again(IDS).logits, model(IDS).logits)
