@@ -66,16 +66,21 @@ def read_arms(folder: Path) -> list[ComparedRun]:
     try:
         base = read_base(folder)
         stages = read_stages(folder)
-        runs = [
-            replace(read_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()
-        ]
+        named = named_arms(folder)
+        found = sorted((folder / "arms").glob("*"), key=lambda arm: (_place(arm.name, named), arm.name))
+        runs = [replace(read_arm(arm, base), stages=stages) for arm in found if arm.is_dir()]
         runs += [read_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
     except ValueError as error:
         raise CompareError(str(error)) from error
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
     begun = {run.name for run in runs}
-    return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named_arms(folder) if name not in begun]
+    return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named if name not in begun]
+
+
+def _place(arm: str, named: Sequence[str]) -> int:
+    """Arms are in the order of the config, as in the report: the first is what the others are compared with."""
+    return named.index(arm) if arm in named else len(named)
 
 
 def named_arms(folder: Path) -> list[str]:

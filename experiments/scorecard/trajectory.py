@@ -72,7 +72,8 @@ def trajectory_figures(paths: Mapping[str, Trajectory]) -> tuple[float | None, d
     nothing. If no arm gains, the matched gain is None.
     """
     figures = {
-        name: {"hypervolume": of_highest(hypervolume(path.gain, path.retention))} for name, path in paths.items()
+        name: {"hypervolume": np.maximum(of_highest(hypervolume(path.gain, path.retention)), 0)}  # an area
+        for name, path in paths.items()
     }
     learned = {name: path for name, path in paths.items() if gained(path.gain)}
     if not learned:
@@ -164,4 +165,6 @@ def stability_gap(trajectory: Trajectory) -> tuple[Estimate, int | None]:
     later = range(deepest + 1, len(trajectory.steps))
     recovered = next((trajectory.steps[i] for i in later if fall[i, 0] <= 0), None)
     depth = fall.max(axis=0)
-    return estimate(of_highest(depth) if len(fall) > 2 else depth), recovered
+    return estimate(
+        np.maximum(of_highest(depth) if len(fall) > 2 else depth, 0)
+    ), recovered  # of the base itself it is 0

@@ -14,7 +14,7 @@ from experiments.scorecard import (
     stability_gap,
 )
 from experiments.scorecard.bootstrap import Array, estimate
-from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, value_at
+from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, trajectory_figures, value_at
 from tests.helpers.planted_run import base_records, trained
 
 
@@ -82,6 +82,18 @@ def test_hypervolume_is_the_dominated_area_counted_on_a_grid(points: list[tuple[
     for g, r in points:
         inside |= (x <= g) & (y <= r)
     assert hypervolume(gain, retention, low)[0] == pytest.approx(inside.mean() * 1.2, abs=0.02)
+
+
+def test_the_interval_of_an_area_does_not_go_below_nothing() -> None:
+    """An arm that gained nothing: what is subtracted for the luck of the highest point is more than there is."""
+    rng = np.random.default_rng(0)
+    gain = np.concatenate([np.zeros((3, 1)), rng.normal(0, 0.2, (3, 400))], axis=1)
+    gain[0] = 0
+    path = Trajectory((0, 1, 2), gain, np.ones_like(gain), np.zeros_like(gain))
+    found = estimate(trajectory_figures({"a": path})[1]["a"]["hypervolume"])
+    assert (found.value, found.low) == (0, 0)
+    assert found.high is not None
+    assert found.high > 0.2
 
 
 def test_stability_gap_is_the_deepest_fall_and_the_step_of_recovery() -> None:
