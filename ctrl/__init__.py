@@ -7,12 +7,13 @@ ctrl.save(model, "my-expansion")                           # write only the trai
 
 from ctrl.collect import attach, collect_divergence
 from ctrl.config import ControlConfig
+from ctrl.describe import describe
 from ctrl.diagnostics import diagnostics
 from ctrl.errors import CheckpointError, ConfigError
 from ctrl.gap import MergeGap, merge_gap
 from ctrl.merge import merge_back
 from ctrl.merge_many import merge_models
-from ctrl.model import describe, expand
+from ctrl.model import expand
 from ctrl.published import export_published, load_published
 from ctrl.reference import reference
 from ctrl.saving import load, save

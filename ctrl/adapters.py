@@ -1,7 +1,8 @@
-"""Find the adapters that PEFT has put on a model, and those that are active."""
+"""Find the adapters that PEFT has put on a model, those that are active, and note them on an expanded one."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -56,3 +57,37 @@ def refuse_on_copies(model: Any) -> None:
             "fp16 read theirs rounded: load the model again, and use target_modules or name weights outside of "
             "the copies, or expand with copies_dtype='base'"
         )
+
+
+class HoldsAdapters(nn.Module):
+    """Mixin of an expanded model: PEFT may put adapters on it, with a warning, and takes them off again."""
+
+    control: Any
+
+    @property
+    def peft_config(self) -> Any:
+        """PEFT's own attribute, which it sets on a model that it puts adapters on."""
+        if "peft_config" not in vars(self):
+            raise AttributeError("peft_config")
+        return vars(self)["peft_config"]
+
+    @peft_config.setter
+    def peft_config(self, value: Any) -> None:
+        refuse_on_copies(self)
+        if "peft_config" not in vars(self):
+            warnings.warn(
+                "PEFT freezes the copies of this expanded model until its adapters are merged or unloaded, and its "
+                "save_pretrained writes adapters alone: loaded onto the plain base these are another model. Keep the "
+                "copies too: ctrl.save before get_peft_model (then load both: ctrl.load, PeftModel.from_pretrained), "
+                "or merge_and_unload() and then ctrl.save",
+                stacklevel=4,
+            )
+        vars(self)["peft_config"] = value
+
+    @peft_config.deleter
+    def peft_config(self) -> None:
+        """PEFT deletes it with the last adapter (merged, unloaded or deleted): what expand trains then trains again."""
+        del vars(self)["peft_config"]
+        for name, parameter in self.named_parameters():
+            if name.replace(".base_layer", "") in self.control.trained:
+                parameter.requires_grad_(True)

@@ -29,7 +29,7 @@ from ctrl.offloaded import in_memory
 from ctrl.quantised import kinds, refuse_quantised_copies
 from ctrl.sharded import write_once
 from ctrl.structure import head_parameters, own_head, refuse_computed_weights
-from ctrl.sums import byte_sum, exact_sums
+from ctrl.sums import Sums, byte_sum, exact_sums
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
 FORMAT = 1
@@ -46,9 +46,11 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     copies = [layer.expanded for layer in expanded_layers(model)]
     refuse_computed_weights(copies, "ctrl.save")
     refuse_quantised_copies(copies, model.control.config.expanded == "lora")
-    names = trained_names(model)
+    model.state_dict(keep_vars=True)  # makes FSDP reshard what a forward pass has gathered
+    sums = exact_sums(model)  # once: they read the whole base
+    names = trained_names(model, sums)
     state = model.state_dict() if state_dict is None else state_dict
-    meta = {"format": FORMAT, **description(model)}
+    meta = {"format": FORMAT, **description(model, sums)}
     # not of what is saved whole: new rows of embeddings that trained may start with other values in each process
     meta["base"]["sums"] = {name: total for name, total in meta["base"]["sums"].items() if name not in names}
     meta["base"] |= {"rest": rest_print(model.control.samples, names), "own_head": own_head(model) is not None}
@@ -73,14 +75,14 @@ def refuse_base(folder: Path, base: str) -> None:
         )
 
 
-def description(model: Any) -> dict[str, Any]:
+def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
     """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded. Their
-    `sums` are those of now: a type may have rounded weights since."""
+    `sums` are those of now (`exact_sums`, if they are not passed): a type may have rounded weights since."""
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
     base["quantised"] = kinds(model)
-    base["sums"] = {name: list(found) for name, found in exact_sums(model).items()}
+    base["sums"] = {name: list(found) for name, found in (exact_sums(model) if sums is None else sums).items()}
     return {"control": control.config.to_dict(), "base": base}
 
 
@@ -138,8 +140,8 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
                 f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} are of two saves: {part}.{other[0]} is "
                 f"{here[other[0]]!r} in one, {noted[part][other[0]]!r} in the other. Save the model again"
             )
-    sums = noted.get("tensors", {})
-    if odd := [name for name, tensor in tensors.items() if byte_sum(tensor) != sums.get(name, byte_sum(tensor))]:
+    sums = noted.get("tensors", {})  # earlier versions noted none
+    if odd := [name for name, tensor in tensors.items() if name in sums and byte_sum(tensor) != sums[name]]:
         warnings.warn(
             f"{len(odd)} tensors of {folder / WEIGHTS_FILE} are not what was saved (first: {odd[0]}): the file is "
             f"damaged, or it was edited. Copy it again; after an edit of your own leave the tensor {MARK!r} out",
@@ -155,14 +157,14 @@ def added_names(model: nn.Module) -> list[str]:
     return [name for name, tensor in state.items() if added.get(id(tensor)) == name]
 
 
-def trained_names(model: nn.Module) -> list[str]:
+def trained_names(model: nn.Module, sums: Sums | None = None) -> list[str]:
     """List the state-dict names that training may have changed.
 
     They are all that expand added, what else is unfrozen, a head that is new, and what else is no longer as it was
-    (merged adapters).
+    (merged adapters). sums: as of `changed`.
     """
     added = set(added_names(model))
-    moved = {id(parameter) for parameter in (*changed(model), *head_parameters(model).values())}
+    moved = {id(parameter) for parameter in (*changed(model, sums=sums), *head_parameters(model).values())}
     state = model.state_dict(keep_vars=True)
     seen: set[int] = set()
     names = []

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctrl.adapters import peft_adapter, refuse_on_copies
+from ctrl.adapters import HoldsAdapters, peft_adapter
 from ctrl.cache import add_paged_slots
 from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import description, read_config, write_checkpoint
@@ -34,7 +34,7 @@ EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
 
-class ControlModel(nn.Module):
+class ControlModel(HoldsAdapters):
     """Mixin in front of a causal LM's own class: adds the divergence to its loss, and saves only what was trained."""
 
     control: Control
@@ -145,34 +145,6 @@ class ControlModel(nn.Module):
     def is_quantized(self) -> bool:
         """False over a quantised base too: transformers' Trainer refuses such a model, but the copies are in floats."""
         return False
-
-    @property
-    def peft_config(self) -> Any:
-        """PEFT's own attribute, which it sets on a model that it puts adapters on."""
-        if "peft_config" not in vars(self):
-            raise AttributeError("peft_config")
-        return vars(self)["peft_config"]
-
-    @peft_config.setter
-    def peft_config(self, value: Any) -> None:
-        refuse_on_copies(self)
-        if "peft_config" not in vars(self):
-            warnings.warn(
-                "PEFT freezes the copies of this expanded model until its adapters are merged or unloaded, and its "
-                "save_pretrained writes adapters alone: loaded onto the plain base these are another model. Keep the "
-                "copies too: ctrl.save before get_peft_model (then load both: ctrl.load, PeftModel.from_pretrained), "
-                "or merge_and_unload() and then ctrl.save",
-                stacklevel=4,
-            )
-        vars(self)["peft_config"] = value
-
-    @peft_config.deleter
-    def peft_config(self) -> None:
-        """PEFT deletes it with the last adapter (merged, unloaded or deleted): what expand trains then trains again."""
-        del vars(self)["peft_config"]
-        for name, parameter in self.named_parameters():
-            if name.replace(".base_layer", "") in self.control.trained:
-                parameter.requires_grad_(True)
 
     def save_pretrained(
         self,

@@ -16,7 +16,7 @@ from ctrl.control import Control
 from ctrl.layer import ADDED
 from ctrl.quantised import has_quantised
 from ctrl.structure import head_parameters, own_head
-from ctrl.sums import FLOATS, bits, exact_sums, is_held
+from ctrl.sums import FLOATS, Sums, bits, exact_sums, is_held
 
 SAMPLE = 64  # values of each parameter, at most
 HALF = (torch.bfloat16, torch.float16)
@@ -88,12 +88,12 @@ def remember_base(control: Control, model: Any) -> None:
     control.part_prints = part_prints(model)
 
 
-def changed(model: Any, whole: bool = True) -> list[Tensor]:
+def changed(model: Any, whole: bool = True, sums: Sums | None = None) -> list[Tensor]:
     """List the base's parameters and saved buffers that are no longer what they were when it was expanded.
 
     Merged adapters do that, or parts that trained and were frozen again. whole=False: as far as a sample shows, which
     costs no time; of embeddings, the head and buffers all values count. What another type has rounded is no change.
-    Empty for a plain model.
+    sums: the `exact_sums` of the model, if they are known. Empty for a plain model.
     """
     control = getattr(model, "control", None)
     before = control.samples if isinstance(control, Control) else None
@@ -101,13 +101,14 @@ def changed(model: Any, whole: bool = True) -> list[Tensor]:
     if not isinstance(control, Control) or not before or not now:
         return []
     moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
-    for name, total in exact_sums(model, whole).items():
+    for name, total in (exact_sums(model, whole) if sums is None else sums).items():
         then = control.sums.get(name, total)
         sampled = name in before and name in now
         unrounded = torch.equal(bits(before[name]), bits(now[name])) if sampled else then[0] == total[0]
         if unrounded and then != total:
             moved.add(name)
-    moved |= {name for name, p in model.named_parameters() if name not in before and p is own_head(model)}
+    head = own_head(model)
+    moved |= {name for name, p in model.named_parameters() if p is head and name not in before}
     return [tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in moved]
 
 

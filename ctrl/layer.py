@@ -130,7 +130,7 @@ class ExpandedLayer(nn.Module):
     def _copy(self, *args: Any, **kwargs: Any) -> Any:
         """Run the copy; if its weights are wider than the layer's, as these are."""
         if isinstance(self.expanded, HalfComputing):
-            return self.expanded.beside(self, *args, **kwargs)
+            return self.expanded.next_to(self, *args, **kwargs)
         return self.expanded(*args, **kwargs)
 
     def _measured(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor | None:
@@ -180,7 +180,7 @@ def expanded_layers(model: nn.Module) -> list[ExpandedLayer]:
 def class_before(module: nn.Module, mixin: type) -> type:
     """Return the class of the module before a mixin was put in front of it."""
     classes = type(module).__mro__  # fully_shard puts classes of its own in front
-    return classes[classes.index(mixin) + 1]
+    return next(one for one in classes[classes.index(mixin) :] if one not in mixin.__mro__)
 
 
 def _in_backward() -> bool:

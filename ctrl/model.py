@@ -1,9 +1,8 @@
-"""Turn a causal LM into a Control LLM in place (expand), and describe it."""
+"""Turn a causal LM into a Control LLM in place."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,16 +15,15 @@ from ctrl.adapters import peft_adapter
 from ctrl.attention_rows import check_attention
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, require_expanded
+from ctrl.control_model import ControlModel
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
 from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
-from ctrl.layer import expanded_layers
 from ctrl.probe import probe
 from ctrl.quantised import refuse_repacked
-from ctrl.structure import branch_kinds, check_layers, decoder_layers, dropout_in, place, refuse_computed_weights
+from ctrl.structure import branch_kinds, check_layers, decoder_layers, place, refuse_computed_weights
 
 
 def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTrainedModel:
@@ -33,10 +31,10 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
 
     Before training the logits equal the base model's, unless a constant norm_mix changes norms. Raises ConfigError for
     a model or layers that cannot be expanded, and then leaves the model unchanged. Warns of settings that have no
-    effect. Part of this is seen in a pass of
-    few tokens (`ctrl.probe`), which a model on device meta and a sharded one do not get. Parameters of a copy that get
-    no gradient there, such as cross-attention and the biases that a router moves itself, stay frozen. The head of a
-    classifier or reward model, which starts at random, trains too and is saved with the copies.
+    effect. Part of this is seen in a pass of few tokens (`ctrl.probe`), which a model on device meta and a sharded one
+    do not get. Parameters of a copy that get no gradient there, such as cross-attention and the biases that a router
+    moves itself, stay frozen. The head of a classifier or reward model, which starts at random, trains too and is saved
+    with the copies.
 
     What is added is fp32 in every model, since small steps are lost in half types (see `copies_dtype`); over a base in
     bf16 or fp16 the copies compute in its type. A new head, and what you unfreeze, keeps the base's. A later
@@ -52,24 +50,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
                 fully_shard(layer.interpolation, reshard_after_forward=False)
     """
     config = ControlConfig() if config is None else config
-    if not isinstance(config, ControlConfig):
-        raise ConfigError(
-            f"config must be a ctrl.ControlConfig, but got {config!r}: ControlConfig.from_dict reads a dict"
-        )
-    if isinstance(model, ControlModel):
-        raise ConfigError(
-            "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
-        )
-    if isinstance(model, nn.Module) and (adapter := peft_adapter(model)) is not None:
-        raise ConfigError(
-            f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
-            "merge_and_unload() and expand the result, or expand the base model first and get_peft_model after it"
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigError(
-            f"expand needs a model of transformers, but got {type(model).__name__}: load it first, and expand it "
-            "before torch.compile or any other wrapper"
-        )
+    _check_arguments(model, config)
     for fault in without_effect(config):
         warnings.warn(f"ControlConfig: {fault}", stacklevel=2)
     layers = decoder_layers(model)
@@ -82,7 +63,6 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     refuse_repacked(model)
     _warn_of_hooks(layers, indices)
     _warn_of_routers(model)
-    _warn_of_dropout([layers[index] for index in indices], config)
     kinds = branch_kinds(config, len(indices))
     with _unchanged_if_refused(model), torch.inference_mode(False):  # made in it, no copy could ever train
         with torch.device("cpu"):  # and not on the default device of a block around; parts move to their layers
@@ -102,6 +82,28 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
         remember_base(control, model)
         put_on(model, Expansion(control, parts))
     return model
+
+
+def _check_arguments(model: Any, config: Any) -> None:
+    """Raise ConfigError for another object than a plain model of transformers, or than a config."""
+    if not isinstance(config, ControlConfig):
+        raise ConfigError(
+            f"config must be a ctrl.ControlConfig, but got {config!r}: ControlConfig.from_dict reads a dict"
+        )
+    if isinstance(model, ControlModel):
+        raise ConfigError(
+            "the model is expanded already: call ctrl.unload, ctrl.swap or ctrl.merge_back first, or take a new base"
+        )
+    if isinstance(model, nn.Module) and (adapter := peft_adapter(model)) is not None:
+        raise ConfigError(
+            f"{adapter} holds a PEFT adapter, which would train in place of the copy's own weights: call "
+            "merge_and_unload() and expand the result, or expand the base model first and get_peft_model after it"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigError(
+            f"expand needs a model of transformers, but got {type(model).__name__}: load it first, and expand it "
+            "before torch.compile or any other wrapper"
+        )
 
 
 @contextlib.contextmanager
@@ -133,61 +135,6 @@ def _interpolation(kind: str, copied: nn.Module, hidden: int, config: ControlCon
         for name in interpolation.trained_by_divergence:
             interpolation.get_parameter(name).requires_grad_(False)
     return interpolation
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerInfo:
-    """One expanded layer. trainable: number of trainable parameters.
-
-    alpha: that of `ctrl.at_alpha` inside its block, else sigmoid(theta), of which the alpha of a token is made if it
-    has one of its own (per_token). None for a stacked layer, NaN if theta is sharded and another process holds it.
-    """
-
-    layer: int
-    branch: str
-    trainable: int
-    alpha: float | None
-    per_token: bool = False
-
-
-class Description(list[LayerInfo]):
-    """Rows of `describe`; prints as a table. trainable, parameters: how many train in the whole model, of how many."""
-
-    trainable: int
-    parameters: int
-
-    def __str__(self) -> str:
-        rows = [f"{'layer':>5}  {'branch':<7} {'trainable':>13}  {'alpha':>6}"]
-        for row in self:
-            alpha = "-" if row.alpha is None else f"{row.alpha:.3f}{'*' * row.per_token}"
-            rows.append(f"{row.layer:>5}  {row.branch:<7} {row.trainable:>13,}  {alpha:>6}")
-        rows.append(f"{'sum':>5}  {'':<7} {sum(row.trainable for row in self):>13,}")
-        share = 100 * self.trainable / max(self.parameters, 1)
-        counts = f"trainable params: {self.trainable:,} || all params: {self.parameters:,}"
-        rows.append(f"{counts} || trainable%: {share:.4f}")
-        if any(row.per_token for row in self):
-            rows.append("* sigmoid(theta): each token has an alpha of its own, whose mean ctrl.diagnostics measures")
-        return "\n".join(rows)
-
-
-def describe(model: nn.Module) -> Description:
-    """List the expanded layers with kind, trainable parameters and alpha; printed, with the share that trains.
-
-    Raises ConfigError for a plain model.
-    """
-    expanded, rows = require_expanded(model), Description()
-    rows.trainable = sum(p.numel() for p in expanded.parameters() if p.requires_grad)
-    lora = expanded.control.config.expanded == "lora"  # offloading makes two of each weight that these copies share
-    names = expanded.named_parameters()
-    rows.parameters = sum(p.numel() for n, p in names if p.requires_grad or not (lora and ".expanded." in n))
-    for layer in expanded_layers(expanded):
-        mix, alpha, gated = layer.interpolation, None, False
-        if mix is not None:
-            alpha = mix.local_alpha() if mix.fixed_alpha is None else mix.fixed_alpha.item()
-            gated = mix.per_token and mix.fixed_alpha is None
-        trainable = sum(p.numel() for p in layer.parameters() if p.requires_grad)
-        rows.append(LayerInfo(layer.index, layer.kind, trainable, alpha, gated))
-    return rows
 
 
 def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
@@ -236,18 +183,6 @@ def _warn_of_routers(model: PreTrainedModel) -> None:
             "output_router_logits=True adds the balance of the frozen layers' routers to the loss, which leaves out "
             "those of the copies, the only ones that train: set config.output_router_logits=False, or watch which "
             "experts the copies use",
-            stacklevel=3,
-        )
-
-
-def _warn_of_dropout(layers: list[nn.Module], config: ControlConfig) -> None:
-    """Warn of noise in layers that get a divergence, which is then not 0 for two equal branches."""
-    found = dropout_in(layers)
-    if found and config.divergence != "none" and config.divergence_weight > 0 and config.structure != "stack":
-        warnings.warn(
-            f"{found} in the expanded layers: in training each branch draws its own, so part of the divergence "
-            "is that noise, from the first step on. Load the base with dropout 0 (attention_dropout=0.0, or the names "
-            "that its config has)",
             stacklevel=3,
         )
 

@@ -35,7 +35,7 @@ class HalfComputing(nn.Module):
     Some layers of a half type (Mamba's) pass on a hidden state in fp32: then in the type of the layer's own weights.
     """
 
-    def beside(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def next_to(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the copy next to its layer."""
         before = _thread.original
         _thread.original = _first_dtype(layer)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import warnings
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,27 @@ def _config_of(values: dict[str, Any]) -> PreTrainedConfig:
 def _warn_of_another(config: PreTrainedConfig, values: dict[str, Any], layer_map: LayerMap) -> None:
     """Warn if the base's config computes something else than the fields that the checkpoint's config.json has."""
     plain = {k: v for k, v in values.items() if k not in NOT_OF_BASE}
-    theirs = type(config).from_dict({**plain, "model_type": config.model_type})
+    theirs = type(config).from_dict({**copy.deepcopy(plain), "model_type": config.model_type})
     select_layers(theirs.get_text_config(decoder=True), layer_map.base_layers)
-    there, here = computes(theirs), computes(config)
-    given = plain.keys() | {"rope_theta"} if "rope_parameters" in plain else plain.keys()
-    if different := differences({name: value for name, value in there.items() if name in given}, here):
+    if different := differences(*(_given(computes(one), plain.keys()) for one in (theirs, config))):
         warnings.warn(
             f"the checkpoint and the base have configs that compute different things: {different}. The base's is "
             "used, so the outputs are not those of the model that was published: load it without base, or pass the "
             "base from which it was expanded",
             stacklevel=4,
         )
+
+
+def _given(facts: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
+    """Return those of `computes` that some fields of a config give, the numbers of RoPE by their names.
+
+    Llama 3 and 3.1 differ in these alone. Earlier versions of transformers have them in `rope_scaling`.
+    """
+    rope = facts.get("rope_parameters")
+    if {"rope_scaling", "rope_parameters"}.isdisjoint(fields) or not isinstance(rope, dict):
+        return {name: value for name, value in facts.items() if name in fields}
+    own = {name: value for name, value in facts.items() if name in fields and not name.startswith("rope_")}
+    return own | {f"rope_parameters.{name}": value for name, value in rope.items()}
 
 
 def read_generation(model: PreTrainedModel, folder: Path, base: Any) -> None:

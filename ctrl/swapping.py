@@ -28,7 +28,7 @@ from ctrl.precision import HALF, HalfComputing
 from ctrl.saving import load
 from ctrl.sharded import sharded
 from ctrl.structure import decoder_layers
-from ctrl.sums import exact_sums, other_rows
+from ctrl.sums import Sums, exact_sums, other_rows
 
 
 def unload(model: nn.Module) -> PreTrainedModel:
@@ -62,12 +62,13 @@ def swap(
     CheckpointError as `load` does.
     """
     base: Any = _changeable(model) if any(isinstance(m, ControlModel) for m in model.modules()) else model
+    sums = {} if allow_other_base else exact_sums(base)  # once: they read the whole base
     if not allow_other_base:
-        _refuse_changed(base)
+        _refuse_changed(base, sums)
     former = take_off(base) if isinstance(base, ControlModel) else None
     try:
         if isinstance(other, Expansion):
-            _check_base(base, other, allow_other_base)
+            _check_base(base, other, sums, allow_other_base)
             put_on(base, other)
         else:
             load(base, other, allow_other_base)
@@ -80,12 +81,12 @@ def swap(
     return former
 
 
-def _refuse_changed(base: Any) -> None:
+def _refuse_changed(base: Any, sums: Sums) -> None:
     """Raise ConfigError if weights of the base are others than when it was expanded: the other expansion needs those.
 
     The fingerprint, a sample, would miss a few rows of the embeddings.
     """
-    moved = set(map(id, changed(base)))
+    moved = set(map(id, changed(base, sums=sums)))
     if names := [name for name, tensor in base.state_dict(keep_vars=True).items() if id(tensor) in moved]:
         raise ConfigError(
             f"{len(names)} weights of the base have changed since it was expanded (first: {names[0]}), so the other "
@@ -114,7 +115,7 @@ def _changeable(model: nn.Module) -> ControlModel:
     return expanded
 
 
-def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
+def _check_base(base: Any, other: Expansion, sums: Sums, allow_other: bool) -> None:
     """Raise ConfigError if the expansion was made on a base of other depth or, unless allowed, on another one.
 
     That is one of other weights, or whose config computes something else with them.
@@ -124,7 +125,7 @@ def _check_base(base: Any, other: Expansion, allow_other: bool) -> None:
     here = {"fingerprint": fingerprint(base), "dtype": str(base.dtype), "part_prints": part_prints(base)}
     _check_type(base, other)
     same = same_base(own, here)
-    rows = other_rows({"sums": control.sums}, {"sums": exact_sums(base)})
+    rows = other_rows({"sums": control.sums}, {"sums": sums})
     different = differences(control.computes, computes(base.config))
     if different and not allow_other:
         raise ConfigError(

@@ -16,6 +16,7 @@ from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
 from ctrl.precision import HALF
 from ctrl.sharded import sharded
+from ctrl.structure import dropout_in
 
 # what a forward calls that computes its loss, and how such a loss gets the total
 OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
@@ -24,7 +25,9 @@ SEARCHED = 8  # training passes without a mask: to look at tokens is to wait for
 
 
 def warn_of_what_trains(model: Any) -> None:
-    """Warn in the first training pass if no copy trains, or a weight that a reference shares; watch the optimizer.
+    """Warn in the first training pass of what would not train as it is meant, and watch the optimizer.
+
+    Of copies that do not train, weights that a reference shares, half types and dropout.
 
     PEFT's adapters on top have a warning of their own.
     """
@@ -50,6 +53,7 @@ def warn_of_what_trains(model: Any) -> None:
             stacklevel=5,
         )
     _warn_of_half_types(model)
+    _warn_of_dropout(model)
     references = filter(None, (made() for made in model.control.references))
     shared = {id(p) for made in references for p in made.parameters()}
     if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
@@ -95,6 +99,18 @@ def _warn_of_half_types(model: Any) -> None:
             "rates of 1e-5: they are smaller than the distance to the next number. Copies are in fp32 unless model.to("
             "dtype), or the state dict of a save, has rounded them. To train other parts load the base in fp32, or "
             "give them a larger rate. An optimizer with fp32 weights of its own (DeepSpeed's) loses nothing",
+            stacklevel=6,
+        )
+
+
+def _warn_of_dropout(model: Any) -> None:
+    """Warn of noise in layers that have a divergence, which is then not 0 for two equal branches."""
+    config = model.control.config
+    compared = [layer for layer in expanded_layers(model) if layer.interpolation is not None]
+    if config.divergence != "none" and config.divergence_weight > 0 and (found := dropout_in(compared)):
+        warnings.warn(
+            f"{found} in the expanded layers: each branch draws its own, so part of the divergence is that noise, from "
+            "the first step on. Load the base with dropout 0 (attention_dropout=0.0, or the names that its config has)",
             stacklevel=6,
         )
 

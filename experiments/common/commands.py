@@ -45,12 +45,14 @@ def own_python(module: str) -> list[str]:
 def own_modules() -> dict[str, str]:
     """Return the environment in which another Python finds the modules that this one finds.
 
-    Without the folders that every Python has of its own: programs of another version may be started from there.
+    Without the folders that every Python has of its own: programs of another version may be started from there. Without
+    the working directory too, which a notebook has in its list: it would come before these.
     """
     own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     own |= {sysconfig.get_config_var("DESTSHARED"), site.getusersitepackages()}
-    further = [one for one in sys.path if one not in own and not ZIPPED.search(one) and os.path.exists(one or ".")]
-    return {"PYTHONPATH": os.pathsep.join(further)}
+    ours = str(Path(__file__).parents[2])
+    further = [one for one in dict.fromkeys((*sys.path, ours)) if one and one not in own and os.path.exists(one)]
+    return {"PYTHONPATH": os.pathsep.join(one for one in further if not ZIPPED.search(one))}
 
 
 def _installed() -> str | None:

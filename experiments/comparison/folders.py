@@ -130,19 +130,9 @@ def read_stages(folder: Path) -> dict[str, int]:
 
 def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     steps = {int(file.stem.removeprefix("items-")): file for file in folder.glob("items-*.jsonl")}
-    result = folder / "result.json"
-    fault, values = "it has not finished", {}
-    if result.is_file():
-        values = read_json(result)
-        status = values.get("status", "damaged")
-        lacking = _lacking(values, steps) if status == "finished" else ""
-        fault = lacking or ("" if status == "finished" else f"{status}: {values.get('reason')}")
-        if not lacking:
-            check_files(result)
-        if not fault:
-            steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
-    else:
-        _check_noted(folder, steps.values())
+    values, fault = _result(folder, steps)
+    if not fault:
+        steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
     left_out = read_json(folder / MODEL).get("left_out", {})
     kept = _kept_step(folder, values) if folder.parent.name == "arms" else None
     kept = kept if kept in steps and kept != max(steps) else None
@@ -173,6 +163,20 @@ def _kept_step(arm: Path, result: Mapping[str, Any]) -> int | None:
             f"or delete the folder {arm} and start the run again"
         )
     return read_note(note).get("step")
+
+
+def _result(arm: Path, steps: Mapping[int, Path]) -> tuple[dict[str, Any], str]:
+    """Return an arm's result, and why it did not finish. Raises CompareError for records that were changed."""
+    result = arm / "result.json"
+    if not result.is_file():
+        _check_noted(arm, steps.values())
+        return {}, "it has not finished"
+    values = read_json(result)
+    status = values.get("status", "damaged")
+    lacking = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
+    if status != "finished" or not lacking:
+        check_files(result)
+    return values, lacking
 
 
 def _check_noted(arm: Path, files: Iterable[Path]) -> None:

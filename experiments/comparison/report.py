@@ -59,8 +59,8 @@ def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> P
     if out.suffix in FILES:
         raise CompareError(f"--out {out}: give a folder, which gets all files, or a name that ends in .html")
     path = out if out.suffix == ".html" else out / ("compare.html" if page else "compare.md")
-    beside = [path.with_suffix(ending) for ending in (".png", ".csv")]
-    if out.suffix == ".html" and not out.exists() and (there := [one.name for one in beside if one.exists()]):
+    others = [path.with_suffix(ending) for ending in (".png", ".csv")]
+    if out.suffix == ".html" and not out.exists() and (there := [one.name for one in others if one.exists()]):
         raise CompareError(
             f"--out {out}: the picture and the table get its name too, and {' and '.join(there)} would be replaced: "
             "choose another name"

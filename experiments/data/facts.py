@@ -56,7 +56,7 @@ class Facts(Source):
                 "evaluation.new_items below that, or raise number"
             )
         items.sort(key=lambda item: short_digest(f"{seed} {item.id}"))
-        return NewTask(self.label, tuple(items[:count]), exact_match)
+        return NewTask(self.label, tuple(items[:count]), exact_match, invented=True)
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
         rng = random.Random(f"epoch {number} {seed}")

@@ -6,7 +6,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,9 +132,8 @@ class LocalFile(Columns, Finite):
             known = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
             linked = f". Links to folders are not read: name {links[0]} itself" if links else ""
             raise ConfigError(f"data file {self.path}: no file of a known kind; known: {known}{linked}")
-        described = [file for file in files if file not in data]
         reasons = {
-            "they describe the data": described,
+            "they describe the data": [file for file in files if file not in data],
             "they are links to folders": links,
             "they are caches of the package datasets": caches,
         }
@@ -143,16 +142,7 @@ class LocalFile(Columns, Finite):
             for why, left in reasons.items()
             if left
         ]
-        splits = sorted(
-            set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES))
-        )
-        if away := [file for file in data if file != path and leads_away(file, path)]:
-            some = f"such as {away[0].relative_to(path)} to {away[0].resolve()}"
-            notes.append(f"{len(away)} of the files that are read are links out of {path}, {some}")
-        together = f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
-        documents = [str(file.relative_to(path)) for file in data if file.suffix in TEXTS]
-        mixed = f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
-        return data, notes + [together] * (len(splits) > 1) + [mixed] * (0 < len(documents) < len(data))
+        return data, [*notes, *_notes_on_read(path, data)]
 
     def _read(self, file: Path) -> Usable:
         try:
@@ -177,6 +167,19 @@ def _repeated(repeated: int, kept: int) -> list[str]:
     if not repeated:
         return []
     return [f"{repeated} of {repeated + kept} examples repeat an earlier one and are read once"]
+
+
+def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
+    """Say of the files of a folder that are read what may not be meant: links to elsewhere, several splits, texts."""
+    if away := [file for file in data if file != path and leads_away(file, path)]:
+        some = f"such as {away[0].relative_to(path)} to {away[0].resolve()}"
+        yield f"{len(away)} of the files that are read are links out of {path}, {some}"
+    splits = sorted(set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES)))
+    if len(splits) > 1:
+        yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
+    documents = [str(file.relative_to(path)) for file in data if file.suffix in TEXTS]
+    if 0 < len(documents) < len(data):
+        yield f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
 
 
 def _words(file: Path) -> set[str]:

@@ -130,7 +130,7 @@ class NewTask:
 
     grader: digest of the grader that the YAML names; empty without one. by_choice: it chooses among an item's options.
     by_likelihood: it scores the item's own reply. verifier: what else decides the grades of a generator's verifier.
-    further: ids of other items of its test set.
+    invented: no model can know an answer before it has trained. further: ids of other items of its test set.
     """
 
     name: str
@@ -140,6 +140,7 @@ class NewTask:
     by_choice: bool = False
     by_likelihood: bool = False
     verifier: str = ""
+    invented: bool = field(default=False, compare=False, repr=False)
     further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property

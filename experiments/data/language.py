@@ -72,7 +72,8 @@ class Language(Source):
                 "evaluation.new_items below that, or raise words"
             )
         asked = ASKED[self.to][3]
-        return NewTask(self.label, tuple(self._item(one, asked, seed) for one in tested[:count]), exact_match)
+        items = tuple(self._item(one, asked, seed) for one in tested[:count])
+        return NewTask(self.label, items, exact_match, invented=True)
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
         """Return each trained sentence once, in one of three ways of asking that changes from pass to pass."""

@@ -42,7 +42,7 @@ class StudyView:
 
     def __init__(self, source: str | Path, root: str | Path | None = None) -> None:
         self.folder = find(str(source), (Path(root) if root else default_root()).resolve())
-        self.root = self.folder.parents[1]  # that which it is in: another may have a study of this name
+        self.root = self.folder.parents[1]  # the folder's own: another root may have a study of this name
         if not (self.folder / "study.yaml").is_file():
             raise ConfigError(f"{self.folder.name} is no study: open it with open_result, or name a study")
         file = load_study(self.folder / "study.yaml")

@@ -111,7 +111,10 @@ class DrawnSuite:
 
     @property
     def limits(self) -> Mapping[str, int]:
-        """The most tokens of a reply, by the task whose answers are read out of whole replies."""
+        """The most tokens of a reply, by the task whose answers are read out of whole replies.
+
+        Without tasks that the bench invents: no base model knows an answer that could be cut off.
+        """
         return {}
 
     def answered(self, ask: Ask) -> Iterable[Record]:

@@ -20,8 +20,8 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
-from experiments.measure.training_folder import default_folder, hold, release
-from experiments.measure.watch import Watch, measured_base
+from experiments.measure.training_folder import default_folder, hold, measured_base, release
+from experiments.measure.watch import Watch
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base

@@ -1,18 +1,22 @@
-"""The folder in which a training is measured: one for each output folder, and for one training at a time."""
+"""The folder in which a training is measured: one for each output folder, for one training at a time, and whole."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from experiments.common.errors import ConfigError
-from experiments.common.files import read_note
-from experiments.common.hashing import sha256
+from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.files import read_json, read_note
+from experiments.common.hashing import file_digest, sha256
 from experiments.common.owner import MEASURED
 from experiments.common.paths import default_root
-from experiments.runs.base_records import STATE
+from experiments.measure.config import MeasureConfig
+from experiments.runs.base_records import ITEMS, STATE
 
+NAME, DIGESTS = "trained", "digests.json"  # the arm, and digests of its records by step
 CALLBACK = "callback"  # the command in the note of its folders
 HELD: dict[Path, BaseFileLock] = {}  # the folders that trainings of this process measure in
 
@@ -54,3 +58,35 @@ def hold(folder: Path) -> None:
 def release(folder: Path) -> None:
     if lock := HELD.pop(folder, None):
         lock.release()
+
+
+def measured_base(folder: Path) -> bool:
+    """Whether a folder holds the measurement of a base."""
+    return all((folder / "base" / name).is_file() for name in (ITEMS, STATE))
+
+
+def check_settings(folder: Path, note: Mapping[str, Any], config: MeasureConfig) -> None:
+    """Raise ConfigError if a training would go on with other settings than its base was measured with."""
+    changed = [name for name, value in config.to_dict().items() if note.get(name) != value]
+    if changed:
+        raise ConfigError(
+            f"{folder} holds measurements with another {', '.join(changed)}: they would not compare. Take the old "
+            "settings, or another folder, ForgettingCallback(folder=...)"
+        )
+
+
+def check_records(folder: Path, note: Mapping[str, Any], step: int) -> None:
+    """Raise DamagedError if records of the base, or up to a step, are gone or others. Earlier versions noted none."""
+    arm, advice = folder / "arms" / NAME, "bring it back, or take another folder, ForgettingCallback(folder=...)"
+    noted = read_json(arm / DIGESTS, advice)
+    digests = {arm / name: digest for name, digest in noted.items() if step_of(arm / name) <= step}
+    if "items" in note:
+        digests[folder / "base" / ITEMS] = note["items"]
+    for file, digest in digests.items():
+        if not file.is_file() or file_digest(file) != digest:
+            state = "is not the file that was written" if file.is_file() else "is gone"
+            raise DamagedError(f"{file} {state}: {advice}")
+
+
+def step_of(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])

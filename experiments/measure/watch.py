@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from ctrl.control_model import ControlModel
-from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.errors import ConfigError
 from experiments.common.files import PART, read_json, read_note, write_json
 from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
+from experiments.measure.training_folder import DIGESTS, NAME, check_records, check_settings, step_of
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
@@ -29,8 +30,7 @@ from experiments.runs.baseline import headline, score
 from experiments.runs.result_file import RESULT, write_result
 from experiments.scorecard.figures import GAINS
 
-NAME, BEST, NOTE = "trained", "best", "forgetting.json"
-DIGESTS = "digests.json"  # of the records of each step
+BEST, NOTE = "best", "forgetting.json"
 Card = dict[str, Estimate]
 
 
@@ -137,7 +137,7 @@ class Watch:
         records = read_records(folder / "base" / ITEMS)
         watch = cls(folder, config, evaluation, precision, records, Budget(share, float(note.get("seconds", 0.0))))
         watch.back_to(step)
-        watch.points = {_step_of(file): watch.card(read_records(file)) for file in watch.arm.glob("items-*.jsonl")}
+        watch.points = {step_of(file): watch.card(read_records(file)) for file in watch.arm.glob("items-*.jsonl")}
         watch.training = str(note.get("training", ""))
         watch.best = best_of(folder, step, watch.training)
         return watch
@@ -153,10 +153,10 @@ class Watch:
         """Delete what was measured after a step: the training goes on, or ends, with the weights of that step."""
         (self.arm / RESULT).unlink(missing_ok=True)  # of a training that had ended: lists show it until this one has
         for file in self.arm.glob("items-*.jsonl"):
-            if _step_of(file) > step:
+            if step_of(file) > step:
                 file.unlink()
         self.points = {number: card for number, card in self.points.items() if number <= step}
-        kept = {name: d for name, d in read_note(self.arm / DIGESTS).items() if _step_of(Path(name)) <= step}
+        kept = {name: d for name, d in read_note(self.arm / DIGESTS).items() if step_of(Path(name)) <= step}
         write_json(self.arm / DIGESTS, kept)
 
     def measure(self, step: int, model: PreTrainedModel) -> Card:
@@ -199,38 +199,6 @@ class Watch:
 def _weights(config: MeasureConfig, model: PreTrainedModel) -> str:
     """Return a digest of a base that has a name; without one it is in the model that trains."""
     return weights_digest(model) if config.base_model else ""
-
-
-def measured_base(folder: Path) -> bool:
-    """Whether a folder holds the measurement of a base."""
-    return all((folder / "base" / name).is_file() for name in (ITEMS, STATE))
-
-
-def check_settings(folder: Path, note: Mapping[str, Any], config: MeasureConfig) -> None:
-    """Raise ConfigError if a training would go on with other settings than its base was measured with."""
-    changed = [name for name, value in config.to_dict().items() if note.get(name) != value]
-    if changed:
-        raise ConfigError(
-            f"{folder} holds measurements with another {', '.join(changed)}: they would not compare. Take the old "
-            "settings, or another folder, ForgettingCallback(folder=...)"
-        )
-
-
-def check_records(folder: Path, note: Mapping[str, Any], step: int) -> None:
-    """Raise DamagedError if records of the base, or up to a step, are gone or others. Earlier versions noted none."""
-    arm, advice = folder / "arms" / NAME, "bring it back, or take another folder, ForgettingCallback(folder=...)"
-    noted = read_json(arm / DIGESTS, advice)
-    digests = {arm / name: digest for name, digest in noted.items() if _step_of(arm / name) <= step}
-    if "items" in note:
-        digests[folder / "base" / ITEMS] = note["items"]
-    for file, digest in digests.items():
-        if not file.is_file() or file_digest(file) != digest:
-            state = "is not the file that was written" if file.is_file() else "is gone"
-            raise DamagedError(f"{file} {state}: {advice}")
-
-
-def _step_of(file: Path) -> int:
-    return int(file.stem.rpartition("-")[2])
 
 
 def best_of(folder: Path, step: int, training: str = "") -> tuple[float, int] | None:

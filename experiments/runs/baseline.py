@@ -21,6 +21,7 @@ from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
 
 MANY, ROUNDED = 0.1, 1  # share of replies; tokens that a text may have less than the reply that it was
+SHOWN = 4  # tasks that a line names
 RAISE = ": raise evaluation.suites.new.max_tokens"
 
 
@@ -80,25 +81,32 @@ def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:
 
 
 def without_room(base: Iterable[Record]) -> Iterator[str]:
-    """Say which tasks cannot show what they are for, as the base can forget or gain nothing of them; one line each."""
+    """Say of which tasks the base can forget or gain nothing: they cannot show what they are for."""
     tasks: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for one in base:
         if one.correct is not None and one.suite in ("new", "kept"):
             tasks[one.suite, f"{one.task} ({one.form})" if one.suite == "kept" else one.task].append(one)
+    idle: dict[str, list[str]] = {"kept": [], "new": []}
     for (suite, task), answers in tasks.items():
         right = sum(one.correct or 0 for one in answers)
         guessed = sum(1 / len(one.options) for one in answers if one.options)
-        if suite == "kept" and right <= guessed + 1e-6:
-            said = f"the base model has {right} of {len(answers)} answers right, no more than by guessing"
-            yield f"kept task {task}: {said}, so it cannot show forgetting, and hides that of others"
-        elif suite == "new" and right == len(answers):
-            yield f"new task {task}: the base model has all {right} answers right already: there is nothing to gain"
+        if right <= guessed + 1e-6 if suite == "kept" else right == len(answers):
+            idle[suite].append(f"{task}: {right} of {len(answers)} right")
+    if kept := _first(idle["kept"]):
+        yield f"kept, but the base model can only guess, so nothing can be forgotten there: {kept}"
+    if new := _first(idle["new"]):
+        yield f"new, but the base model knows all of it, so there is nothing to gain: {new}"
+
+
+def _first(lines: Sequence[str]) -> str:
+    """Join the first few: of the 57 parts of an exam a small model may know none."""
+    return ", ".join(lines[:SHOWN]) + (f" and {len(lines) - SHOWN} more" if len(lines) > SHOWN else "")
 
 
 def cut_off(base: Sequence[Record], suites: Suites, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Say of which tasks many of the base's replies are as long as they may be: cut before the answer, they are wrong.
 
-    An arm that learned to answer at once would then gain what the base knows already.
+    An arm that learned to answer at once would then gain what the base knows already. Of invented facts it knows none.
     """
     limits = [(suite.name, task, most) for suite in suites.suites.values() for task, most in suite.limits.items()]
     for suite, task, most in limits:

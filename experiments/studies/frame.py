@@ -77,7 +77,7 @@ def _rows(source: str, root: Path) -> Iterator[Row]:
         return _tracked(source.removeprefix(MLFLOW), root)
     folder = find(source, root)
     if (folder / "study.yaml").is_file():
-        return _study(folder, folder.parents[1])  # the root that it is in: another may have a study of this name
+        return _study(folder, folder.parents[1])  # the folder's own root: another may have such a study
     if (folder / "config.yaml").is_file():
         return _run(folder)
     raise CompareError(f"{short_path(folder)} is a measurement, whose figures are in its figures.json: name a run")

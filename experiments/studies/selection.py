@@ -94,6 +94,18 @@ def _names(study: StudyConfig, trial: Trial, without: str | None = None) -> tupl
     return words or result.arm, f" {rate_text(result.learning_rate)}" if rates else ""
 
 
+def arm_names(study: StudyConfig, trials: Sequence[Trial], without: str | None = None) -> list[str]:
+    """Return `arm_name` of trials of different arms: as numbers have three digits there, two may share a name.
+
+    These have the number of their trial too.
+    """
+    names = [arm_name(study, trial, without) for trial in trials]
+    return [
+        name if names.count(name) == 1 else f"{name} (trial {trial.number})"
+        for name, trial in zip(names, trials, strict=True)
+    ]
+
+
 def has_name(arm: ReportRow, name: str) -> bool:
     """Whether `name` in a study's YAML is this row's, with or without the trial's number."""
     return name in (arm.name, re.sub(r"^#\d+ ", "", arm.name))

@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers as tf
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 import ctrl
@@ -83,52 +82,6 @@ def test_a_forward_that_a_trainer_has_left_is_refused_until_it_is_deleted(
         ctrl.expand(model, ControlConfig(layers=2))
     del model.forward
     assert ctrl.expand(model, ControlConfig(layers=2))(**whole_batch()).divergence is not None
-
-
-def test_describe_names_layers_branches_and_alpha() -> None:
-    base = build("llama")
-    one_layer = sum(p.numel() for p in base.model.layers[0].parameters())
-    rows = ctrl.describe(ctrl.expand(base, ControlConfig(structure="hybrid", layers=2, alpha_start=0.25)))
-    assert [(row.layer, row.branch, row.trainable) for row in rows] == [
-        (1, "stack", one_layer),
-        (3, "concat", one_layer),
-    ]
-    assert rows[0].alpha is None
-    assert rows[1].alpha == pytest.approx(0.25)
-    table = str(rows).splitlines()
-    assert len(table) == 5
-    assert f"{2 * one_layer:,}" in table[-2]
-    assert "0.250" in table[2]
-
-
-def test_describe_says_which_alphas_are_not_those_of_tokens() -> None:
-    """A trained gate may give tokens .9 while its theta is as it was."""
-    model = ctrl.expand(tiny(), ControlConfig(layers=2, interpolation="dlerp"))
-    said = "* sigmoid(theta): each token has an alpha of its own"
-    assert "0.500*" in str(ctrl.describe(model))
-    assert said in str(ctrl.describe(model))
-    with ctrl.at_alpha(model, 0.25):
-        assert [row.alpha for row in ctrl.describe(model)] == [0.25, 0.25]
-        assert "*" not in str(ctrl.describe(model))
-    assert "*" not in str(ctrl.describe(ctrl.expand(tiny(), ControlConfig(layers=2))))
-
-
-@pytest.mark.parametrize("expanded_as", ["full", "lora"])
-def test_describe_prints_the_share_as_peft_does(expanded_as: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    model = ctrl.expand(tiny(), ControlConfig(layers=2, expanded=expanded_as))
-    model.model.norm.weight.requires_grad_(True)
-    PeftModel.print_trainable_parameters(_Counted(model))  # type: ignore[arg-type]
-    assert str(ctrl.describe(model)).splitlines()[-1] == capsys.readouterr().out.strip()
-
-
-class _Counted:
-    """What PEFT's method asks of its model."""
-
-    get_nb_trainable_parameters = PeftModel.get_nb_trainable_parameters
-
-    def __init__(self, model: Any) -> None:
-        self.named_parameters = model.named_parameters
-        self.base_model = model
 
 
 def test_what_an_interpolation_learns_trains_too() -> None:
@@ -212,17 +165,3 @@ def test_attention_weights_with_dropout_are_not_compared(family: str, field: str
     base: Any = tf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with pytest.raises(ConfigError, match=f"{field}=0.1 drops some of them at random in training"):
         ctrl.expand(base, ControlConfig(layers=1, divergence="attention"))
-
-
-@pytest.mark.parametrize(("divergence", "said"), [("mse", True), ("none", False)])
-@pytest.mark.parametrize("family", [tf.GPT2Config, tf.OPTConfig, tf.LlamaConfig])
-def test_dropout_that_a_divergence_would_measure_is_said(family: Any, divergence: str, said: bool) -> None:
-    """gpt2 and opt have it by default: two equal branches are then apart in training."""
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8, "ffn_dim": 8}
-    config = family(vocab_size=96, **sizes, word_embed_proj_dim=32, **({"attention_dropout": 0.1} if said else {}))
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        model = ctrl.expand(tf.AutoModelForCausalLM.from_config(config), ControlConfig(layers=1, divergence=divergence))
-    assert any("each branch draws its own" in str(w.message) for w in seen) == said
-    if said:
-        assert model.train()(input_ids=IDS, labels=IDS).divergence > 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 import ctrl
 from ctrl.published_base import GENERATION_FILE
@@ -22,6 +24,12 @@ def ending(model: PreTrainedModel) -> PreTrainedModel:
     assert model.generation_config is not None
     model.generation_config.eos_token_id = ENDS  # type: ignore[attr-defined]
     return model
+
+
+def scaled(rope: dict[str, Any]) -> Any:
+    config: Any = tiny().config
+    config.rope_parameters = rope
+    return LlamaForCausalLM(config)
 
 
 def ends(model: PreTrainedModel) -> object:
@@ -56,6 +64,25 @@ def test_a_base_that_computes_something_else_is_said(structure: str, noted: bool
     with pytest.warns(UserWarning, match=r"configs that compute different things: .*rope_theta is 10000.0 there, 77"):
         again = ctrl.load_published(tmp_path, base=None if noted else other)
     assert again(IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_base_that_scales_positions_otherwise_is_said(older: bool, tmp_path: Path) -> None:
+    """Llama 3 in place of Llama 3.1. older: config.json has the fields of transformers 4."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling |= {"original_max_position_embeddings": 32}
+    base = scaled({**scaling, "rope_theta": 10000.0})
+    ctrl.export_published(ctrl.expand(base, ctrl.ControlConfig(layers=2)), tmp_path)
+    if older:
+        values = json.loads((tmp_path / "config.json").read_text())
+        del values["rope_parameters"]
+        values |= {"rope_scaling": scaling, "rope_theta": 10000}
+        (tmp_path / "config.json").write_text(json.dumps(values))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.load_published(tmp_path, scaled({**scaling, "rope_theta": 10000.0}))
+    with pytest.warns(UserWarning, match=r"things: rope_parameters.rope_type is llama3 there, default here"):
+        ctrl.load_published(tmp_path, tiny())
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "codegen", "gemma3n_text"])

@@ -49,6 +49,28 @@ def test_sums_are_of_all_bytes() -> None:
     assert other_rows({}, here) == other_rows(here, here) == ""
 
 
+def test_a_save_and_a_swap_read_the_base_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An 8B model in bf16 has 16 GB. A load reads it before and after it gets its copies."""
+    model: Any = ctrl.expand(tiny().eval(), ctrl.ControlConfig(layers=2))
+    read: list[int] = []
+    monkeypatch.setattr("ctrl.sums.byte_sum", lambda tensor: read.append(tensor.data_ptr()) or 0)
+    base = {p.data_ptr() for name, p in model.named_parameters() if ".expanded." not in name and "theta" not in name}
+
+    def passes(run: Any) -> float:
+        read.clear()
+        run()
+        return sum(one in base for one in read) / len(base)
+
+    control: Any = model.control
+    control.sums = {name: (dtype, 0) for name, (dtype, _) in control.sums.items()}
+    assert passes(lambda: ctrl.save(model, tmp_path)) == 1
+    other = ctrl.swap(model, tmp_path)
+    assert passes(lambda: ctrl.swap(model, other)) == 1
+    with ctrl.pretrained(model):
+        pass
+    assert passes(lambda: ctrl.pretrained(model).__enter__()) < 0.2  # embeddings and head
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_value_of_any_frozen_matrix_is_saved_and_said(dtype: torch.dtype, tmp_path: Path) -> None:
     """As merged adapters move few values of a half type. No sample shows it."""

@@ -177,3 +177,20 @@ def test_padding_that_nothing_marks_is_said_once(case: str) -> None:
         for _ in range(2):
             model(**batch)
     assert sum("look like padding" in str(w.message) for w in seen) == (case == "padded")
+
+
+@pytest.mark.parametrize(("divergence", "said"), [("mse", True), ("none", False)])
+@pytest.mark.parametrize("family", [tf.GPT2Config, tf.OPTConfig, tf.LlamaConfig])
+def test_dropout_that_a_divergence_would_measure_is_said(family: Any, divergence: str, said: bool) -> None:
+    """gpt2 and opt have it by default: two equal branches are then apart in training."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 8, "ffn_dim": 8}
+    config = family(vocab_size=96, **sizes, word_embed_proj_dim=32, **({"attention_dropout": 0.1} if said else {}))
+    base = tf.AutoModelForCausalLM.from_config(config)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        model: Any = ctrl.expand(base, ctrl.ControlConfig(layers=1, divergence=divergence))
+        model.eval()(input_ids=IDS, labels=IDS)
+        assert not seen  # whoever uses a model, and does not train it, has no dropout
+        noise = [model.train()(input_ids=IDS, labels=IDS).divergence for _ in range(2)]
+    assert sum("each branch draws its own" in str(w.message) for w in seen) == said
+    assert not said or min(noise) > 0

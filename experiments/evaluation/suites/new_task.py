@@ -119,16 +119,19 @@ class NewTaskSuite(Suite):
                 yield from self._answered(task, model, progress)
 
     @property
+    def _written(self) -> list[NewTask]:
+        """The tasks whose answers are read out of replies."""
+        return [t for t in self.tasks if isinstance(t, NewTask) and not (t.by_choice or t.by_likelihood)]
+
+    @property
     def replies(self) -> int:
-        asked = [t for t in self.tasks if isinstance(t, NewTask) and not (t.by_choice or t.by_likelihood)]
-        if self.settings.temperature or len(asked) < len(self.tasks):
+        if self.settings.temperature or len(self._written) < len(self.tasks):
             return 0
-        return sum(len(task.test) for task in asked)
+        return sum(len(task.test) for task in self._written)
 
     @property
     def limits(self) -> dict[str, int]:
-        asked = [t for t in self.tasks if isinstance(t, NewTask) and not (t.by_choice or t.by_likelihood)]
-        return {task.name: self._most(task) for task in asked}
+        return {task.name: self._most(task) for task in self._written if not task.invented}
 
     def answered(self, ask: Ask) -> Iterable[Record]:
         for task in self.tasks:

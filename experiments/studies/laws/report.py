@@ -16,8 +16,9 @@ from experiments.studies.config import StudyConfig
 from experiments.studies.laws.mixture import HORIZONS, MixtureLaw, TooFewRatios, fit
 from experiments.studies.laws.plot import LOSS, plot_law
 from experiments.studies.laws.power import STEEPEST
-from experiments.studies.selection import ReportRow, arm_name
+from experiments.studies.selection import ReportRow, arm_names
 from experiments.studies.trial_results import has_records, record_files, result_of
+from experiments.studies.trials import Trial
 
 COLUMNS = ["arm", "run", "ratio", "step", "tokens", "loss_new", "loss_kept", "base_kept", "nats"]
 WRONG = "share of wrong answers"
@@ -56,16 +57,12 @@ def law_table(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> pd.D
     training, nats per token. loss_new: of the new task's text, nats per token; if it has questions instead, whose
     answers have no likelihood, the share of wrong answers, and nats is False.
     """
-    rows, names = [], dict[tuple[object, ...], str]()
+    rows, names = [], _names_of(study, arms)
     for arm in arms:
         share = arm.trial.picks.get(study.report.law or "")
         if not isinstance(share, int | float) or arm.result.operation:
             continue
-        own = (study.report.law, study.report.select)
-        key = tuple(pick for dimension, pick in arm.trial.picks.items() if dimension not in own)
-        if key not in names:  # in three digits: two arms may share a name, and no law spans both
-            name = arm_name(study, arm.trial, study.report.law)
-            names[key] = name if name not in names.values() else f"{name} (trial {arm.trial.number})"
+        name = names[_without_share(study, arm.trial)]
         schedule = study.run_config(arm.trial.picks, arm.trial.number, study.seeds[0]).training.schedule
         for run in (run for run in arm.runs if has_records([run], root)):
             result = result_of(run)
@@ -75,8 +72,21 @@ def law_table(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> pd.D
                 after = record_files(run, root, step)[1]
                 if after.is_file():
                     tokens = result.cost.get("tokens", math.nan) * step / result.steps
-                    rows.append([names[key], run["folder"], 1 - share, step, tokens, *losses(base, after)])
+                    rows.append([name, run["folder"], 1 - share, step, tokens, *losses(base, after)])
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _without_share(study: StudyConfig, trial: Trial) -> tuple[object, ...]:
+    """Return the picks of a trial but for the share: those of an arm, which one law describes."""
+    own = (study.report.law, study.report.select)
+    return tuple(pick for dimension, pick in trial.picks.items() if dimension not in own)
+
+
+def _names_of(study: StudyConfig, arms: Sequence[ReportRow]) -> dict[tuple[object, ...], str]:
+    first: dict[tuple[object, ...], Trial] = {}
+    for arm in arms:
+        first.setdefault(_without_share(study, arm.trial), arm.trial)
+    return dict(zip(first, arm_names(study, list(first.values()), study.report.law), strict=True))
 
 
 def losses(base: Path, after: Path) -> tuple[float, float, float, bool]:

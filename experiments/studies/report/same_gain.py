@@ -23,7 +23,7 @@ from experiments.scorecard.seeds import Measured, drawn_over_seeds
 from experiments.scorecard.trajectory import value_at
 from experiments.scorecard.units import Unit, UnitValues, larger_p, unit_values
 from experiments.studies.config import StudyConfig
-from experiments.studies.selection import DRAWS, ReportRow, arm_name, has_name, item_records
+from experiments.studies.selection import DRAWS, ReportRow, arm_names, has_name, item_records
 from experiments.studies.space import sets_rate
 from experiments.studies.trial_results import has_records, result_of
 from experiments.studies.trials import Trial
@@ -115,14 +115,13 @@ def _of_rates(study: StudyConfig, trials: Sequence[Trial], root: Path) -> dict[s
     for trial in trials:
         if trial.state == "complete" and trial.repeats is None and trial.runs and has_records(trial.runs, root):
             groups.setdefault(tuple(trial.picks[key] for key in keys), []).append(trial)
-    names = [arm_name(study, group[0]) for group in groups.values()]  # in three digits: two ways may share one
+    names = arm_names(study, [group[0] for group in groups.values()])
     ways: dict[str, Points] = {}
     for name, group in zip(names, groups.values(), strict=True):
-        own = name if names.count(name) == 1 else f"{name} (trial {group[0].number})"
         points = {_rate(t): _measured(t.runs, root) for t in sorted(group, key=_rate)}
         texts = [rate_text(rate) for rate in points]
         if len(points) > 1:
-            ways[own] = {
+            ways[name] = {
                 t if texts.count(t) == 1 else f"{r}": m for t, (r, m) in zip(texts, points.items(), strict=True)
             }
     return ways

@@ -77,10 +77,13 @@ def test_another_python_finds_our_modules_and_runs_nothing_of_the_working_direct
     (tmp_path / "mine" / "asked.py").write_text("import statistics\nprint(statistics.mean([1, 3]))")
     (tmp_path / "statistics.py").write_text("mean = 'of the working directory'.format")
     monkeypatch.syspath_prepend(tmp_path / "mine")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])  # as in a notebook
     monkeypatch.chdir(tmp_path)
     environment = {**os.environ, **own_modules()}
     words = own_python("asked")
     assert subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout == "2\n"
     places = environment["PYTHONPATH"].split(os.pathsep)
     assert str(tmp_path / "mine") in places
+    assert str(Path(commands.__file__).parents[2]) in places
+    assert not {"", str(tmp_path)} & set(places)
     assert not any("site-packages" in place or place.endswith(".zip") for place in places)

@@ -14,7 +14,8 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure import watch as room
 from experiments.measure.config import measure_config
-from experiments.measure.watch import Budget, Watch, best_of, measured_base
+from experiments.measure.training_folder import measured_base
+from experiments.measure.watch import Budget, Watch, best_of
 from experiments.records import Estimate
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.measured import tiny_model

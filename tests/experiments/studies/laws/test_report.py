@@ -101,4 +101,4 @@ def test_no_law_spans_two_arms_whose_names_agree_in_three_digits(
     store = synthetic_store(tmp_path, {"arm": (0.5, 0.7)}, search, report={"law": "replay"}, overrides=OLD)
     table = law_table(store.config, choose(store.config, store.trials(), tmp_path), tmp_path)
     assert list(table.groupby("arm", sort=False).ratio.nunique()) == [2, 2]
-    assert list(dict.fromkeys(table.arm)) == ["decay=0.123", "decay=0.123 (trial 2)"]
+    assert list(dict.fromkeys(table.arm)) == ["decay=0.123 (trial 0)", "decay=0.123 (trial 2)"]
