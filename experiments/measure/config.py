@@ -16,6 +16,7 @@ from experiments.common.section import MAX_SEED, Place, Section, fault_lines, la
 from experiments.data.files import LocalFile
 from experiments.data.graders import AnyGrader
 from experiments.data.items import NewTask, NewText
+from experiments.data.source import ids_of
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import of_results, replaces, set_key
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
@@ -90,8 +91,10 @@ class MeasureConfig(Section):
         """Say what was not read of the files, and what the answers of the new task may hide; one line each."""
         source = LocalFile(path=self.new, grader=self.grader) if self.new else None
         said = [f"source {source.label}: {note}" for note in source.notes] if source else []
-        said += [line for one in task if source for line in remarks(source, one)]
-        return [*said, *(f"kept task {one.task}: {note}" for one in self.evaluation.kept_files for note in one.notes())]
+        said += [line for one in task if source for line in (*_some(source, one), *remarks(source, one))]
+        items = self.evaluation.settings("kept").items
+        files = self.evaluation.kept_files
+        return [*said, *(f"kept task {one.task}: {note}" for one in files for note in one.notes(items))]
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -115,6 +118,15 @@ class MeasureConfig(Section):
         kept = [file.digest() for file in self.evaluation.kept_files]
         values = {**self.to_dict(), "evaluation": of_results(self.evaluation.to_flat()), "new": data}
         return json_digest([values, *facts, *kept])[:8]
+
+
+def _some(source: LocalFile, task: NewTask | NewText) -> list[str]:
+    """Say if a file has more questions or texts than are measured."""
+    whole, measured = len(set(ids_of(source.examples))), len(task.test if isinstance(task, NewTask) else task.documents)
+    if measured == whole:
+        return []
+    said = f"{measured:,} of its {whole:,} questions or texts are measured, drawn by the seed"
+    return [f"source {source.label}: {said}: --set new_items={whole} takes all"]
 
 
 def measure_config(
