@@ -77,9 +77,7 @@ class KeptFile(Section):
         source, task = self._source(), self.draw("all", 0)
         whole, some = len(task.test), []
         if items != "all" and items < whole:
-            some = [
-                f"{items:,} of its {whole:,} questions are measured (evaluation.suites.kept.items, which may be all)"
-            ]
+            some = [f"{items:,} of its {whole:,} questions are measured (evaluation.suites.kept.items may be all)"]
         return [*source.notes, *some, *(source.grader.remarks(task.test) if source.grader else ())]
 
     def _source(self) -> LocalFile:
