@@ -142,6 +142,17 @@ def cut_documents(tokenizer: PreTrainedTokenizerBase, task: NewTask | NewText, t
     return dataclasses.replace(task, documents=cut)
 
 
+def said_cut(source: Source, whole: NewTask | NewText, cut: NewTask | NewText, tokens: int) -> list[str]:
+    """Say how many documents `cut_documents` has cut."""
+    if isinstance(whole, NewTask) or isinstance(cut, NewTask):
+        return []
+    count = sum(one != other for one, other in zip(whole.documents, cut.documents, strict=True))
+    if not count:
+        return []
+    of = f"{count:,} of {len(whole.documents):,} measured texts are longer than {tokens:,} tokens"
+    return [f"source {source.label}: {of}, and only their beginnings are measured"]
+
+
 def _begin(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:
     """Return the first `tokens` tokens of a text as text."""
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

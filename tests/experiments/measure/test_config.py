@@ -135,3 +135,13 @@ def test_a_part_of_a_longer_file_is_said(tmp_path: Path) -> None:
     ]
     whole = measure_config("base", new=file, kept_files=[file], changes={"new_items": 140, "kept.items": "all"})
     assert whole.notes(whole.task(byte_tokenizer())) == []
+
+
+def test_texts_that_are_cut_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("\n\n".join(["short", "long " * 200, "long " * 300]))
+    config = measure_config("base", new=file)
+    said = config.notes(config.task(byte_tokenizer()))
+    assert said == [
+        "source texts: 2 of 3 measured texts are longer than 512 tokens, and only their beginnings are measured"
+    ]
