@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -129,10 +129,14 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     if result.is_file():
         values = read_json(result)
         status = values.get("status", "damaged")
-        fault = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
-        if not fault:
+        lacking = _lacking(values, steps) if status == "finished" else ""
+        fault = lacking or ("" if status == "finished" else f"{status}: {values.get('reason')}")
+        if not lacking:
             check_files(result)
+        if not fault:
             steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
+    else:
+        _check_noted(folder, steps.values())
     left_out = read_json(folder / MODEL).get("left_out", {})
     kept = read_note(folder / KEPT).get("step") if folder.parent.name == "arms" else None
     kept = kept if kept in steps and kept != max(steps) else None
@@ -148,6 +152,20 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         remark=_of_step(folder, values) if folder.parent.name == "posthoc" else _of_kept(kept, steps),
         kept=kept,
     )
+
+
+def _check_noted(arm: Path, files: Iterable[Path]) -> None:
+    """Raise CompareError for records of an arm without a result, or of its base, that are not as they were written."""
+    from experiments.runs.arm_records import is_whole  # loads torch; only a run that goes on needs it
+    from experiments.runs.base_records import ITEMS
+    from experiments.runs.base_records import is_whole as whole_base
+
+    base = arm.parents[1] / "base" / ITEMS
+    damaged = [base] if base.is_file() and not whole_base(base) else [file for file in files if not is_whole(file)]
+    if damaged:
+        raise CompareError(
+            f"{damaged[0]} is not the file that was written: start the run again, which measures it anew"
+        )
 
 
 def _of_kept(kept: int | None, steps: Collection[int]) -> str:

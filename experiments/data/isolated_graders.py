@@ -99,6 +99,10 @@ class Math(InIsolation):
     version = 2  # bases
     packages: ClassVar[tuple[str, ...]] = ("sympy", "mpmath", "math_verify", "latex2sympy2_extended", "antlr4")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return "math-verify", "latex2sympy2_extended", "sympy"
+
     def check(self, items: Sequence[Item]) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise refused("math", "the package math-verify is not installed: pip install math-verify")
@@ -156,6 +160,10 @@ class Code(InIsolation):
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(re.findall(r"{(\w+)}", self.tests)) if "{" in self.tests else (self.tests,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return "python", *(name.partition(".")[0] for name in self.modules)
 
     def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
         cells = {name: _text(row[name]) for name in self.reads}

@@ -45,8 +45,9 @@ class StudyView:
         self.root = self.folder.parents[1]  # that which it is in: another may have a study of this name
         if not (self.folder / "study.yaml").is_file():
             raise ConfigError(f"{self.folder.name} is no study: open it with open_result, or name a study")
-        self.study = load_study(self.folder / "study.yaml")
-        self.store = Store(storage_url(self.root, self.study.storage), name=self.study.name)
+        file = load_study(self.folder / "study.yaml")
+        self.store = Store(storage_url(self.root, file.storage), name=file.name)
+        self.study = self.store.config  # the file may be edited: its objectives would name the values of others
 
     @property
     def trials(self) -> list[Trial]:

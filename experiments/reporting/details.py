@@ -60,8 +60,8 @@ def trajectory_table(
         f"Gain {gain}: {reached}. Area: mean retention over gains from 0 to there. Hypervolume: "
         "what the evaluations dominate above gain 0 and retention 0. Harmonic average: at the end, of retention and of "
         "the gain over the highest of these arms. Gap depth: the largest fall of kept accuracy below the base at any "
-        "evaluation (it leans to the deep side, being picked for that). Recovered: the first later evaluation at the "
-        "base's level. Brackets: 95 % intervals over questions.",
+        "evaluation (picked for being the largest, which its interval allows for). Recovered: the first later "
+        "evaluation at the base's level. Brackets: 95 % intervals over questions.",
     )
 
 

@@ -16,8 +16,10 @@ from experiments.reporting.text import figure_text, label, p_text, with_interval
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.differences import COMPARED, Difference, differences
 from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.flips import distinct_keys
 from experiments.scorecard.pairwise import net_correct
 from experiments.scorecard.sample import Sample
+from experiments.scorecard.units import unit_values
 
 HEAD = (
     "arm", "figure", "value", "low", "high", "reference", "difference", "difference_low", "difference_high", "p",
@@ -78,9 +80,11 @@ def arm_differences(
     if len(cards) < 2:
         return None
     reference = next(iter(cards))
-    drawn = {name: drawn_figures(Sample(base, last[name], draws, seed)) for name in cards}
+    keys = distinct_keys({name: last[name] for name in cards})
+    drawn = {name: drawn_figures(Sample(base, last[name], draws, seed, key=keys[name])) for name in cards}
     answers = {name: net_correct([(base, last[name])]) for name in cards}
-    return ArmDifferences(reference, cards, differences(drawn, answers, reference))
+    units = {name: unit_values([(base, last[name])]) for name in cards}
+    return ArmDifferences(reference, cards, differences(drawn, answers, reference, units))
 
 
 def differences_table(found: Sequence[Difference], reference: str, what: str) -> Table:

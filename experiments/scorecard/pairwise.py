@@ -15,6 +15,7 @@ from experiments.scorecard.halves import of_half
 from experiments.scorecard.inference import holm, mcnemar_p
 from experiments.scorecard.pairing import ALONE, facts
 from experiments.scorecard.seeds import Measured, drawn_over_seeds
+from experiments.scorecard.units import UnitValues, half_means, larger_p, unit_values
 
 LEVEL = 0.05
 SignificantPairs: TypeAlias = Mapping[str, frozenset[frozenset[str]]]  # by figure: the pairs of arms that differ
@@ -39,13 +40,17 @@ def significant_pairs(
         raise ValueError(f"{reason}: only answers to the same questions can be paired")
     drawn = {name: drawn_over_seeds(runs, draws, seed, choosing) for name, runs in arms.items()}
     answers = {name: net_correct(runs, choosing) for name, runs in arms.items()}
+    units = {name: unit_values(runs, choosing) for name, runs in arms.items()}
     found = {}
     for figure in dict.fromkeys(name for figures in drawn.values() for name in figures):
         have = {name: figures[figure] for name, figures in drawn.items() if figure in figures}
         pairs = list(itertools.combinations(have, 2))
         if not pairs or len(pairs) * 2 / (1 + draws) >= level:
             continue
-        p = [paired_p(figure, have[a], have[b], answers[a], answers[b]) for a, b in pairs]
+        p = [
+            paired_p(figure, have[a], have[b], answers[a], answers[b], halves_of(figure, units[a], units[b]))
+            for a, b in pairs
+        ]
         adjusted = zip(pairs, holm(p), strict=True)
         found[figure] = frozenset(frozenset(pair) for pair, value in adjusted if value < level)
     return found
@@ -74,19 +79,27 @@ def _unlike(one: Sequence[Record], other: Sequence[Record]) -> set[str]:
     return {key[0] for key in unlike}
 
 
-def paired_p(figure: str, first: Array, second: Array, one: Answers, other: Answers) -> float:
+def paired_p(
+    figure: str, first: Array, second: Array, one: Answers, other: Answers, halves: Array | None = None
+) -> float:
     """Two-sided p that a figure is the same in two arms. first, second: (1 + draws,); one, other: `net_correct`.
 
     `bootstrap_p`; for shares of right answers (`Figure.sign_test`) the larger of it and the exact sign test over the
     questions that one arm answered better than the other: resampling says too little if few questions differ (7 of 64,
-    all one way: .001 against .016).
+    all one way: .001 against .016). halves: `half_means` of a figure that is a mean of texts or replies: the larger of
+    the two p counts there as well.
     """
-    p = bootstrap_p(first - second)
+    p = larger_p(bootstrap_p(first - second), halves)
     row = FIGURES.get(figure)  # a family's members have none
     if row is None or not row.sign_test:
         return p
     changes = [one[key] - other.get(key, 0) for key in one if key[0] == row.suite]
     return max(p, mcnemar_p(sum(c < 0 for c in changes), sum(c > 0 for c in changes)))
+
+
+def halves_of(figure: str, one: UnitValues, other: UnitValues) -> Array | None:
+    """Return `half_means` of a figure in two arms; None if it is no mean of texts or replies in both."""
+    return half_means(one[figure], other[figure]) if figure in one and figure in other else None
 
 
 def net_correct(runs: Sequence[Measured], choosing: bool | None = None) -> Answers:

@@ -177,6 +177,8 @@ def _check_path(model: Model, base: Base) -> None:
     if reasons:
         raise ConfigError(f"--model {model.address}: no path of weights leads from the base to it: {reasons[0]}")
     last = model.checkpoints[-1]
+    if last.kind.whole:
+        WeightPath(base.folder, last.folder)
     if not last.kind.whole or base.allow_other:
         return
     there, here = (

@@ -98,6 +98,7 @@ class NewTaskSuite(Suite):
         pairs = [[item.question, item.answer] for item in task.test]
         asked = asked_key(self.tokenizer, [item.question for item in task.test])
         graded = [task.grader, [repr(dict(item.metadata)) for item in task.test]] if task.grader else []
+        graded += [task.verifier] if task.verifier else []
         drawn = [self.settings.samples, self.settings.temperature, self.context.seed] * (self.settings.temperature > 0)
         chosen = (
             [[choice.prompt, choice.options] for choice in self._choices(task)]

@@ -15,6 +15,7 @@ from experiments.comparison.compare import Comparison, common_items, compare
 from experiments.comparison.folders import ComparedRun
 from experiments.comparison.inputs import read_runs
 from experiments.comparison.plot import note_of
+from experiments.records import Record
 from experiments.scorecard import scorecard
 from tests.helpers.planted_run import ARMS, base_records, kept, records_of
 
@@ -28,6 +29,22 @@ def test_planted_forgetting_is_found_in_the_difference_and_no_gain_is_made_up(ru
     assert found["retention_matched"].value.high < -0.1
     assert found["gain"].p_holm > 0.01
     assert result.items == {"kept": 400, "new": 200}
+
+
+def test_runs_that_give_the_same_answers_may_differ_by_what_120_questions_miss() -> None:
+    """0.00 [0.00,0.00] would say that they never answer otherwise."""
+    base, other = ([kept(i, wrong if i % 4 == 0 else 0) for i in range(120)] for wrong in (1, 2))
+    new, learned = ([Record("new", "n", "generate", str(i), correct=c) for i in range(40)] for c in (0, 1))
+    runs = [ComparedRun(n, base + new, {1: after + learned}) for n, after in (("a", base), ("b", other))]
+    found = {d.figure: d for d in compare(runs, draws=500).differences}
+    for figure in ("retention", "nfr", "retention_matched"):
+        value = found[figure].value
+        assert value.value == 0
+        assert value.low is not None
+        assert value.high is not None
+        assert value.low < -0.01
+        assert value.high > 0.01
+        assert found[figure].p > 0.9
 
 
 def test_a_question_that_is_asked_in_two_forms_is_one_in_a_caption() -> None:

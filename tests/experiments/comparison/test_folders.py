@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import CompareError, ConfigError
 from experiments.common.files import write_json, write_text
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.common.yaml_values import dump_yaml
 from experiments.comparison.compare import compare
 from experiments.comparison.folders import read_stages
 from experiments.comparison.inputs import read_runs
+from experiments.records import ArmResult, read_records
+from experiments.runs.arm_records import write_noted
+from experiments.runs.result_file import write_result
 from tests.helpers.planted_run import ARMS, records_of, write_run
 from tests.helpers.stream_answers import ENDS, NEW
 from tests.helpers.stream_answers import config as stream_config
@@ -75,3 +78,21 @@ def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> N
         assert compare(read_runs([str(here)]), draws=100).notes.count(said) == remarks
     (arm,) = read_runs([str(here / "arms" / "control-0.001")])
     assert arm.name == "control-0.001"
+
+
+@pytest.mark.parametrize("status", [None, "failed", "pruned"])
+def test_changed_records_of_an_arm_that_did_not_finish_are_not_compared(tmp_path: Path, status: str | None) -> None:
+    """Its figures are shown with a note that it did not finish; they must be its own."""
+    folder = write_run(tmp_path / "run", ARMS, n=40)
+    arm = folder / "arms" / "full-0.001"
+    write_noted(arm / "items-10.jsonl", read_records(arm / "items-10.jsonl"))
+    if status:
+        write_result(arm, ArmResult("full", "full", 1e-3, status, "it ended early", steps=10))  # type: ignore[arg-type]
+    else:
+        (arm / "result.json").unlink(missing_ok=True)
+    (entry,) = read_runs([f"{folder}:full-0.001"])
+    assert entry.fault == (f"{status}: it ended early" if status else "it has not finished")
+    file = arm / "items-10.jsonl"
+    file.write_text(file.read_text().replace('"correct": 1', '"correct": 0', 1))
+    with pytest.raises(CompareError, match=r"items-10\.jsonl is not the file that"):
+        read_runs([f"{folder}:full-0.001"])

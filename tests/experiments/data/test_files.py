@@ -355,6 +355,20 @@ class TestFaults:
         (tmp_path / "a.txt").write_text("one")
         self.fails(tmp_path / "a.txt", r"source a has 1 examples, but 1 are to be held out: set evaluation.new_items")
 
+    def test_links_out_of_the_folder_are_read_and_said(self, tmp_path: Path) -> None:
+        """A folder of others may have a link to a private file, which would be trained on, and shown."""
+        (tmp_path / "data").mkdir()
+        (tmp_path / "private.md").write_text("a secret")
+        (tmp_path / "data" / "own.md").write_text("a text")
+        assert LocalFile(path=str(tmp_path / "data")).notes == []
+        (tmp_path / "data" / "notes.md").symlink_to(tmp_path / "private.md")
+        source = LocalFile(path=str(tmp_path / "data"))
+        assert len(source.examples) == 2
+        (said,) = source.notes
+        assert said == f"1 of the files that are read are links out of {tmp_path / 'data'}, such as notes.md to " + str(
+            (tmp_path / "private.md").resolve()
+        )
+
     def test_links(self, tmp_path: Path) -> None:
         """Those to files, and the folder itself, are followed; those to folders inside of it could be circles."""
         path = write(tmp_path / "real" / "a.jsonl")

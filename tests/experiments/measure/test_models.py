@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 from transformers import AutoConfig
 
 from experiments.cli.main import main
@@ -52,6 +53,15 @@ def test_names_and_kinds(base: str, models: dict[str, str]) -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             read(base, models["same"], name)
+
+
+def test_other_rules_for_the_same_words_are_another_tokenizer(base: str, tmp_path: Path) -> None:
+    """A model that learned lower case alone would be asked with the base's tokens, which it has never seen."""
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    (found,) = read(base, model_folder(tmp_path / "lower", tokenizer=tokenizer))
+    assert (found.own, found.left_out) == (True, {})
+    assert found.tokenizer("ABC")["input_ids"] == tokenizer("abc")["input_ids"]
 
 
 def test_another_template_asks_in_the_models_own_words(base: str, tmp_path: Path) -> None:

@@ -61,3 +61,5 @@ def test_a_file_is_whole_as_it_was_written(tmp_path: Path) -> None:
     assert is_whole(file)
     file.write_text("{ }")
     assert not is_whole(file)
+    file.with_name(TIMING).write_text("{")  # damaged: it vouches for nothing
+    assert not is_whole(file)

@@ -120,3 +120,11 @@ def test_a_full_disk_is_no_reason_to_move_the_store_away(tmp_path: Path) -> None
     said = str(TrackingStore(tmp_path).unusable(OSError(28, "No space left on device")))
     assert "No space left on device\nNothing recorded is lost: run the same command again" in said
     assert "Moving mlflow.db away" in str(TrackingStore(tmp_path).unusable(RuntimeError("file is not a database")))
+
+
+def test_no_advice_of_mlflow_repeats_a_password(tmp_path: Path) -> None:
+    """It does so without the URI around it."""
+    store = TrackingStore(tmp_path, "databricks://bob:S3CRET@host")
+    said = str(store.unusable(ValueError("use 'databricks secrets put-secret bob S3CRET@host-token'")))
+    assert "put-secret bob ***@host-token" in said
+    assert "S3CRET" not in said

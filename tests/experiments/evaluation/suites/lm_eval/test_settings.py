@@ -51,6 +51,27 @@ class TestConfig:
             harness(folder, tokenizer, **settings)
         assert harness(folder, tokenizer, **settings, run_code=True).size == 16
 
+    def test_code_that_a_tasks_functions_import_is_in_the_key_of_the_cache(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The base's answers that old code graded would be compared with those that new code grades."""
+        monkeypatch.syspath_prepend(str(tmp_path))
+        write_tasks(tmp_path)
+        helper = tmp_path / "helper_of_sums.py"
+        helper.write_text("def right(doc, results): return {'acc': 1.0}\n")
+        (tmp_path / "utils_of_sums.py").write_text("import helper_of_sums\n\ndef grade(doc, results):\n"
+                                                   "    return helper_of_sums.right(doc, results)\n")  # fmt: skip
+        task = tmp_path / "sums.yaml"
+        own = task.read_text().replace("metric: exact_match", "metric: acc")
+        task.write_text(own + "process_results: !function utils_of_sums.grade\n")
+        settings = {"include_path": str(tmp_path), "run_code": True}
+        before = harness(folder, tokenizer, **settings).content()
+        assert harness(folder, tokenizer, **settings).content() == before
+        helper.write_text("def right(doc, results): return {'acc': 0.0}\n")
+        after = harness(folder, tokenizer, **settings).content()
+        assert after["tasks"]["sums"] != before["tasks"]["sums"]
+        assert after["tasks"]["colours"] == before["tasks"]["colours"]
+
     @pytest.mark.parametrize("metrics", [["bypass"], ["bleu"]])
     def test_a_task_that_says_of_no_item_whether_it_is_right(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, metrics: list[str]
