@@ -130,8 +130,8 @@ def _some(source: LocalFile, task: NewTask | NewText) -> list[str]:
     whole, measured = len(set(ids_of(source.examples))), len(task.test if isinstance(task, NewTask) else task.documents)
     if measured == whole:
         return []
-    said = f"{measured:,} of its {whole:,} questions or texts are measured, drawn by the seed"
-    return [f"source {source.label}: {said}: --set new_items={whole} takes all"]
+    said = f"{measured:,} of its {whole:,} questions or texts are measured, drawn by the seed (new_items)"
+    return [f"source {source.label}: {said}"]
 
 
 def measure_config(

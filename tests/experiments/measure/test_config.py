@@ -130,7 +130,7 @@ def test_a_part_of_a_longer_file_is_said(tmp_path: Path) -> None:
     config = measure_config("base", new=file, kept_files=[file])
     said = config.notes(config.task(byte_tokenizer()))
     assert said == [
-        "source sums: 128 of its 140 questions or texts are measured, drawn by the seed: --set new_items=140 takes all",
+        "source sums: 128 of its 140 questions or texts are measured, drawn by the seed (new_items)",
         "kept task sums: 100 of its 140 questions are measured (evaluation.suites.kept.items may be all)",
     ]
     whole = measure_config("base", new=file, kept_files=[file], changes={"new_items": 140, "kept.items": "all"})
