@@ -55,7 +55,7 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
         average, steps = arm.build().average, config.training.steps
         if isinstance(average, Mer) and average.every > steps:
             yield f"arm {arm.name}: mer averages nothing, since every={average.every} is beyond the {steps} steps"
-    held = [source.label for source in config.data.new if not getattr(source, "test", None)]
+    held = [source.label for source in config.data.new if isinstance(source, Columns) and not source.test]
     if held and "new" not in config.evaluation.suites:
         yield (
             f"{', '.join(held)}: {config.evaluation.new_items:,} examples are held out (evaluation.new_items), though "

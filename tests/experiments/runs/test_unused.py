@@ -113,12 +113,13 @@ def test_all_faults_come_at_once() -> None:
 
 def test_what_is_held_out_for_a_suite_that_is_not_measured_is_said() -> None:
     def said(*suites: str, **source: Any) -> list[str]:
-        data = {"new": {"source": "file", "path": "a.jsonl", **source}}
+        data = {"new": {"source": "file", "path": "a.jsonl", **source} if source.get("source") is None else source}
         return list(notes(parse_config({"name": "x", "arms": [ARM], "data": data, "evaluation": {"suites": suites}})))
 
     assert said("kept")[0].startswith("a: 128 examples are held out (evaluation.new_items), though suite new is not me")
     assert not said("new", "kept")
     assert not said("kept", test="b.jsonl")
+    assert not said("kept", source="reasoning_gym")  # which has no end
 
 
 @pytest.mark.parametrize(("suite", "fault"), [("drift", True), ("text", True), ("kept", False), ("new", False)])
