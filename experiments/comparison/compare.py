@@ -10,7 +10,7 @@ from experiments.common.section import nearest
 from experiments.comparison.folders import ComparedRun
 from experiments.records import Estimate, Record
 from experiments.reporting.summary import unequal_tokens
-from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmonic
+from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmonic, ratio
 from experiments.scorecard.card import drawn_figures, estimated
 from experiments.scorecard.differences import COMPARED, Difference, differences
 from experiments.scorecard.figures import GAINS
@@ -140,13 +140,16 @@ def _measure(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: 
 
 
 def _harmonic(drawn: Mapping[str, Mapping[str, Array]], reference: str) -> dict[str, dict[str, Array]]:
-    """Compute average_harmonic by run, with the gain of the reference; none if the reference gained nothing."""
+    """Compute average_harmonic by run, with the gain of the reference; none if the reference gained nothing.
+
+    The reference's gain is not known better than the others': taken as exact, intervals covered 78 to 87 times in 100.
+    """
     of_reference = drawn.get(reference, {})
     gain = next((name for name in GAINS if name in of_reference), None)
     if gain is None or not of_reference[gain][0] > 0:
         return {}
     return {
-        name: {"average_harmonic": harmonic(figures["retention"], figures[gain] / of_reference[gain][0])}
+        name: {"average_harmonic": harmonic(figures["retention"], ratio(figures[gain], of_reference[gain]))}
         for name, figures in drawn.items()
         if {gain, "retention"} <= figures.keys()
     }

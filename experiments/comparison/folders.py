@@ -11,12 +11,13 @@ from typing import Any
 
 from experiments.common.errors import CompareError, ConfigError
 from experiments.common.files import read_json, read_note
+from experiments.common.hashing import same_file
 from experiments.common.paths import SHIPPED
 from experiments.common.result_folders import MEASUREMENT
 from experiments.common.yaml_values import read_yaml
 from experiments.records import MEASURED, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
-from experiments.runs.result_file import check_files
+from experiments.runs.result_file import MADE_FROM, check_files
 
 KEPT = Path("trained") / "kept.json"  # in an arm's folder: of which step its weights are (`runs.trained`)
 OF_ROWS = ("file", "huggingface")  # sources whose replies a grader of the YAML reads
@@ -70,9 +71,9 @@ def read_arms(folder: Path) -> list[ComparedRun]:
     try:
         base = read_base(folder)
         stages = read_stages(folder)
-        runs = [
-            replace(read_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()
-        ]
+        named = named_arms(folder)
+        found = sorted((folder / "arms").glob("*"), key=lambda arm: (_place(arm.name, named), arm.name))
+        runs = [replace(read_arm(arm, base), stages=stages) for arm in found if arm.is_dir()]
         runs += [read_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
     except ValueError as error:
         raise CompareError(str(error)) from error
@@ -80,7 +81,12 @@ def read_arms(folder: Path) -> list[ComparedRun]:
         raise CompareError(f"{folder} has no arms yet: run it first")
     begun, graded = {run.name for run in runs}, graders_of(folder)
     runs = [replace(run, graded=graded) for run in runs]
-    return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named_arms(folder) if name not in begun]
+    return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named if name not in begun]
+
+
+def _place(arm: str, named: Sequence[str]) -> int:
+    """Arms are in the order of the config, as in the report: the first is what the others are compared with."""
+    return named.index(arm) if arm in named else len(named)
 
 
 def named_arms(folder: Path) -> list[str]:
@@ -155,7 +161,7 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     else:
         _check_noted(folder, steps.values())
     left_out = read_json(folder / MODEL).get("left_out", {})
-    kept = read_note(folder / KEPT).get("step") if folder.parent.name == "arms" else None
+    kept = _kept_step(folder, values) if folder.parent.name == "arms" else None
     kept = kept if kept in steps and kept != max(steps) else None
     return ComparedRun(
         folder.name,
@@ -169,6 +175,21 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         remark=_of_step(folder, values) if folder.parent.name == "posthoc" else _of_kept(kept, steps),
         kept=kept,
     )
+
+
+def _kept_step(arm: Path, result: Mapping[str, Any]) -> int | None:
+    """Return the step of the weights that are there, if it was noted. Raises CompareError if the note is another one.
+
+    The last step would be judged in its place. What was unpacked from a study's file has no weights, nor their note.
+    """
+    note = arm / KEPT
+    digest = result.get(MADE_FROM, {}).get(note.relative_to(arm.parents[1]).as_posix())
+    if digest and note.parent.is_dir() and not same_file(note, digest):
+        raise CompareError(
+            f"{note} is not the file that was written, so nobody knows of which step the weights are: bring it back, "
+            f"or delete the folder {arm} and start the run again"
+        )
+    return read_note(note).get("step")
 
 
 def _check_noted(arm: Path, files: Iterable[Path]) -> None:

@@ -18,7 +18,7 @@ from experiments.desk.grid import Grid
 from experiments.records import Estimate
 from experiments.reporting.plots.caption import SHARES, caption
 from experiments.reporting.table import Table
-from experiments.reporting.text import figure_text
+from experiments.reporting.text import figure_text, hover_number
 from experiments.scorecard import mean_card
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
@@ -73,7 +73,7 @@ class StudyView:
         done = sum(trial.state == "complete" for trial in self.trials)
         words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. Intervals: 95 %, {}")
         seeds = len(self.study.seeds)
-        of = "first seed" if seeds == 1 else f"figures and ends are means over {seeds} seeds"
+        of = "first seed" if seeds == 1 else f"of questions alone: figures and ends are means over {seeds} seeds"
         above = words.format(self.study.name, self.study.question, len(self.trials), done, of)
         return str(Grid(self.table, above).html())
 
@@ -159,7 +159,7 @@ def _points(name: str, trials: Sequence[Trial], objectives: Sequence[Objective],
     for trial, values in zip(trials, found, strict=True):
         colours.append(trial_colour(trial))
         picks = "<br>".join(f"{short[key]}: {_short(pick)}" for key, pick in trial.picks.items())
-        figures = "<br>".join(f"{o.figure}: {v:.3f}" for o, v in zip(objectives, values, strict=True))
+        figures = "<br>".join(f"{o.figure}: {hover_number(v)}" for o, v in zip(objectives, values, strict=True))
         text.append(f"trial {trial.number}<br>{picks}<br>{figures}")
     return marks(name, [v[0] for v in found], [v[1] for v in found], colours, text, symbol)
 

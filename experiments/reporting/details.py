@@ -14,10 +14,15 @@ from experiments.reporting.plots.alignment import alignment_figure
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text, format_number, gain_name, gain_text, label, with_interval
 from experiments.scorecard import stability_gap
-from experiments.scorecard.bootstrap import estimate, harmonic
+from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.figure import NATS
 from experiments.scorecard.figures import FIGURES, GAINS, shown
-from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, trajectory_figures
+from experiments.scorecard.trajectory import (
+    Trajectory,
+    drawn_trajectory,
+    harmonic_averages,
+    trajectory_figures,
+)
 
 WHOLE = ("retention_matched", "area", "hypervolume", "average_harmonic")  # figures of a whole trajectory
 OTHERS = ("retention", "nfr", "kl")  # figures of an operation, after its gain
@@ -42,12 +47,12 @@ def trajectory_table(
         return None
     matched, figures = trajectory_figures(found)
     learned = [name for name in found if "area" in figures[name]]
-    highest = max((float(found[name].gain[-1, 0]) for name in learned), default=0.0)
+    averages = harmonic_averages(found, learned)
     rows = []
     for name, path in found.items():
         card = {figure: estimate(values) for figure, values in figures[name].items()}
-        if highest > 0:
-            card["average_harmonic"] = estimate(harmonic(path.retention[-1], path.gain[-1] / highest))
+        if name in averages:
+            card["average_harmonic"] = estimate(averages[name])
         cells = (figure_text(card, figure) if figure in card else "n/a" for figure in WHOLE)
         rows.append((name, *cells, *_gap(path)))
     reached = "the highest that all reach of the arms that gain" if learned else "no arm gains outside its interval"

@@ -15,6 +15,7 @@ from experiments.reporting.table import Cell, Row, Table
 from experiments.reporting.text import figure_text, label, p_text, with_interval
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.differences import COMPARED, Difference, differences
+from experiments.scorecard.figure import NATS, Places
 from experiments.scorecard.figures import FIGURES
 from experiments.scorecard.flips import distinct_keys
 from experiments.scorecard.pairwise import net_correct
@@ -90,11 +91,17 @@ def arm_differences(
 def differences_table(found: Sequence[Difference], reference: str, what: str) -> Table:
     """Show a row for each arm or run (`what`) and figure: its difference from the reference, its p and Holm's."""
     rows = tuple(
-        (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), p_text(d.p), p_text(d.p_holm))
+        (d.name, FIGURES[d.figure].title, with_interval(d.value, True, _places(d)), p_text(d.p), p_text(d.p_holm))
         for d in found
     )
     head = (f"{what} less {reference}", "figure", "difference", "p", "p (Holm)")  # in a terminal there is no title
     return Table(f"Differences to {reference}", head, rows)
+
+
+def _places(difference: Difference) -> Places:
+    """A small difference of KLs may be a significant one, and is not written as .000."""
+    small = abs(difference.value.value) < 0.0005
+    return NATS if small and FIGURES[difference.figure].places == NATS else (3, 2, 2)
 
 
 def remark(what: str) -> str:

@@ -135,6 +135,7 @@ class BaseFolder:
         """Return the prepared suites, the base model's records and the seconds that these took."""
         state = read_note(self.folder / STATE)
         if state and self._whole(ITEMS) and self._whole(STATE):
+            self._say_changed(say)
             evaluation = self.suites.prepare(self.model, self.precision, self.cache, state)
         else:
             say("measuring the base model (results of earlier runs are reused) ...")
@@ -142,10 +143,26 @@ class BaseFolder:
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
             noted = {"seconds": found.seconds, "measured": found.measured, "precision": self.precision.name}
+            noted["with"] = self._with()
             self._keep(STATE, ITEMS, suites=asked(self.suites), **noted)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)
         return evaluation, read_records(self.folder / ITEMS), float(self._note().get("seconds", 0.0))
+
+    def _with(self) -> dict[str, str]:
+        """Return what last digits depend on, and which may be another one when the next model is measured."""
+        return {name: str(self.cache.key[name]) for name in ("torch", "transformers", "device")}
+
+    def _say_changed(self, say: Callable[[str], None]) -> None:
+        """Warn that the base was measured by other libraries, or on another device, than models are now."""
+        known = self._note().get("with", {})
+        if changed := [
+            f"{n} {known[n]}, and {n} is {now} here" for n, now in self._with().items() if known.get(n, now) != now
+        ]:
+            say(
+                f"warning: the base model was measured with {'; '.join(changed)}: what is measured now may differ for "
+                f"that alone ({anew(self.folder.parent)})"
+            )
 
     def floor(self) -> list[Record]:
         """Return the base model's answers to the kept questions in other words."""

@@ -50,7 +50,8 @@ def search(data: ExperimentData, suites: Suites, cache: Path, digests: Sequence[
     digests: of the sources. What is made anew or streamed is not searched.
     """
     probes = [*_new(data), *_kept(suites)]
-    key = short_digest(str(VERSION), *digests, repr(probes), *sorted(data.held_out_ids))
+    names = [source.label for source in (*data.new, *data.old)]  # a digest is of the rows alone
+    key = short_digest(str(VERSION), *digests, *names, repr(probes), *sorted(data.held_out_ids))
     file = cache / "overlap" / f"{key}.json"
     note = read_note(file)
     known = note.get("found")

@@ -101,7 +101,12 @@ def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int,
         return values
     sign = math.copysign(1.0, seen[0])
     tailed = sign * with_unseen_value(sign * top, bottom, abs(seen), factor, seed)
-    return np.where(abs(tailed - values[0]) > abs(values - values[0]), tailed, values)
+    return further_away(values, tailed)
+
+
+def further_away(first: Array, second: Array) -> Array:
+    """Take of two ways to draw a figure, (1 + draws,), each draw that is further from the observed value."""
+    return np.where(abs(second - second[0]) > abs(first - first[0]), second, first)
 
 
 def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, seed: int) -> Array:

@@ -32,7 +32,7 @@ class Figure:
     model itself. bounds: values that it cannot pass, and so its interval over seeds neither.
     places, signed: how it is written. tables: where it is shown: as the run's `gain`, in the `run` table,
     among its `further` figures, in a comparison (`compare`), or for the `base` model. sign_test: whether it is a share
-    of right answers, whose difference between two arms is tested exactly too (`pairwise.paired_p`).
+    of right answers or of flips, whose difference between two arms is tested exactly too (`pairwise.paired_p`).
 
     How `card.scorecard` gets it, if it does; the other figures are computed by the function of their suite.
     draw: its value in each resample. members: the same by member of a family, whose name ends in the word `family` in

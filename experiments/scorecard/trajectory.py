@@ -6,13 +6,21 @@ have shape (points,) or (points, 1 + draws), row 0 of the draws as observed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import Array, check_draws, estimate, of_highest
+from experiments.scorecard.bootstrap import (
+    Array,
+    check_draws,
+    estimate,
+    further_away,
+    harmonic,
+    of_highest,
+    ratio,
+)
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.figures import GAINS
 from experiments.scorecard.flips import answers_key
@@ -72,7 +80,8 @@ def trajectory_figures(paths: Mapping[str, Trajectory]) -> tuple[float | None, d
     nothing. If no arm gains, the matched gain is None.
     """
     figures = {
-        name: {"hypervolume": of_highest(hypervolume(path.gain, path.retention))} for name, path in paths.items()
+        name: {"hypervolume": np.maximum(of_highest(hypervolume(path.gain, path.retention)), 0)}  # an area
+        for name, path in paths.items()
     }
     learned = {name: path for name, path in paths.items() if gained(path.gain)}
     if not learned:
@@ -82,6 +91,25 @@ def trajectory_figures(paths: Mapping[str, Trajectory]) -> tuple[float | None, d
         area = envelope_area(path.gain, path.retention, gain)
         figures[name] |= {"retention_matched": matched[name], "area": area}
     return gain, figures
+
+
+def harmonic_averages(paths: Mapping[str, Trajectory], learned: Collection[str]) -> dict[str, Array]:
+    """Draw the harmonic mean of retention and of the gain over the highest gain of those that learned, at the end.
+
+    That highest gain is uncertain too, as is which arm has it: each draw takes the one of its value and its draw that
+    leads further away. With the value alone, intervals covered 86 to 90 times in 100. Empty if no gain is above 0.
+    """
+    ends = [paths[name].gain[-1] for name in learned]
+    best = max(ends, key=lambda gain: float(gain[0]), default=np.zeros(1))
+    if not best[0] > 0:
+        return {}
+    return {
+        name: further_away(
+            harmonic(path.retention[-1], path.gain[-1] / best[0]),
+            harmonic(path.retention[-1], ratio(path.gain[-1], best)),
+        )
+        for name, path in paths.items()
+    }
 
 
 def matched_retention(
@@ -164,4 +192,6 @@ def stability_gap(trajectory: Trajectory) -> tuple[Estimate, int | None]:
     later = range(deepest + 1, len(trajectory.steps))
     recovered = next((trajectory.steps[i] for i in later if fall[i, 0] <= 0), None)
     depth = fall.max(axis=0)
-    return estimate(of_highest(depth) if len(fall) > 2 else depth), recovered
+    return estimate(
+        np.maximum(of_highest(depth) if len(fall) > 2 else depth, 0)
+    ), recovered  # of the base itself it is 0

@@ -123,6 +123,8 @@ class HarnessSuite(Suite):
         for name, task in self.loaded.items():
             docs = itertools.islice(task.eval_docs, self.counts[name])
             parts = [task.config.to_dict(keep_callable=True), *docs, *_further_code(task)]
+            if self.settings.include_path and task.config.num_fewshot and hasattr(task, "sampler"):
+                parts += task.sampler.fewshot_docs()  # examples in its prompts; those of lm_eval's own tasks are known
             text = json.dumps(parts, default=_plain, sort_keys=True)
             tasks[name] = sha256(text)
         settings = self.settings.model_dump(mode="json", exclude={"include_path", "batch_size"})
@@ -149,6 +151,7 @@ class HarnessSuite(Suite):
             os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # the metric that runs code wants it
         language_model = _wrapped(model, self.tokenizer, settings.batch_size)
         for name, task in self.loaded.items():
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)  # else each measurement draws other examples than the one before
             # its progress bars cannot be switched off
             with redirect_stderr(io.StringIO()), finite(model), cuts_said(name), stopping(model, self.tokenizer):
                 found = evaluate(
@@ -250,7 +253,6 @@ def _prepared(name: str, task: Any, fewshot: int | None) -> Any:
         logger.warning("evaluation.suites.lm_eval.fewshot=%d: %s has 0 in lm_eval, and keeps it", fewshot, name)
     if own is None or (fewshot is not None and own != 0):
         task.set_config(key="num_fewshot", value=fewshot or 0)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return task
 
 

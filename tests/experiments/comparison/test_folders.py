@@ -68,6 +68,18 @@ def test_replies_that_are_graded_in_several_ways_are_said(tmp_path: Path) -> Non
     assert said(folders[0], folders[2]) == []
 
 
+def test_arms_are_in_the_order_of_the_config_whose_first_is_the_reference(run: Path, tmp_path: Path) -> None:
+    here = tmp_path / "run"
+    shutil.copytree(run, here)
+    arms = [{"name": name, "learning_rates": [1e-3]} for name in ("lora", "full", "control")]
+    (here / "config.yaml").write_text(dump_yaml({"arms": arms}))
+    shutil.copytree(here / "arms" / "full-0.001", here / "arms" / "another-0.001")  # that the config does not have
+    names = [one.name for one in read_runs([str(here)]) if one.checkpoints]
+    expected = [f"{arm['name']}-0.001" for arm in arms if (here / "arms" / f"{arm['name']}-0.001").is_dir()]
+    assert names[: len(expected)] == expected
+    assert names != sorted(names)
+
+
 def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> None:
     here = tmp_path / run.name
     shutil.copytree(run, here)

@@ -73,6 +73,11 @@ def test_all_sources_are_searched(
     assert table is not None
     assert len(table.rows) == 7
     assert overlap_table([]) is None
+    (tmp_path / "tale.txt").write_text(STORY)  # the same rows by another name
+    (story,) = config.data.old
+    old = (story.model_copy(update={"path": str(tmp_path / "tale.txt")}),)
+    renamed = config.model_copy(update={"data": config.data.model_copy(update={"old": old})})
+    assert {one.source for one in searched(renamed, tokenizer, tmp_path).overlaps} == {"train", "again", "tale"}
     monkeypatch.setattr("experiments.runs.overlap._search", never)  # read again, not searched
     assert searched(config, tokenizer, tmp_path) == found
 

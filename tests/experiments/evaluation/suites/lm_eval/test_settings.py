@@ -144,6 +144,22 @@ class TestConfig:
         assert contents[0] == contents[1]
         assert len(set(contents)) == 3
 
+    def test_examples_of_ones_own_tasks_are_in_the_key_of_the_cache(
+        self, tokenizer: PreTrainedTokenizerBase, folder: Path, tmp_path: Path
+    ) -> None:
+        own, found = write_tasks(tmp_path), []
+        shots, file = tmp_path / "shots.jsonl", tmp_path / "colours.yaml"
+        values = yaml.safe_load(file.read_text()) | {"fewshot_split": "shots"}
+        values["dataset_kwargs"]["data_files"]["shots"] = str(shots)
+        file.write_text(yaml.safe_dump(values))
+        for colour in (0, 1, 1):
+            docs = [{"thing": f"thing {i}", "colour": colour} for i in range(4)]
+            shots.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+            settings = {"new": [], "kept": ["colours"], "include_path": own}
+            found.append([harness(folder, tokenizer, fewshot=n, **settings).content() for n in (0, 2)])
+        assert found[1] == found[2]
+        assert [found[0][i] == found[1][i] for i in (0, 1)] == [True, False]
+
     def test_the_batch_size_is_in_no_digest_unless_it_is_given(self, folder: Path) -> None:
         given, automatic = config_of(folder, batch_size=8), config_of(folder)
         assert automatic.evaluation.settings("lm_eval").batch_size == "auto"
