@@ -110,6 +110,10 @@ def common_items(runs: Sequence[ComparedRun], result: Comparison) -> list[Compar
     ]
     if any(_digest(run.base) != _digest(found[0].base) for run in found):
         result.notes.append("the base models answer differently: each run is measured from its own base")
+    graded = {run.name: run.graded for run in runs if run.graded}
+    if result.items.get("new") and len(set(graded.values())) > 1:
+        by = ", ".join(f"{name} by {grader}" for name, grader in graded.items())
+        result.notes.append(f"replies to the new task are graded in several ways, so gains do not compare: {by}")
     return found
 
 

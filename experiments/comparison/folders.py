@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from experiments.reporting.stream import stage_steps
 from experiments.runs.result_file import MADE_FROM, check_files
 
 KEPT = Path("trained") / "kept.json"  # in an arm's folder: of which step its weights are (`runs.trained`)
+OF_ROWS = ("file", "huggingface")  # sources whose replies a grader of the YAML reads
 NOT_BEGUN = "it has not begun"
 MODEL = "model.json"  # in an arm's folder: what `control-llm measure` measured, and suites left out with the reasons
 
@@ -32,7 +34,8 @@ class ComparedRun:
     task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
     method: empty if it is not known. remark: what else a reader must know of it. kept: the step of the weights that
-    are there, if it is not the last one (`training.keep: best`).
+    are there, if it is not the last one (`training.keep: best`). graded: by which graders the replies to the new task's
+    questions were, if that is known.
     """
 
     name: str
@@ -47,6 +50,7 @@ class ComparedRun:
     learning_rate: float = 0.0
     remark: str = ""
     kept: int | None = None
+    graded: str = ""
 
     @property
     def after(self) -> Sequence[Record]:
@@ -75,7 +79,8 @@ def read_arms(folder: Path) -> list[ComparedRun]:
         raise CompareError(str(error)) from error
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
-    begun = {run.name for run in runs}
+    begun, graded = {run.name for run in runs}, graders_of(folder)
+    runs = [replace(run, graded=graded) for run in runs]
     return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named if name not in begun]
 
 
@@ -95,6 +100,18 @@ def named_arms(folder: Path) -> list[str]:
     except (ConfigError, KeyError, TypeError, ValueError):  # of a measurement, or of another version
         own = []
     return [*own, *read_note(folder / MEASUREMENT).get("arms", ())]
+
+
+def graders_of(folder: Path) -> str:
+    """Name the graders of the new task of a run or a measurement; empty if nothing says."""
+    if note := read_note(folder / MEASUREMENT):
+        return json.dumps(note.get("grader") or "exact") if note.get("new") else ""
+    try:
+        sources = read_yaml(folder / "config.yaml", SHIPPED, "config file")[1]["data"]["new"]
+        tables = [one for one in sources if one["source"] in OF_ROWS]
+    except (ConfigError, KeyError, TypeError, ValueError):  # of another version
+        return ""
+    return ", ".join(sorted({json.dumps(one.get("grader") or "exact") for one in tables}))
 
 
 def read_base(folder: Path) -> list[Record]:

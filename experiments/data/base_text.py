@@ -16,11 +16,12 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import json_lines, parse_json, write_json, write_text
+from experiments.common.files import json_lines, parse_json, read_note, write_json, write_text
 from experiments.common.hashing import BLOCKS, BLOCKS_ONCE, file_stamp, sha256, short_digest
 from experiments.data.items import Example, Item, Text
 from experiments.data.sampling import Sampling, sample_chats, sample_texts
 from experiments.data.source import Finite, Source, SourceContext, distinct
+from experiments.models.reading import choices_of
 from experiments.models.weights_digest import weights_digest
 
 ROWS, PROVENANCE = "rows.jsonl", "provenance.json"
@@ -46,7 +47,8 @@ class SampledText(Finite):
 class BaseText(Sampling, Source):
     """Text of the base model itself. A chat model writes the user's turn, then the reply; other models plain text.
 
-    Empty turns and repeated questions are dropped, so slightly fewer than `number` may remain. The seed of the sampling
+    Settings of the model's generation_config.json, such as a penalty on repetition, are not read. Empty turns and
+    repeated questions are dropped, so slightly fewer than `number` may remain. The seed of the sampling
     is a separate field: all seeds of an experiment replay the same sample, each in another order.
     """
 
@@ -68,6 +70,7 @@ class BaseText(Sampling, Source):
 
     def _provenance(self, context: SourceContext) -> dict[str, Any]:
         """Return everything that the sample depends on; its digest is the name of the folder."""
+        unread = choices_of(read_note(_folder_of(context.base_model) / "generation_config.json"))
         return {
             "base_model": context.base_model,
             "files": weight_files(context.base_model),
@@ -76,6 +79,7 @@ class BaseText(Sampling, Source):
             "settings": self.model_dump(exclude={"source", "share"}),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
             **context.otherwise,
+            **({"not_of_generation_config": unread} if unread else {}),  # earlier versions sampled with these
         }
 
     def _sample(self, context: SourceContext, folder: Path, provenance: dict[str, Any]) -> None:
@@ -101,9 +105,7 @@ def weight_files(base_model: str, blocks: int = BLOCKS_ONCE) -> list[list[Any]]:
     blocks: see `file_stamp`. Names of caches have the stamps of earlier versions, which read less and no commit; their
     notes have those of now too, by which a model that differs between the samples is known.
     """
-    from experiments.models.base import SHIPPED, shipped_folder
-
-    folder = shipped_folder() if base_model.lower() == SHIPPED else Path(base_model)
+    folder = _local(base_model)
     if not folder.is_dir():
         commit = hub_commit(base_model) if blocks == BLOCKS else ""
         return [["commit", commit]] if commit else []
@@ -111,12 +113,28 @@ def weight_files(base_model: str, blocks: int = BLOCKS_ONCE) -> list[list[Any]]:
     return [[file.name, *file_stamp(file, blocks)] for file in files if file.is_file()]
 
 
+def _local(base_model: str) -> Path:
+    from experiments.models.base import SHIPPED, shipped_folder
+
+    return shipped_folder() if base_model.lower() == SHIPPED else Path(base_model)
+
+
+def _folder_of(base_model: str) -> Path:
+    """Return the folder of a model's files, of one of the Hub that of its newest revision on this machine."""
+    folder = _local(base_model)
+    return folder if folder.is_dir() else _hub_folder(base_model) / "snapshots" / hub_commit(base_model)
+
+
 def hub_commit(name: str) -> str:
     """Return the commit of the newest revision of a model of the Hub that is on this machine; empty if none is."""
+    note = _hub_folder(name) / "refs" / "main"
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+
+
+def _hub_folder(name: str) -> Path:
     from huggingface_hub import constants
 
-    note = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
-    return note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
 
 
 def _key(provenance: dict[str, Any]) -> str:

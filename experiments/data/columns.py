@@ -15,11 +15,13 @@ from experiments.common.errors import ConfigError
 from experiments.common.section import later_field, nearest
 from experiments.data.cells import BadRow, blank, cell_text, empty_word
 from experiments.data.items import Example, Item, Text
-from experiments.data.shapes import MORE, Shape, conversation, recognised
+from experiments.data.shapes import MORE, SYSTEM, Shape, conversation, recognised
 from experiments.data.stored import Found, packed
 from experiments.data.tables import Part, Row, parts
 from experiments.data.tested import Measured
+from experiments.models.conversation import Conversation
 
+UNREAD = " not read: the conversation has another system turn"
 PART = 1000  # rows of a large table that a process converts at a time
 
 
@@ -151,7 +153,7 @@ class Columns(Measured):
                     raise row
                 shape = shape or self.shape(row, f"{name}, {where}")
                 found.examples[number] = shape.example(row, f"{name}, {where}")
-                found.words.update(words_of(shape, row))
+                found.words.update([*words_of(shape, row), *unread_systems(row, found.examples[number])])
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise BadRow(f"{error}. To pass over such rows: skip_bad_rows: true") from None
@@ -189,12 +191,23 @@ def passed_over(faults: list[str]) -> list[str]:
 
 
 def said_empty(words: Mapping[str, int]) -> list[str]:
-    """Say which cells are words for an empty cell, and that they are read as text."""
+    """Say which cells are words for an empty cell, and that they are read as text; and which are not read."""
+    learned = (
+        ": it is learned as text, but many programs write it for an empty cell. Empty such cells if they have no value"
+    )
     return [
-        f"{number:,} cell{'s' * (number > 1)} {where}: it is learned as text, but many programs write it for an empty "
-        "cell. Empty such cells if they have no value"
+        f"{number:,} cell{'s' * (number > 1)} {where}{'' if where.endswith(UNREAD) else learned}"
         for where, number in sorted(words.items())
     ]
+
+
+def unread_systems(row: Mapping[str, Any], example: Example) -> list[str]:
+    """Name the cells of a system turn that are not read, since the conversation begins with other words of one."""
+    given = {name: str(row[name]).strip() for name in SYSTEM if not isinstance(row.get(name), bool) and row.get(name)}
+    if not any(given.values()) or not isinstance(example, Item) or not isinstance(example.question, Conversation):
+        return []
+    used = str(example.question.messages[0]["content"]).strip()
+    return [f"of column {name!r}{UNREAD}" for name, text in given.items() if text not in ("", used)]
 
 
 def words_of(shape: Shape, row: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from experiments.data.columns import Columns, Usable, passed_over, said_empty
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
 from experiments.data.stored import VERSION, Stored, stored
-from experiments.data.tables import OPENERS, READERS, kind, rows
+from experiments.data.tables import OPENERS, READERS, is_compressed, kind, rows
 
 TABLES = tuple(READERS)
 TEXTS = (".txt", ".md", ".rst", ".py")
@@ -31,6 +31,8 @@ LARGE = 2**21  # bytes of tables that are read into memory; larger ones are kept
 PACKED = 4  # times that a compressed table is larger than its file, or more
 CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")  # what `datasets` writes next to a saved data set: map, filter
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+KINDS = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
+SOME = 5  # files that are named
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
@@ -93,7 +95,7 @@ class LocalFile(Columns, Finite):
 
     def _table(self, files: Sequence[Path]) -> Stored | None:
         """Return the examples of large tables on disk; None for others, and if there is no room for them."""
-        size = sum(file.stat().st_size * (PACKED if file.suffix in OPENERS else 1) for file in files)
+        size = sum(file.stat().st_size * (PACKED if is_compressed(file) else 1) for file in files)
         if size < LARGE or any(kind(file) not in TABLES for file in files):
             return None
         fields = self.model_dump_json(exclude={"share", "path", "test"})
@@ -108,7 +110,7 @@ class LocalFile(Columns, Finite):
     def has_column(self, name: str) -> bool:
         """Whether the first row of the first table has a column. Raises ConfigError for a file that cannot be read."""
         file = self._files()[0][0]
-        if file.suffix in TEXTS:
+        if _is_text(file):
             return False
         return name in self._first(file)
 
@@ -129,9 +131,8 @@ class LocalFile(Columns, Finite):
         data = [file for file in files if file == path or not _describes(file.relative_to(path), files)]
         links = [file for file in inside if file.is_symlink() and file.is_dir() and file != path]
         if not data or not _known(data[0]):
-            known = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
             linked = f". Links to folders are not read: name {links[0]} itself" if links else ""
-            raise ConfigError(f"data file {self.path}: no file of a known kind; known: {known}{linked}")
+            raise ConfigError(f"data file {self.path}: no file of a known kind; known: {KINDS}{linked}")
         reasons = {
             "they describe the data": [file for file in files if file not in data],
             "they are links to folders": links,
@@ -142,11 +143,13 @@ class LocalFile(Columns, Finite):
             for why, left in reasons.items()
             if left
         ]
+        if path.is_dir() and (unknown := _unknown(path, inside)):
+            notes.append(f"not read, because they are of no known kind ({KINDS}): {unknown}")
         return data, [*notes, *_notes_on_read(path, data)]
 
     def _read(self, file: Path) -> Usable:
         try:
-            if file.suffix in TEXTS:
+            if _is_text(file):
                 return Usable(dict(enumerate(self._documents(file), start=1)), [], Counter())
             return self.usable(rows(file), str(file))
         except UnicodeDecodeError as error:
@@ -177,7 +180,7 @@ def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
     splits = sorted(set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES)))
     if len(splits) > 1:
         yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
-    documents = [str(file.relative_to(path)) for file in data if file.suffix in TEXTS]
+    documents = [str(file.relative_to(path)) for file in data if _is_text(file)]
     if 0 < len(documents) < len(data):
         yield f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
 
@@ -192,8 +195,24 @@ def _describes(file: Path, files: Sequence[Path]) -> bool:
     if file.name in METADATA or any(part.startswith(".") for part in file.parts):
         return True
     tables = any(kind(other) in TABLES and other.name not in METADATA for other in files)
-    return tables and file.suffix in TEXTS and file.stem.lower() in CARDS
+    return tables and _is_text(file) and _is_card(file)
 
 
 def _known(file: Path) -> bool:
-    return kind(file) in TABLES or file.suffix in TEXTS
+    return kind(file) in TABLES or _is_text(file)
+
+
+def _is_text(file: Path) -> bool:
+    return file.suffix.lower() in TEXTS
+
+
+def _is_card(file: Path) -> bool:
+    return file.stem.lower() in CARDS
+
+
+def _unknown(folder: Path, inside: Sequence[Path]) -> str:
+    """Name some files of a folder that no reader knows, and count the others; nothing if there are none."""
+    others = [file.relative_to(folder) for file in inside if file.is_file() and not _known(file) and not _is_card(file)]
+    names = [str(name) for name in others if not any(part.startswith(".") for part in name.parts)]
+    more = f" and {len(names) - SOME} more" if len(names) > SOME else ""
+    return f"{', '.join(names[:SOME])}{more}"

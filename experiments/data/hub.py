@@ -210,23 +210,47 @@ class HuggingFace(Columns):
     @functools.cached_property
     def loaded(self) -> Any:
         """The dataset of the library. Raises ConfigError with the first line of any error of the library."""
-        import datasets
-
         _check_saved(Path(self.name))
         try:
-            return datasets.load_dataset(
-                self.name,
-                self.subset,
-                split=self.split,
-                revision=self.revision,
-                streaming=self.streaming,
-                **({"data_files": list(self.files)} if self.files else {}),
-            )
+            found = self._loaded()
+            as_text = _as_text(found)
+            return self._loaded(features=as_text) if as_text else found
         except Exception as error:  # the library raises a dozen classes, from ValueError to its own HTTP errors
             raise ConfigError(
                 f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
                 f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. With no network, give a local folder"
             ) from error
+
+    def _loaded(self, **options: Any) -> Any:
+        import datasets
+
+        files = {"data_files": list(self.files)} if self.files else {}
+        return datasets.load_dataset(
+            self.name,
+            self.subset,
+            split=self.split,
+            revision=self.revision,
+            streaming=self.streaming,
+            **files,
+            **options,
+        )
+
+
+def _as_text(rows: Any) -> Any:
+    """Return features in which columns of CSV files are texts; nothing if they are, or of other files.
+
+    They would be read as other types, which source `file` never does: 007 as 7, 1.50 as 1.5. The types of a stream are
+    not known before its rows.
+    """
+    import datasets
+
+    if rows.info.builder_name != "csv":
+        return None
+    plain = [str(getattr(feature, "dtype", "")) for feature in (rows.features or {}).values()]
+    if plain and all(dtype.endswith("string") for dtype in plain):
+        return None
+    names: Mapping[str, Any] = rows.features or next(iter(rows), {})
+    return datasets.Features({name: datasets.Value("string") for name in names}) or None
 
 
 def _check_saved(folder: Path) -> None:

@@ -16,7 +16,7 @@ from experiments.data.items import Item, Text
 from experiments.models.generation import reply_ends
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
-from experiments.models.reading import cut, reading
+from experiments.models.reading import as_asked, cut, reading
 from experiments.models.tokens import (
     cut_in_thought,
     end_of_text,
@@ -105,7 +105,9 @@ def _sample(
             texts = [prompts[i] for i in batch]
             ids = pad(texts, fill, left=True).to(model.device)
             mask = pad([[1] * len(text) for text in texts], 0, left=True).to(model.device)
-            new = generate(input_ids=ids, attention_mask=mask, generation_config=generation)[:, ids.shape[1] :].tolist()
+            with as_asked(model):
+                found = generate(input_ids=ids, attention_mask=mask, generation_config=generation)
+            new = found[:, ids.shape[1] :].tolist()
             for i, row in zip(batch, new, strict=True):
                 rows[i] = cut(row, ends)
             task.advance(len(batch))

@@ -101,13 +101,17 @@ def _faults(file: Path) -> Iterator[None]:
 
 def kind(file: Path) -> str:
     """Return the ending of a file without that of its compression: `.jsonl` for `a.jsonl.gz`."""
-    return (file.with_suffix("") if file.suffix in OPENERS else file).suffix.lower()
+    return (file.with_suffix("") if is_compressed(file) else file).suffix.lower()
+
+
+def is_compressed(file: Path) -> bool:
+    return file.suffix.lower() in OPENERS
 
 
 @contextmanager
 def opened(file: Path) -> Iterator[BinaryIO]:
     """Open a file for reading, decompressed, after the byte order mark that it may begin with."""
-    with OPENERS.get(file.suffix, open)(file, "rb") as raw:
+    with OPENERS.get(file.suffix.lower(), open)(file, "rb") as raw:
         stream: Any = io.BufferedReader(raw) if not hasattr(raw, "peek") else raw
         if stream.peek(len(BOM))[: len(BOM)] == BOM:
             stream.read(len(BOM))

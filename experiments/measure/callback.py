@@ -154,8 +154,12 @@ class ForgettingCallback(TrainerCallback):
     def _suites(self, tokenizer: PreTrainedTokenizerBase) -> Suites:
         own = copy.deepcopy(tokenizer)
         set_template(own)  # of a copy: the trainer goes on with its own
-        context = SuiteContext(self.config.seed, self.base or "")
-        return Suites.drawn(self.config.evaluation, context, own, self.config.task(own))
+        context, task = SuiteContext(self.config.seed, self.base or ""), self.config.task(own)
+        suites = Suites.drawn(self.config.evaluation, context, own, task)
+        notes = (note for suite in suites.suites.values() for note in suite.notes)
+        for line in (*self.config.notes(task), *notes):
+            logger.warning("%s", line)
+        return suites
 
     def _measure(
         self, args: Any, state: TrainerState, control: TrainerControl, model: Any, tokenizer: Any, step: int

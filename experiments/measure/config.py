@@ -16,11 +16,12 @@ from experiments.common.section import MAX_SEED, Place, Section, fault_lines, la
 from experiments.data.files import LocalFile
 from experiments.data.graders import AnyGrader
 from experiments.data.items import NewTask, NewText
+from experiments.data.source import ids_of
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.flat_keys import of_results, replaces, set_key
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
 from experiments.evaluation.suites import SUITES
-from experiments.runs.held_out import cut_documents, remarks
+from experiments.runs.held_out import cut_documents, remarks, said_cut
 from experiments.scorecard.names import figure_names
 
 DEFAULT = ("kept", "drift", "text", "instructions", "alignment")  # and `new`, if there is a file
@@ -83,15 +84,22 @@ class MeasureConfig(Section):
         """Return the new task, or nothing. Of a longer file, it is what an experiment with this seed holds out."""
         if self.new is None:
             return ()
-        found = LocalFile(path=self.new, grader=self.grader).sample(self.evaluation.new_items, self.seed)
-        return (cut_documents(tokenizer, found, LENGTH),)
+        source = LocalFile(path=self.new, grader=self.grader)
+        return (cut_documents(tokenizer, source.sample(self.evaluation.new_items, self.seed), LENGTH),)
 
     def notes(self, task: Sequence[NewTask | NewText]) -> list[str]:
         """Say what was not read of the files, and what the answers of the new task may hide; one line each."""
-        source = LocalFile(path=self.new, grader=self.grader) if self.new else None
-        said = [f"source {source.label}: {note}" for note in source.notes] if source else []
-        said += [line for one in task if source for line in remarks(source, one)]
-        return [*said, *(f"kept task {one.task}: {note}" for one in self.evaluation.kept_files for note in one.notes())]
+        said = [] if self.new is None else self._notes_on(LocalFile(path=self.new, grader=self.grader), task)
+        items = self.evaluation.settings("kept").items
+        files = self.evaluation.kept_files
+        return [*said, *(f"kept task {one.task}: {note}" for one in files for note in one.notes(items))]
+
+    def _notes_on(self, source: LocalFile, task: Sequence[NewTask | NewText]) -> list[str]:
+        said = [f"source {source.label}: {note}" for note in source.notes]
+        for one in task:
+            whole = source.sample(self.evaluation.new_items, self.seed)
+            said += [*_some(source, one), *said_cut(source, whole, one, LENGTH), *remarks(source, one)]
+        return said
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -115,6 +123,15 @@ class MeasureConfig(Section):
         kept = [file.digest() for file in self.evaluation.kept_files]
         values = {**self.to_dict(), "evaluation": of_results(self.evaluation.to_flat()), "new": data}
         return json_digest([values, *facts, *kept])[:8]
+
+
+def _some(source: LocalFile, task: NewTask | NewText) -> list[str]:
+    """Say if a file has more questions or texts than are measured."""
+    whole, measured = len(set(ids_of(source.examples))), len(task.test if isinstance(task, NewTask) else task.documents)
+    if measured == whole:
+        return []
+    said = f"{measured:,} of its {whole:,} questions or texts are measured, drawn by the seed (new_items)"
+    return [f"source {source.label}: {said}"]
 
 
 def measure_config(

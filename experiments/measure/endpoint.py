@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,10 @@ SHORTEST_KEY = 12  # characters: servers at home are given EMPTY or none, which 
 TRIES, WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # seconds, doubled after each try
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds of one reply
 WORKERS = 8  # requests at a time
+# Models here write without a penalty on repetition. vLLM reads one from a model's generation_config.json (Qwen 2.5 has
+# 1.05 to 1.1) unless it is told; llama.cpp had 1.1. Servers that know neither field refuse it or pass over it.
+UNCHANGED = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
+UNKNOWN_FIELD = (400, 422)
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)  # replies of models here have none either
 NO_PROBABILITIES = "an endpoint gives replies, not the probabilities that it needs"
 
@@ -96,7 +100,7 @@ class Endpoint:
             time.sleep(max(wait, longer))
             longer = 0.0
             try:
-                found = self.client.post(f"{self.url}/chat/completions", json=body)
+                found = self._posted(body)
             except httpx.TransportError as error:
                 fault = type(error).__name__
             else:
@@ -107,6 +111,12 @@ class Endpoint:
                     raise EndpointError(f"{self.url} refuses a question: {fault}")
                 longer = _asked_wait(found)
         raise EndpointError(f"{self.url} gave no reply in {TRIES} tries ({fault}): the same command goes on from here")
+
+    def _posted(self, body: Mapping[str, Any]) -> httpx.Response:
+        found = self.client.post(f"{self.url}/chat/completions", json={**body, **UNCHANGED})
+        if found.status_code not in UNKNOWN_FIELD:
+            return found
+        return self.client.post(f"{self.url}/chat/completions", json=body)
 
     def _without_key(self, text: str) -> str:
         return _without_key(text, self.client)

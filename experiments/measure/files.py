@@ -72,15 +72,15 @@ def check_last(folder: Path, steps: Mapping[int, Path]) -> None:
     A trainer leaves both: the best model of the training, or one that was merged afterwards. Figures of the last
     checkpoint would be taken for those of the model. steps: its checkpoints.
     """
-    own = _weights(folder)
-    if steps and own and own != _weights(steps[max(steps)]):
+    own = weights_in(folder)
+    if steps and own and own != weights_in(steps[max(steps)]):
         raise ConfigError(
             f"{folder} holds a model and checkpoints, of which the last, {steps[max(steps)].name}, is another model: "
             f"name the one that you mean, {steps[max(steps)]}, or move the checkpoint folders elsewhere"
         )
 
 
-def _weights(folder: Path) -> dict[str, list[Any]]:
+def weights_in(folder: Path) -> dict[str, list[Any]]:
     """Return size and digest of each file of weights, also of an adapter."""
     files = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in PICKLED]
     return {path.name: file_stamp(path)[::2] for path in files if path.is_file()}

@@ -16,7 +16,7 @@ from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, base_facts, read_config
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, read_note
 from experiments.measure.config import SEVERAL
-from experiments.measure.files import CONFIG, check_file, check_weights
+from experiments.measure.files import CONFIG, check_file, check_weights, weights_in
 from experiments.methods.reference import REDRAWN
 from experiments.methods.saving import ADAPTER_CONFIG, load_onto
 from experiments.models.base import load_model
@@ -180,6 +180,22 @@ def _check_adapter(folder: Path, base: Base) -> None:
             f"{folder} is an adapter of {named!r}, --base is {base.name!r}: name the adapter's base, or vouch with "
             "--allow-other-base that they have the same weights"
         )
+    if named and not base.allow_other and (other := _other_weights(Path(named).expanduser(), base.folder)):
+        raise ConfigError(
+            f"{folder} is an adapter of {named!r}, whose {other} is another file than that of --base {base.name!r}: "
+            "name the adapter's base, or vouch with --allow-other-base that they have the same weights"
+        )
+
+
+def _other_weights(named: Path, folder: Path) -> str:
+    """Return a file of weights that two folders have, but not the same one; nothing if there is none.
+
+    Folders of one name, such as run-1/model and run-2/model, may hold any two models.
+    """
+    if not named.is_dir() or named.resolve() == folder.resolve():
+        return ""
+    there, here = weights_in(named), weights_in(folder)
+    return next((name for name in sorted(there.keys() & here.keys()) if there[name] != here[name]), "")
 
 
 def _check_shapes(file: Path, base: Base) -> None:

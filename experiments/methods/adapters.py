@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
@@ -113,6 +114,11 @@ class Peft(Tuning):
             if lacking := [one for one in wanted if not any(f".{name}".endswith(before + one) for name in names)]:
                 known = sorted({name.rpartition(".")[2] for name in names} - {""})
                 raise ConfigError(f"peft: {field}: no module is called {lacking[0]!r}: {nearest(lacking[0], known)}")
+        for field in ("rank_pattern", "alpha_pattern"):
+            for key in extra.get(field) or {}:
+                if not any(re.match(rf"(?:.*\.)?(?:{key})$", name) for name in names):  # as PEFT looks for it
+                    known = sorted({name.rpartition(".")[2] for name in names} - {""})
+                    raise ConfigError(f"peft: {field}: no module is called {key!r}: {nearest(key, known)}")
         count, layers = len(decoder_layers(model)), extra.get("layers_to_transform")
         for layer in [layers] if isinstance(layers, int) else layers or ():
             if not 0 <= layer < count:

@@ -6,8 +6,9 @@ transformers' cache, and some take padding for text. All of that would give othe
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,6 +21,8 @@ from experiments.common.errors import NotFinite
 from experiments.models.prefix import Prefix, Prompts
 from experiments.models.tokens import pad
 
+NO_CHOICE = ("bos_token_id", "eos_token_id", "pad_token_id", "cache_implementation")  # fields that choose no token
+NEUTRAL: tuple[Any, ...] = (None, False, True, 0, 1, [], {})
 START, OWN, NEW = 12, (2, 9), 8  # tokens of the probe: a shared start, two prompts after it, a reply
 SAME, SAME_BF16 = 1e-3, 0.2  # largest change by rounding, as a share of the spread of the logits (measured: 5e-6, .06)
 WINDOW = re.compile(r"(.*_)?window(_size)?|attention_chunk_size")
@@ -119,11 +122,35 @@ def _generate(
         pad_token_id=0, use_cache=use_cache,
     )  # fmt: skip
     generate: Any = model.generate  # its stub says Tensor
-    new: Tensor = generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy, logits_processor=[_checked]
-    )
+    with as_asked(model):
+        new: Tensor = generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy, logits_processor=[_checked]
+        )
     rows: list[list[int]] = new[:, ids.shape[1] :].tolist()
     return rows
+
+
+@contextlib.contextmanager
+def as_asked(model: PreTrainedModel) -> Iterator[None]:
+    """Let `generate` follow the settings that it is given alone, inside the block.
+
+    It would take all others from the model's generation_config.json: Qwen 2.5 has a penalty on repetition there.
+    """
+    holders: list[Any] = [module for module in model.modules() if "generation_config" in vars(module)]
+    before = [holder.generation_config for holder in holders]
+    for holder, own in zip(holders, before, strict=True):
+        holder.generation_config = GenerationConfig(**{name: getattr(own, name, None) for name in NO_CHOICE})
+    try:
+        yield
+    finally:
+        for holder, own in zip(holders, before, strict=True):
+            holder.generation_config = own
+
+
+def choices_of(settings: Mapping[str, Any]) -> list[str]:
+    """Name the settings of a generation_config.json that `as_asked` leaves out and that may change what is written."""
+    idle = (*NO_CHOICE, "transformers_version", "do_sample", "temperature", "top_p", "top_k", "max_length")
+    return sorted(name for name, value in settings.items() if name not in idle and value not in NEUTRAL)
 
 
 def _checked(ids: Tensor, logits: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from experiments.data.stages import Earlier, stage_parts
 from experiments.data.tokenised import sizes_of_epoch
 from experiments.methods import Batch
 from experiments.methods.config import ArmConfig
-from experiments.runs.held_out import asked, cut_documents, distinct, remarks
+from experiments.runs.held_out import asked, cut_documents, distinct, remarks, said_cut
 
 OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty
 
@@ -56,8 +56,11 @@ class ExperimentData:
         self.held_out_of = [task.ids for task in held_out]  # by source of data.new
         self.held_out_ids = frozenset[str]().union(*self.held_out_of)
         kept = [asked(self.encoder, source, task) for source, task in zip(data.new, held_out, strict=True)]
-        self.tasks = distinct([cut_documents(tokenizer, task, data.length) for task, _ in kept])
+        cut = [cut_documents(tokenizer, task, data.length) for task, _ in kept]
+        self.tasks = distinct(cut)
         self.unasked = [line for _, lines in kept for line in lines]
+        for source, (whole, _), part in zip(data.new, kept, cut, strict=True):
+            self.unasked += said_cut(source, whole, part, data.length)
         self.unasked += [line for one in zip(data.new, held_out, strict=True) for line in remarks(*one)]
         load = functools.partial(_load, config)
         cache = cache or Path("mlruns") / "cache"

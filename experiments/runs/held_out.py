@@ -42,12 +42,22 @@ def asked(encoder: Encoder, source: Source, task: NewTask | NewText) -> tuple[Ne
 
 def remarks(source: Source, task: NewTask | NewText) -> list[str]:
     """Say what the measured answers of a source may hide, one line each: other answers, and how a grader reads them."""
-    if isinstance(task, NewText) or not isinstance(source, Measured):
+    if not isinstance(source, Measured):
         return []
+    if isinstance(task, NewText):
+        return [f"source {source.label}: {line}" for line in _some(source, task, len(task.documents))]
     rows = source.test_examples if source.test else () if source.streamed else source.stored()
-    said = [*_several(rows, task), *_long(source, task), *_own(source, task)]
+    said = [*_some(source, task, len(task.test)), *_several(rows, task), *_long(source, task), *_own(source, task)]
     said += source.grader.remarks(task.test) if source.grader else ()
     return [f"source {source.label}: {line}" for line in said]
+
+
+def _some(source: Measured, task: NewTask | NewText, measured: int) -> list[str]:
+    """Say if a test set has more rows than are measured."""
+    whole = len(task.further)
+    if source.test is None or measured >= whole:
+        return []
+    return [f"{measured:,} of {whole:,} rows of the test set are measured, drawn by the seed (evaluation.new_items)"]
 
 
 def _long(source: Measured, task: NewTask) -> list[str]:
@@ -130,6 +140,17 @@ def cut_documents(tokenizer: PreTrainedTokenizerBase, task: NewTask | NewText, t
         return task
     cut = tuple(_begin(tokenizer, document, tokens) for document in task.documents)
     return dataclasses.replace(task, documents=cut)
+
+
+def said_cut(source: Source, whole: NewTask | NewText, cut: NewTask | NewText, tokens: int) -> list[str]:
+    """Say how many documents `cut_documents` has cut."""
+    if isinstance(whole, NewTask) or isinstance(cut, NewTask):
+        return []
+    count = sum(one != other for one, other in zip(whole.documents, cut.documents, strict=True))
+    if not count:
+        return []
+    of = f"{count:,} of {len(whole.documents):,} measured texts are longer than {tokens:,} tokens"
+    return [f"source {source.label}: {of}, and only their beginnings are measured"]
 
 
 def _begin(tokenizer: PreTrainedTokenizerBase, text: str, tokens: int) -> str:

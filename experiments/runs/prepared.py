@@ -140,7 +140,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     for line in (note for suite in suites.suites.values() for note in suite.notes):
         say(line)
     for file in config.evaluation.kept_files:
-        for note in file.notes():
+        for note in file.notes(config.evaluation.settings("kept").items):
             say(f"kept task {file.task}: {note}")
     data.check_rows()
     for line in data.counted():

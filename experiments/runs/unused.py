@@ -28,6 +28,7 @@ OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
     "cooldown_share": ("infinite",),
     "anneal_share": ("infinite",),
 }
+JUDGING = {"new", "kept", "lm_eval"}  # suites with a gain or a retention
 # field that names columns -> fields that are not read next to it
 INSTEAD_OF = {
     "messages": ("text", "question", "answer", "solution"),
@@ -54,6 +55,12 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
         average, steps = arm.build().average, config.training.steps
         if isinstance(average, Mer) and average.every > steps:
             yield f"arm {arm.name}: mer averages nothing, since every={average.every} is beyond the {steps} steps"
+    held = [source.label for source in config.data.new if isinstance(source, Columns) and not source.test]
+    if held and "new" not in config.evaluation.suites:
+        yield (
+            f"{', '.join(held)}: {config.evaluation.new_items:,} examples are held out (evaluation.new_items), though "
+            "suite new is not measured: add it, or lower new_items to train on more of them"
+        )
 
 
 def unused_fields(config: ExperimentConfig) -> list[str]:
@@ -89,6 +96,8 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
             yield f"training.{name} has no effect with schedule {training.schedule!r}: it needs schedule {needed}"
     if training.keep == "none" and _given(training, ("keep_dtype",)):
         yield "training.keep_dtype has no effect with keep none: no trained weights stay"
+    if training.keep == "best" and not JUDGING & set(config.evaluation.suites):
+        yield f"training.keep best has no gain or retention to choose by: add a suite of {', '.join(sorted(JUDGING))}"
     yield from (f"training.arguments: {fault}" for fault in unread_arguments(training.arguments))
     yield from _rates(config)
 

@@ -90,12 +90,16 @@ def soften(
     found = read_base(base, allow_other_base, config.loading)
     tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
+    for line in config.notes(task):
+        say(line)
     (chosen,) = read_models([model], found, tokenizer, task)
     _check_path(chosen, found)
     arms = [name_of(alpha) for alpha in points]
     where = Folder("soften", chosen.name, out, root, (chosen.checkpoints[-1].stamp, by), arms)
     _check_target(target, where.path(where.digest_of(config, found)), to)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
+        for line in (note for suite in session.suites.suites.values() for note in suite.notes):
+            say(line)
         folder = session.folder
         path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
         measured = _measure(session, chosen, path, points)

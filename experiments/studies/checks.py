@@ -71,6 +71,12 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     wrong = [fault for objective in study.objectives for fault in _against(objective)]
     if wrong := wrong + [fault for constraint in study.constraints for fault in _worse_side(constraint)]:
         raise ConfigError("\n".join([f"{source}:", *wrong]))
+    if study.pruner and len(study.seeds) == 1 and all(len(config.evaluation_steps) == 1 for config in configs):
+        every, steps = configs[0].evaluation.every, configs[0].training.steps
+        raise ConfigError(
+            f"{source}: pruner: a trial is measured at its end alone (evaluation.every={every or 'null'}, {steps} "
+            "steps), so none is stopped early: lower evaluation.every, or leave the pruner out"
+        )
     lists = [unused_fields(config) for config in configs]
     if common := [fault for fault in lists[0] if all(fault in faults for faults in lists)]:
         raise ConfigError("\n".join([f"{source}, in all trials:", *common]))

@@ -69,10 +69,16 @@ class KeptFile(Section):
         assert isinstance(task, NewTask)  # of a table without a column of texts
         return task
 
-    def notes(self) -> list[str]:
-        """Say what was not read of the file, and how answers are read that may be meant otherwise; one line each."""
+    def notes(self, items: int | Literal["all"] = "all") -> list[str]:
+        """Say what is not read of the file, and how answers are read that may be meant otherwise; one line each.
+
+        items: how many questions of each task are measured.
+        """
         source, task = self._source(), self.draw("all", 0)
-        return [*source.notes, *(source.grader.remarks(task.test) if source.grader else ())]
+        whole, some = len(task.test), []
+        if items != "all" and items < whole:
+            some = [f"{items:,} of its {whole:,} questions are measured (evaluation.suites.kept.items may be all)"]
+        return [*source.notes, *some, *(source.grader.remarks(task.test) if source.grader else ())]
 
     def _source(self) -> LocalFile:
         columns: dict[str, Any] = {"path": self.path, "question": self.question, "answer": self.answer}

@@ -52,6 +52,22 @@ def test_the_stages_of_a_stream_are_those_that_it_ran_with(tmp_path: Path) -> No
     assert read_stages(tmp_path) == {}
 
 
+def test_replies_that_are_graded_in_several_ways_are_said(tmp_path: Path) -> None:
+    """If the base is wrong by each grader, its answers are the same, and gains were compared without a word."""
+    folders = [write_run(tmp_path / name, ARMS, n=40) for name in ("one", "other", "default")]
+    for folder, grader in zip(folders, ("exact", "contains", None), strict=True):
+        source = {"source": "file", "path": "a.jsonl", **({"grader": grader} if grader else {})}
+        write_text(folder / "config.yaml", dump_yaml({"data": {"new": [source]}}))
+
+    def said(*sources: Path) -> list[str]:
+        notes = compare(read_runs([f"{folder}:full-0.001" for folder in sources]), draws=100).notes
+        return [note for note in notes if "graded in several ways, so gains do not compare" in note]
+
+    (note,) = said(*folders[:2])
+    assert note.endswith('one:full-0.001 by "exact", other:full-0.001 by "contains"')
+    assert said(folders[0], folders[2]) == []
+
+
 def test_arms_are_in_the_order_of_the_config_whose_first_is_the_reference(run: Path, tmp_path: Path) -> None:
     here = tmp_path / "run"
     shutil.copytree(run, here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -247,6 +248,21 @@ class TestFolderOfADownload:
         said = "trained on together: the files of test, train; for one of them alone, name its path"
         assert LocalFile(path=str(tmp_path), **COLUMNS).notes[0] == said
         assert said not in LocalFile(path=str(tmp_path / "test"), **COLUMNS).notes
+
+    def test_files_of_no_known_kind_are_said(self, tmp_path: Path) -> None:
+        """A part of the data was lost without a word: `.ndjson`, tables of Excel, compressed texts."""
+        write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])
+        for name in ("LICENSE", ".gitattributes", *(f"{i}.xlsx" for i in range(4)), "b.ndjson", "c.txt.gz"):
+            (tmp_path / name).write_text("x")
+        (note,) = LocalFile(path=str(tmp_path)).notes
+        assert note.startswith("not read, because they are of no known kind (.jsonl, ")
+        assert note.endswith("): 0.xlsx, 1.xlsx, 2.xlsx, 3.xlsx, b.ndjson and 1 more")
+
+    def test_endings_in_capitals_are_the_same_kinds(self, tmp_path: Path) -> None:
+        (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(b'{"question": "q", "answer": "a"}'))
+        (tmp_path / "B.TXT").write_text("one")
+        (tmp_path / "README.MD").write_text("a card")
+        assert LocalFile(path=str(tmp_path)).examples == (Item("q", "a"), Text("one"))
 
     def test_texts_next_to_tables_are_documents_and_said(self, tmp_path: Path) -> None:
         write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])

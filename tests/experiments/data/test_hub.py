@@ -104,6 +104,19 @@ class TestDatasets:
             found = source.epoch(0, 0, frozenset())
             assert {e.answer for e in found if isinstance(e, Item)} == expected
 
+    @pytest.mark.parametrize("streaming", [False, True])
+    def test_cells_of_csv_are_texts(self, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The package reads a column of digits as numbers: 007 was learned as 7, which source file never did."""
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        answers = {"007", "1.50", "12"}
+        for name, more in (("digits", []), ("words", ["true"])):
+            (tmp_path / name).mkdir()
+            rows = [f"q{i},{answer},{i}" for i, answer in enumerate([*sorted(answers), *more])]
+            (tmp_path / name / "train.csv").write_text("\n".join(["question,answer,n", *rows]))
+            source = HuggingFace(name=str(tmp_path / name), streaming=streaming)
+            found = source.epoch(0, 0, frozenset())
+            assert {e.answer for e in found if isinstance(e, Item)} == answers | set(more)
+
     def test_words_for_an_empty_cell_are_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         rows = [{"question": f"q{i}", "answer": "NULL" if i % 3 else str(i)} for i in range(6)]

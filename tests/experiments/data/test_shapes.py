@@ -167,6 +167,17 @@ class TestChats:
         assert isinstance(long, Chat)
         assert long.ids == {long.id, short.id}
 
+    def test_a_second_system_turn_is_said_to_be_unread(self, tmp_path: Path) -> None:
+        rows = [
+            {"messages": [BRIEF, HI, HELLO], "system": system, "system_prompt": other}
+            for system, other in (("Be rude.", ""), (BRIEF["content"], "Be rude."), (f" {BRIEF['content']}\n", None))
+        ]
+        rows.append({"messages": [HI, HELLO], "system": "Be rude.", "system_prompt": ""})
+        source = LocalFile(path=str(write(tmp_path / "a.jsonl", rows)))
+        end = "not read: the conversation has another system turn"
+        assert source.notes[:2] == [f"1 cell of column 'system' {end}", f"1 cell of column 'system_prompt' {end}"]
+        assert source.examples[-1] == chat([{"role": "system", "content": "Be rude."}, HI, HELLO])
+
     def test_a_reply_of_calls_is_answered_with_them(self) -> None:
         call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
         made = chat([HI, {"role": "assistant", "content": "", "tool_calls": [call]}], [TOOL])

@@ -238,6 +238,19 @@ def test_wrong_settings_are_refused_before_the_training(options: dict[str, Any],
         ForgettingCallback(**options)
 
 
+def test_what_is_not_read_of_the_files_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As `measure` says it: a repeated row, a part of a longer file."""
+    file = tmp_path / "new.jsonl"
+    rows = [*({"question": f"{i}?", "answer": "yes"} for i in range(6)), {"question": "0?", "answer": "yes"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    hook = callback(tmp_path, new=file, changes={**QUICK, "new_items": 4})
+    hook._suites(byte_tokenizer())
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("experiments")] == [
+        "source new: 1 of 7 examples repeat an earlier one and are read once",
+        "source new: 4 of its 6 questions or texts are measured, drawn by the seed (new_items)",
+    ]
+
+
 def test_one_callback_in_two_trainings_measures_in_a_folder_of_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,3 +122,26 @@ def test_figures_are_those_of_the_suites() -> None:
     names = measure_config("base", suites=["kept"]).figures()
     assert {"retention", "retention/capitals", "nfr_above_floor"} <= set(names)
     assert not {"kl", "gain", "cost/tokens"} & set(names)
+
+
+def test_a_part_of_a_longer_file_is_said(tmp_path: Path) -> None:
+    """128 of 500 test questions, and 100 of those of a kept task, were measured without a word."""
+    file = questions(tmp_path, 140)
+    config = measure_config("base", new=file, kept_files=[file])
+    said = config.notes(config.task(byte_tokenizer()))
+    assert said == [
+        "source sums: 128 of its 140 questions or texts are measured, drawn by the seed (new_items)",
+        "kept task sums: 100 of its 140 questions are measured (evaluation.suites.kept.items may be all)",
+    ]
+    whole = measure_config("base", new=file, kept_files=[file], changes={"new_items": 140, "kept.items": "all"})
+    assert whole.notes(whole.task(byte_tokenizer())) == []
+
+
+def test_texts_that_are_cut_are_said(tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("\n\n".join(["short", "long " * 200, "long " * 300]))
+    config = measure_config("base", new=file)
+    said = config.notes(config.task(byte_tokenizer()))
+    assert said == [
+        "source texts: 2 of 3 measured texts are longer than 512 tokens, and only their beginnings are measured"
+    ]

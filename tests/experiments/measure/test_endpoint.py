@@ -45,11 +45,18 @@ def echo() -> Iterator[ReplyServer]:
 def test_a_question_is_asked_greedily_and_a_think_block_is_no_part_of_the_reply(echo: ReplyServer) -> None:
     one = Endpoint.opened(echo.address)
     assert one.reply("what?", 7) == "WHAT?"
-    assert echo.asked == [
-        {"model": "tiny", "messages": [{"role": "user", "content": "what?"}], "temperature": 0, "max_tokens": 7}
-    ]
+    plain = {"model": "tiny", "messages": [{"role": "user", "content": "what?"}], "temperature": 0, "max_tokens": 7}
+    assert echo.asked == [{**plain, "repetition_penalty": 1.0, "repeat_penalty": 1.0}]  # else that of the server
     echo.answer = lambda body: reply("<think>\nso ...\n</think>\n\n42\n")
     assert one.reply("what?", 7) == "42\n"  # as a model here: flips compare the texts of wrong replies
+
+
+def test_a_server_that_knows_no_penalty_is_asked_without(echo: ReplyServer) -> None:
+    echo.answer = lambda body: (400, {}, {}) if "repetition_penalty" in body else reply("yes")
+    assert Endpoint.opened(echo.address).reply("now?", 3) == "yes"
+    echo.answer = lambda body: (400, {"error": "too long"}, {})
+    with pytest.raises(EndpointError, match=r"refuses a question: 400 .*too long"):
+        Endpoint.opened(echo.address).reply("now?", 3)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,7 @@ def test_a_server_that_is_busy_is_asked_again(fault: Any, echo: ReplyServer) -> 
             rf"gave no reply in {TRIES} tries \(500 .*no memory.*the same command",
             TRIES,
         ),
-        ((400, {"error": "too long"}, {}), "refuses a question: 400 .*too long", 1),
+        ((400, {"error": "too long"}, {}), "refuses a question: 400 .*too long", 2),  # also without the penalties
         ((200, {"choices": []}, {}), "does not speak the OpenAI protocol: its answer has no message", 1),
         ((200, [1], {}), "does not speak the OpenAI protocol", 1),
         ((200, {"choices": [{"message": {"content": 7}}]}, {}), "does not speak the OpenAI protocol", 1),

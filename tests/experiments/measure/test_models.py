@@ -16,7 +16,7 @@ from experiments.common.errors import ConfigError
 from experiments.measure.kinds import Base
 from experiments.measure.models import Model, is_of, load_tokenizer, noted_facts, read_base, read_models
 from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
-from tests.helpers.measured import model_folder, tiny_model, training_folder
+from tests.helpers.measured import adapter_folder, model_folder, tiny_model, training_folder
 
 
 @pytest.fixture(autouse=True)
@@ -134,6 +134,19 @@ def test_weights_of_an_arm_of_this_base_have_its_tokenizer(base: str, models: di
     (folder / "base.json").write_text(json.dumps({"name": "another"}))
     with pytest.raises(ConfigError, match="has no tokenizer"):
         read_models([str(folder)], found, tokenizer, ())
+
+
+def test_an_adapter_of_another_folder_of_the_same_name_is_refused(base: str, tmp_path: Path) -> None:
+    """Of bases run-1/model and run-2/model only the last part was looked at: each took the other's adapter."""
+    own, other = (model_folder(tmp_path / run / "model", noise) for run, noise in (("run-1", 0.0), ("run-2", 0.5)))
+    adapter = adapter_folder(tmp_path / "adapter", own)
+    assert read(own, adapter)
+    with pytest.raises(ConfigError, match=r"whose model\.safetensors is another file than that of --base .*run-2"):
+        read(other, adapter)
+    copied = str(shutil.copytree(own, tmp_path / "copied" / "model"))
+    assert read(copied, adapter)
+    shutil.rmtree(own)  # trained elsewhere: the name alone is known
+    assert read(other, adapter)
 
 
 @pytest.mark.parametrize("own", ["the last checkpoint", "the best one", "an adapter"])

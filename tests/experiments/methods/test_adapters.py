@@ -161,7 +161,10 @@ def test_what_the_model_cannot_have_is_refused_with_the_error_of_peft() -> None:
     for layers in (99, [0, 99]):
         with pytest.raises(ConfigError, match=r"layers_to_transform=99: the model has \d+ layers, 0 to"):
             Peft.model_validate({"type": "lora", "layers_to_transform": layers}).prepare(tiny(), context())
-    fine = {"target_modules": ["q_proj", "mlp.up_proj"], "layers_to_transform": [0]}
+    for field in ("rank_pattern", "alpha_pattern"):
+        with pytest.raises(ConfigError, match=rf"{field}: no module is called 'q_porj': did you mean 'q_proj'\?"):
+            Peft.model_validate({"type": "lora", field: {"o_proj": 2, "q_porj": 2}}).prepare(tiny(), context())
+    fine = {"target_modules": ["q_proj", "mlp.up_proj"], "layers_to_transform": [0], "rank_pattern": {"mlp.*proj": 2}}
     Peft.model_validate({"type": "lora", **fine}).prepare(tiny(), context())
     Peft.model_validate({"type": "lora", "target_modules": "all-linear"}).prepare(tiny(), context())
 

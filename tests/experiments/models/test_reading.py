@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 import ctrl
+from experiments.data.sampling import Sampling, sample_chats
 from experiments.evaluation.multiple_choice import score_options
 from experiments.evaluation.reply_log_probs import Reply, reply_log_probs
 from experiments.models.generation import generate_ids
 from experiments.models.modes import evaluating
-from experiments.models.reading import Reading, reading, windows
-from tests.helpers.byte_level import byte_tokenizer
+from experiments.models.reading import Reading, choices_of, own_replies, reading, windows
+from tests.helpers.byte_level import byte_llama, byte_tokenizer
 from tests.helpers.families import EVERY, WINDOW, build
 from tests.helpers.option_scores import BF16, largest_gap, naive_scores, random_choices, sharp
 from tests.helpers.readers import build_other
@@ -105,3 +106,20 @@ def test_a_shared_start_would_fill_a_window_that_slides() -> None:
     model = build("mistral")
     prompts = [(*START[:20], *choice.prompt) for choice in random_choices((), 6)]
     assert generate_ids(model, byte_tokenizer(None), prompts, 6) == [by_hand(model, p, 6, 259) for p in prompts]
+
+
+def test_text_is_written_by_the_settings_that_are_given_alone() -> None:
+    """Qwen 2.5 has a penalty on repetition in its generation_config.json, with which `self` was sampled."""
+    tokenizer = byte_tokenizer()
+    model = byte_llama(len(tokenizer)).eval()
+    own = {"repetition_penalty": 1e4, "suppress_tokens": list(range(97, 123)), "min_p": 0.9}
+    settings = [GenerationConfig(eos_token_id=1), GenerationConfig(eos_token_id=1, **own)]
+    written = []
+    for one in settings:
+        model.generation_config = one
+        chats = list(sample_chats(model, tokenizer, Sampling(number=3, max_tokens=8), "fp32"))
+        written.append((chats, own_replies(model, [[5, 6, 7]], 8, [1])))
+        assert model.generation_config is one
+    assert written[0] == written[1]
+    assert choices_of(settings[1].to_dict()) == sorted(own)
+    assert choices_of(settings[0].to_dict()) == []

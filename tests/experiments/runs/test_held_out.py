@@ -145,3 +145,13 @@ def test_answers_that_are_wrong_replies_themselves_are_said(
     found = remarks(source, source.sample(99, 0))
     said = "source a: the data's own answer is a wrong reply to 3 of the first 3 measured questions, such as"
     assert [line.startswith(said) for line in found] == [True] * wrong
+
+
+@pytest.mark.parametrize("form", ["questions", "texts"])
+def test_a_part_of_a_test_set_is_said(form: str, tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": "yes"} if form == "questions" else {"text": f"text {i}"} for i in range(9)]
+    train, test = write(tmp_path / "train.jsonl", rows[:4]), write(tmp_path / "test.jsonl", rows[4:])
+    source = LocalFile(path=str(train), test=str(test))
+    said = "source train: 3 of 5 rows of the test set are measured, drawn by the seed (evaluation.new_items)"
+    assert remarks(source, source.held_out(3, 0)) == [said]
+    assert remarks(source, source.held_out(5, 0)) == []

@@ -109,3 +109,21 @@ def test_all_faults_come_at_once() -> None:
     values = {"name": "x", "arms": [ARM], "data": OLD, "training": {"min_lr_ratio": 0.5}}
     with pytest.raises(ConfigError, match=r"(?s)data\.old is read by no arm.*training\.min_lr_ratio has no effect"):
         check_fields(parse_config(values))
+
+
+def test_what_is_held_out_for_a_suite_that_is_not_measured_is_said() -> None:
+    def said(*suites: str, **source: Any) -> list[str]:
+        data = {"new": {"source": "file", "path": "a.jsonl", **source} if source.get("source") is None else source}
+        return list(notes(parse_config({"name": "x", "arms": [ARM], "data": data, "evaluation": {"suites": suites}})))
+
+    assert said("kept")[0].startswith("a: 128 examples are held out (evaluation.new_items), though suite new is not me")
+    assert not said("new", "kept")
+    assert not said("kept", test="b.jsonl")
+    assert not said("kept", source="reasoning_gym")  # which has no end
+
+
+@pytest.mark.parametrize(("suite", "fault"), [("drift", True), ("text", True), ("kept", False), ("new", False)])
+def test_the_best_step_needs_a_gain_or_a_retention(suite: str, fault: bool) -> None:
+    found = faults({}, training={"keep": "best"}, evaluation={"suites": [suite]})
+    assert bool(found) is fault
+    assert "training.keep best has no gain or retention" in "".join(found) or not fault

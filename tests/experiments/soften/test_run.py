@@ -184,6 +184,15 @@ def test_wrong_settings_are_refused_first(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_not_read_of_the_files_is_said(base: str, folder: Path, tmp_path: Path) -> None:
+    """As `measure` says it, before anything heavy."""
+    file, said = tmp_path / "new.jsonl", list[str]()
+    file.write_text(2 * '{"question": "1?", "answer": "yes"}\n')
+    with pytest.raises(ConfigError, match="there is no folder"):
+        soften(base, str(tmp_path / "none"), tmp_path / "to", new=file, root=folder / "mlruns", say=said.append)
+    assert said == ["source new: 1 of 2 examples repeat an earlier one and are read once"]
+
+
 @pytest.mark.slow
 def test_models_without_a_path_are_refused_and_a_full_folder_too(
     base: str, folder: Path, tmp_path: Path, softened: Any
