@@ -39,6 +39,7 @@ def whole_model(model: Any) -> Any:
     state = in_memory(model, state | dict(model.named_buffers()))  # RoPE's frequencies are not in the state dict
     cls: Any = class_before(model, ControlModel)
     gathered = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    gathered.generation_config = copy.deepcopy(model.generation_config)  # of the model, which trainers change
     expand(gathered, dataclasses.replace(model.control.config, layers=model.control.layers))
     for name, own in (gathered.state_dict(keep_vars=True) | dict(gathered.named_buffers())).items():
         own.data = whole(state[name]).cpu()

@@ -80,3 +80,13 @@ def test_an_empty_tensor_that_no_hook_keeps_stays_empty() -> None:
     linear = torch.nn.Linear(2, 2, device="meta")
     assert not is_offloaded(linear)
     assert in_memory(linear, linear.state_dict())["weight"].is_meta
+
+
+def test_the_plain_model_of_an_offloaded_one_generates_as_it_did() -> None:
+    """Its settings of generation are not those that the config gives."""
+    model = expanded()
+    model.generation_config.eos_token_id = [7, 9]
+    accelerate.cpu_offload(model)
+    plain = ctrl.merge_back(model)
+    assert not is_offloaded(plain)
+    assert plain.generation_config.eos_token_id == [7, 9]
