@@ -97,8 +97,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             getattr(torch, str(base["dtype"]).removeprefix("torch."), 0), torch.dtype
         ):
             raise ValueError(f"base.dtype {base['dtype']!r} is no dtype of torch")
-        known = meta.get("ends")
-        return {"base": base, "control": meta["control"], "ends": None if known is None else [int(end) for end in known]}
+        known = None if meta.get("ends") is None else [int(end) for end in meta["ends"]]
+        return {"base": base, "control": meta["control"], "ends": known}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
 

@@ -37,12 +37,14 @@ class Part:
 class Expansion:
     """All that an expanded model has and its base has not: the trained parts, with their settings.
 
-    head: values of the head that trained with them, see `ctrl.structure.head_parameters`.
+    head: values of the head that trained with them, see `ctrl.structure.head_parameters`. unfrozen: parameters of the
+    base that train; None if it was never on a model.
     """
 
     control: Control
     parts: list[Part] = field(repr=False)
     head: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    unfrozen: frozenset[str] | None = field(default=None, repr=False)
 
 
 def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
@@ -62,6 +64,9 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
         parameter.requires_grad_(True)
         if name in expansion.head:
             parameter.data.copy_(expansion.head[name])
+    if expansion.unfrozen is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in expansion.unfrozen)
     for part in expansion.parts:
         _add(layers[part.index], part, control)
     for inner in _inner_models(model):
@@ -90,7 +95,8 @@ def take_off(model: Any) -> Expansion:
             delattr(layer, name)
         become(layer, class_before(layer, ExpandedLayer))
     head = {name: parameter.detach().clone() for name, parameter in head_parameters(model).items()}
-    expansion = Expansion(model.control, parts, head)
+    unfrozen = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    expansion = Expansion(model.control, parts, head, unfrozen)
     model.control.owner = None
     del model.control
     become(model, class_before(model, ControlModel))

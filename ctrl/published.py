@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from ctrl.checkpoint import read_tensors, refuse_base
 from ctrl.config import ControlConfig
@@ -80,6 +81,8 @@ def load_published(
         ) from error
     expand(model, config)
     _load_strictly(model, tensors, expansion, folder)
+    if (folder / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_dict(_read_json(folder / GENERATION_CONFIG_NAME))
     return model
 
 
@@ -117,6 +120,8 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
         folder.mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(state, folder, max_shard_size=max_shard_size, shared_tensors_to_discard=tied)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        if (settings := getattr(expanded, "generation_config", None)) is not None:  # trainers change where replies end
+            (folder / GENERATION_CONFIG_NAME).write_text(settings.to_json_string(use_diff=True))
 
     write_once(in_memory(expanded, expanded.state_dict(keep_vars=True)), write)
     return folder

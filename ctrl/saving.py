@@ -103,8 +103,8 @@ def _agree_on_ends(model: Any, saved: list[int] | None, named: bool) -> None:
         model.generation_config.eos_token_id = saved or None
         return
     warnings.warn(
-        f"the model was saved with generation_config.eos_token_id={saved}, this base has {here}: generate stops at other "
-        f"tokens. Set model.generation_config.eos_token_id = {saved or None} to get the replies of the saved model",
+        f"the model was saved with generation_config.eos_token_id={saved}, this base has {here}: generate stops at "
+        f"other tokens. Set model.generation_config.eos_token_id = {saved or None} to get the replies of the saved model",
         stacklevel=3,
     )
 
