@@ -104,7 +104,7 @@ def _agree_on_ends(model: Any, saved: list[int] | None, named: bool) -> None:
         return
     warnings.warn(
         f"the model was saved with generation_config.eos_token_id={saved}, this base has {here}: generate stops at "
-        f"other tokens. Set model.generation_config.eos_token_id = {saved or None} to get the replies of the saved model",
+        f"other tokens. Set model.generation_config.eos_token_id = {saved or None} to get the saved model's replies",
         stacklevel=3,
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import types
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,6 +60,36 @@ def check_layers(layers: nn.ModuleList, indices: Sequence[int]) -> None:
                 f"{name} reads {names[0]} before the hidden state (a reversible layer): it cannot be expanded. Use "
                 "another architecture"
             )
+        kept = next((m for m in layers[index].modules() if _forward_holds(m)), None)
+        if kept is not None:
+            raise ConfigError(
+                f"layer {index}: a {type(kept).__name__} has a forward of its own (a patch, or torch.compile of its "
+                "forward), which runs that module's weights: its copy would run them too, and never train. Expand the "
+                "model first, then patch or compile"
+            )
+
+
+def _forward_holds(module: nn.Module) -> bool:
+    """Whether a forward set on the instance is a function that holds the module: copy.deepcopy does not copy it.
+
+    A method that is bound to the module (Liger, hub kernels) is copied with it. A module of torch.compile makes its
+    own anew.
+    """
+    own, seen = {id(part) for part in module.modules()}, set()
+
+    def holds(value: Any, copied: bool) -> bool:
+        if id(value) in seen:
+            return False
+        seen.add(id(value))
+        if isinstance(value, functools.partial):
+            return any(holds(part, copied) for part in (value.func, *value.args, *value.keywords.values()))
+        if isinstance(value, types.FunctionType):
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
+            return any(holds(part, False) for part in (*cells, *(value.__defaults__ or ())))
+        return not copied and id(getattr(value, "__self__", value)) in own
+
+    compiled = "_orig_mod" in module._modules
+    return "forward" in vars(module) and not compiled and holds(vars(module)["forward"], True)
 
 
 def place(layers: int | Sequence[int], total: int) -> list[int]:
