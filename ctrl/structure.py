@@ -60,7 +60,7 @@ def check_layers(layers: nn.ModuleList, indices: Sequence[int]) -> None:
                 f"{name} reads {names[0]} before the hidden state (a reversible layer): it cannot be expanded. Use "
                 "another architecture"
             )
-        kept = next((m for m in layers[index].modules() if _forward_holds(m)), None)
+        kept = next((m for m in layers[index].modules() if forward_holds(m)), None)
         if kept is not None:
             raise ConfigError(
                 f"layer {index}: a {type(kept).__name__} has a forward of its own (a patch, or torch.compile of its "
@@ -69,7 +69,7 @@ def check_layers(layers: nn.ModuleList, indices: Sequence[int]) -> None:
             )
 
 
-def _forward_holds(module: nn.Module) -> bool:
+def forward_holds(module: nn.Module) -> bool:
     """Whether a forward set on the instance is a function that holds the module: copy.deepcopy does not copy it.
 
     A method that is bound to the module (Liger, hub kernels) is copied with it. A module of torch.compile makes its
