@@ -27,8 +27,10 @@ from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
+from ctrl.structure import forward_holds
 from ctrl.training import check_gradients, loss_is_a_mean, warn_of_unmarked_padding, warn_of_what_trains
 
+FORWARDS = ("forward", "_original_forward", "_old_forward")  # that trainers set on an instance
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
@@ -96,6 +98,11 @@ class ControlModel(nn.Module):
         super().train(mode)
         keep_as_in_training(self)
         return self
+
+    def __getstate__(self) -> Any:
+        """Return what copy.deepcopy copies: a forward that runs this model (TRL's fused head) is not that of a copy."""
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in FORWARDS} if forward_holds(self) else state
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the model as torch does, and what belongs to it."""

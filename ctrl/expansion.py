@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ctrl.attention_rows import keep_rows
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, control_class
+from ctrl.control_model import FORWARDS, ControlModel, control_class
 from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
@@ -146,7 +146,7 @@ def become(module: nn.Module, cls: type[nn.Module]) -> None:
     Hooks of accelerate that move tensors between devices stay, now around the forward of the new class.
     """
     module.__class__ = cls
-    for name in ("forward", "_original_forward", "_old_forward"):
+    for name in FORWARDS:
         vars(module).pop(name, None)
     if (hook := vars(module).get("_hf_hook")) is not None:
         importlib.import_module("accelerate.hooks").add_hook_to_module(module, hook)

@@ -72,21 +72,25 @@ def check_layers(layers: nn.ModuleList, indices: Sequence[int]) -> None:
 def forward_holds(module: nn.Module) -> bool:
     """Whether a forward set on the instance is a function that holds the module: copy.deepcopy does not copy it.
 
-    A method that is bound to the module (Liger, hub kernels) is copied with it. A module of torch.compile makes its
-    own anew.
+    A method that is bound to the module (Liger, hub kernels) is copied with it, but not what its function holds (TRL's
+    fused head). A module of torch.compile makes its own anew.
     """
     own, seen = {id(part) for part in module.modules()}, set()
 
     def holds(value: Any, copied: bool) -> bool:
-        if id(value) in seen:
+        if (id(value), copied) in seen or isinstance(value, type):
             return False
-        seen.add(id(value))
-        if isinstance(value, functools.partial):
-            return any(holds(part, copied) for part in (value.func, *value.args, *value.keywords.values()))
+        seen.add((id(value), copied))
+        if isinstance(value, nn.Module):
+            return not copied and id(value) in own
+        if isinstance(value, types.MethodType):
+            return holds(value.__self__, copied) or holds(value.__func__, False)
         if isinstance(value, types.FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
             return any(holds(part, False) for part in (*cells, *(value.__defaults__ or ())))
-        return not copied and id(getattr(value, "__self__", value)) in own
+        if isinstance(value, functools.partial):
+            return any(holds(part, copied) for part in (value.func, *value.args, *value.keywords.values()))
+        return callable(value) and any(holds(part, copied) for part in getattr(value, "__dict__", {}).values())
 
     compiled = "_orig_mod" in module._modules
     return "forward" in vars(module) and not compiled and holds(vars(module)["forward"], True)
