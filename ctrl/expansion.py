@@ -75,7 +75,8 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
     become(model, control_class(type(model)))
     model.control = control  # type: ignore[assignment]
     keep_as_in_training(model)
-    control.trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    control.trained = control.trained or found  # of the first time: parts may have been frozen since
     control.owner = weakref.ref(model)
     control.looked = False  # an optimizer that was made before holds other weights
     control.look_from(next(model.parameters()).device)

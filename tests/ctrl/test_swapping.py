@@ -94,7 +94,7 @@ def test_expansions_take_turns_on_one_base(tmp_path: Path) -> None:
     assert torch.equal(ctrl.unload(model)(IDS).logits, base()(IDS).logits)
 
 
-def test_what_trains_is_the_same_after_a_turn() -> None:
+def test_what_trains_is_the_same_after_a_turn(tmp_path: Path) -> None:
     """Parts of the base that were unfrozen train on, parts of copies that were frozen do not."""
     model, other = grown(1), take_off(grown(2, layers=[0]))
     model.get_input_embeddings().requires_grad_(True)
@@ -105,7 +105,9 @@ def test_what_trains_is_the_same_after_a_turn() -> None:
     assert former is not None
     assert not model.get_input_embeddings().weight.requires_grad
     ctrl.swap(model, former)
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == before
+    loaded = ctrl.load(base(), ctrl.save(model, tmp_path))
+    for one in (model, loaded):
+        assert {name for name, parameter in one.named_parameters() if parameter.requires_grad} == before
 
 
 def test_weights_that_trained_meanwhile_are_kept(tmp_path: Path) -> None:
