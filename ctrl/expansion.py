@@ -123,12 +123,16 @@ def refuse_to_save_a_part(*args: Any, **kwargs: Any) -> None:
 def deep_copy(model: Any, shared: dict[int, Any] | None = None) -> Any:
     """Copy an expanded model that is then taken apart. shared: objects that both have, by id.
 
-    Raises ConfigError for weights that are computed in each pass. Without shared weights, warns of patches that run
-    those of the given model, and leaves them out.
+    Raises ConfigError for weights that are computed in each pass. Warns of patches that run the given model's own
+    weights or copies, and leaves them out.
     """
     refuse_computed_weights([model], "ctrl")
     copied = copy.deepcopy(model, {**(shared or {}), id(model.control): model.control.copied()})
-    held = [] if shared else [name for name, part in model.named_modules() if part is not model and forward_holds(part)]
+    held = [
+        name
+        for name, part in model.named_modules()
+        if part is not model and forward_holds(part) and (not shared or expanded_layers(part))
+    ]
     for name in held:
         vars(copied.get_submodule(name)).pop("forward")
     if held:

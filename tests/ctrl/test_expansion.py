@@ -127,3 +127,13 @@ def test_the_merged_model_runs_its_own_weights_whatever_was_patched() -> None:
         plain = ctrl.merge_back(model)
     assert torch.equal(plain(IDS).logits, expected)
     assert torch.equal(ctrl.merge_back(model, in_place=True)(IDS).logits, expected)
+
+
+def test_a_reference_is_the_base_whatever_was_patched() -> None:
+    """The decoder's own forward ran the copies in it, those of the model in training."""
+    model = disturbed()
+    old = model.model.forward
+    model.model.forward = lambda *args, **kwargs: old(*args, **kwargs)
+    with pytest.warns(UserWarning, match=r"1 modules have a forward of their own .*first: model\)"):
+        reference = ctrl.reference(model)
+    assert torch.equal(reference(IDS).logits, tiny().eval()(IDS).logits)
