@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import tempfile
@@ -103,6 +104,28 @@ class ControlModel(nn.Module):
         """Return what copy.deepcopy copies: a forward that runs this model (TRL's fused head) is not that of a copy."""
         state = super().__getstate__()
         return {k: v for k, v in state.items() if k not in FORWARDS} if forward_holds(self) else state
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copy as torch does; leave out patches in which the copy would run weights, or copies, of this model."""
+        kept = {id(tensor) for tensor in self.parameters() if memo.get(id(tensor)) is tensor}  # both models have them
+        held = [
+            name
+            for name, part in self.named_modules()
+            if part is not self and forward_holds(part)
+            if expanded_layers(part) or not kept.issuperset(map(id, part.parameters()))
+        ]
+        copied: Any = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        for name in held:
+            vars(copied.get_submodule(name)).pop("forward")
+        if held:
+            warnings.warn(
+                f"{len(held)} modules have a forward of their own (a patch, or torch.compile of their forward; first: "
+                f"{held[0]}), which runs the weights of this model: that of the copy is the class's own",
+                stacklevel=3,
+            )
+        return copied
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the model as torch does, and what belongs to it."""

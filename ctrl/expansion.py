@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import warnings
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expan
 from ctrl.optimizers import remember_taken_off
 from ctrl.outputs import heed_fields, ignore_fields
 from ctrl.quantised import keep_as_in_training
-from ctrl.structure import decoder_layers, forward_holds, head_parameters, is_attention, refuse_computed_weights
+from ctrl.structure import decoder_layers, head_parameters, is_attention, refuse_computed_weights
 
 
 @dataclass(eq=False)
@@ -123,25 +122,10 @@ def refuse_to_save_a_part(*args: Any, **kwargs: Any) -> None:
 def deep_copy(model: Any, shared: dict[int, Any] | None = None) -> Any:
     """Copy an expanded model that is then taken apart. shared: objects that both have, by id.
 
-    Raises ConfigError for weights that are computed in each pass. Warns of patches that run the given model's own
-    weights or copies, and leaves them out.
+    Raises ConfigError for weights that are computed in each pass.
     """
     refuse_computed_weights([model], "ctrl")
-    copied = copy.deepcopy(model, {**(shared or {}), id(model.control): model.control.copied()})
-    held = [
-        name
-        for name, part in model.named_modules()
-        if part is not model and forward_holds(part) and (not shared or expanded_layers(part))
-    ]
-    for name in held:
-        vars(copied.get_submodule(name)).pop("forward")
-    if held:
-        warnings.warn(
-            f"{len(held)} modules have a forward of their own (a patch, or torch.compile of their forward; first: "
-            f"{held[0]}), which runs the weights of this model: the new one has the forward of the class",
-            stacklevel=3,
-        )
-    return copied
+    return copy.deepcopy(model, {**(shared or {}), id(model.control): model.control.copied()})
 
 
 def become(module: nn.Module, cls: type[nn.Module]) -> None:

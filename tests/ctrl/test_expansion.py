@@ -129,11 +129,14 @@ def test_the_merged_model_runs_its_own_weights_whatever_was_patched() -> None:
     assert torch.equal(ctrl.merge_back(model, in_place=True)(IDS).logits, expected)
 
 
-def test_a_reference_is_the_base_whatever_was_patched() -> None:
-    """The decoder's own forward ran the copies in it, those of the model in training."""
-    model = disturbed()
-    old = model.model.forward
-    model.model.forward = lambda *args, **kwargs: old(*args, **kwargs)
-    with pytest.warns(UserWarning, match=r"1 modules have a forward of their own .*first: model\)"):
-        reference = ctrl.reference(model)
-    assert torch.equal(reference(IDS).logits, tiny().eval()(IDS).logits)
+def test_a_copy_and_a_reference_run_no_decoder_of_the_model_in_training() -> None:
+    """A decoder's own forward ran the copies in it, also where its model was the reference of a DPO."""
+    model, before = disturbed(), disturbed()(IDS).logits
+    model.model.forward = torch.compile(model.model.forward, backend="eager")
+    for make, expected in ((ctrl.reference, tiny().eval()(IDS).logits), (copy.deepcopy, before)):
+        with pytest.warns(UserWarning, match=r"1 modules have a forward of their own .*first: model\)"):
+            made = make(model)
+        assert torch.equal(made(IDS).logits, expected)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(made(IDS).logits, before)
