@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,14 @@ from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import changed, computes
+from ctrl.fingerprint import changed, computes, rest_print
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
-from ctrl.quantised import refuse_quantised_copies
+from ctrl.quantised import kinds, refuse_quantised_copies
 from ctrl.sharded import write_once
-from ctrl.structure import head_parameters, refuse_computed_weights
+from ctrl.structure import head_parameters, own_head, refuse_computed_weights
+from ctrl.sums import byte_sum, exact_sums
 
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
 FORMAT = 1
@@ -48,6 +51,7 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     meta = {"format": FORMAT, **description(model), "ends": ends(model)}
     # not of what is saved whole: new rows of embeddings that trained may start with other values in each process
     meta["base"]["sums"] = {name: total for name, total in meta["base"]["sums"].items() if name not in names}
+    meta["base"] |= {"rest": rest_print(model.control.samples, names), "own_head": own_head(model) is not None}
     if frozen := _frozen(model, names):
         meta["base"]["frozen"] = frozen
     if missing := [name for name in names if name not in state]:
@@ -70,11 +74,13 @@ def refuse_base(folder: Path, base: str) -> None:
 
 
 def description(model: Any) -> dict[str, Any]:
-    """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded."""
+    """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded. Their
+    `sums` are those of now: a type may have rounded weights since."""
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
-    base["sums"] = {name: list(found) for name, found in control.sums.items()}
+    base["quantised"] = kinds(model)
+    base["sums"] = {name: list(found) for name, found in exact_sums(model).items()}
     return {"control": control.config.to_dict(), "base": base}
 
 
@@ -117,23 +123,32 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is cut short or damaged ({error}): save it again") from error
 
 
-def check_one_save(folder: Path, meta: dict[str, Any]) -> None:
+def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError if the config of a folder is of another save than its weights, whose mark says what they
     are: a save over an older one that was killed between the two files, or a file that was copied from elsewhere.
 
+    Warns if the tensors are not those that were saved: bits of a file may change, and nothing else would show it.
     meta: of `read_config`. Fields that only one of them has are of an earlier version; the base may have been renamed.
     """
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         if MARK not in file.keys():  # noqa: SIM118 (not a dict)
             return
         noted = json.loads(bytes(file.get_tensor(MARK).tolist()))
-    for part in ("control", "base"):
-        other = [n for n, v in meta[part].items() if n != "name" and noted[part].get(n, v) != v]
+    lost = dict.fromkeys(noted["control"].keys() - meta["control"].keys())  # a default would take its place
+    for part, here in (("control", {**lost, **meta["control"]}), ("base", meta["base"])):
+        other = [n for n, v in here.items() if n != "name" and noted[part].get(n, v) != v]
         if other:
             raise CheckpointError(
                 f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} are of two saves: {part}.{other[0]} is "
-                f"{meta[part][other[0]]!r} in one, {noted[part][other[0]]!r} in the other. Save the model again"
+                f"{here[other[0]]!r} in one, {noted[part][other[0]]!r} in the other. Save the model again"
             )
+    sums = noted.get("tensors", {})
+    if odd := [name for name, tensor in tensors.items() if byte_sum(tensor) != sums.get(name, byte_sum(tensor))]:
+        warnings.warn(
+            f"{len(odd)} tensors of {folder / WEIGHTS_FILE} are not what was saved (first: {odd[0]}): the file is "
+            f"damaged, or it was edited. Copy it again; after an edit of your own leave the tensor {MARK!r} out",
+            stacklevel=3,
+        )
 
 
 def added_names(model: nn.Module) -> list[str]:
@@ -219,7 +234,7 @@ def _added_tensors(layer: Any) -> list[Tensor]:
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    tensors = {**tensors, MARK: marked(meta)}
+    tensors = {**tensors, MARK: marked({**meta, "tensors": {name: byte_sum(t) for name, t in tensors.items()}})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))

@@ -21,6 +21,7 @@ from ctrl.checkpoint import description, read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import UNUSED, Control
 from ctrl.errors import ConfigError
+from ctrl.fingerprint import rest_print
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers
 from ctrl.mark import MARK, check_mark
@@ -136,7 +137,9 @@ class ControlModel(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Load tensors as torch does. Raises CheckpointError if their mark says that they are of another expansion."""
         if (mark := state_dict.pop(prefix + MARK, None)) is not None:
-            check_mark(mark, description(self))
+            here = description(self)
+            here["base"]["rest"] = rest_print(self.control.samples, [name.removeprefix(prefix) for name in state_dict])
+            check_mark(mark, here)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ctrl.control import Control
 from ctrl.layer import ADDED
 from ctrl.quantised import has_quantised
-from ctrl.structure import head_parameters
+from ctrl.structure import head_parameters, own_head
 from ctrl.sums import FLOATS, bits, exact_sums, is_held
 
 SAMPLE = 64  # values of each parameter, at most
@@ -26,6 +27,7 @@ COMPUTES = (  # fields of a config that many families have, some by another name
     *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "sliding_window"),
     *("attn_logit_softcapping", "query_pre_attn_scalar", "residual_multiplier", "attention_multiplier"),
 )
+LENGTH_ROPES = ("dynamic", "longrope")  # positions that depend on `max_position_embeddings`
 # fields that do not change what the same weights compute: training, start values, outputs, sizes that `base_facts` has
 IDLE = re.compile(
     r"_.*|.*(dropout|pdrop|layerdrop|jitter|token_id|initializer|loss|aux_|kernels).*|init_.*|.*_init|summary_.*"
@@ -43,7 +45,16 @@ def fingerprint(model: Any) -> str | None:
 
     A base that is loaded in bf16 has the fingerprint that it has in fp32. Costs one small copy from the device.
     """
-    return _digest(_samples(model))
+    return _digest(samples_of(model))
+
+
+def rest_print(samples: dict[str, Tensor] | None, saved: Collection[str]) -> str | None:
+    """Hash the samples of a base without the tensors that are saved whole, of which each base may have its own.
+
+    New rows of embeddings are drawn anew in each process. None if no sample is left out.
+    """
+    rest = None if samples is None else {name: values for name, values in samples.items() if name not in saved}
+    return _digest(rest) if rest and samples is not None and len(rest) < len(samples) else None
 
 
 @torch.no_grad()
@@ -72,30 +83,31 @@ def part_prints(model: Any) -> dict[str, str]:
 def remember_base(control: Control, model: Any) -> None:
     """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
     control.computes = computes(model.config)
-    control.samples, control.sums = _samples(model), exact_sums(model)
+    control.samples, control.sums = samples_of(model), exact_sums(model)
     control.fingerprint, control.fingerprint_dtype = _digest(control.samples), str(model.dtype)
     control.part_prints = part_prints(model)
 
 
-def changed(model: Any) -> list[Tensor]:
-    """List the base's parameters that are no longer what they were when it was expanded, as far as a sample shows.
+def changed(model: Any, whole: bool = True) -> list[Tensor]:
+    """List the base's parameters and saved buffers that are no longer what they were when it was expanded.
 
-    Merged adapters do that, or parts that trained and were frozen again. Of embeddings and the head all values count,
-    since few rows of them may have changed, and of buffers that are saved (biases of routers that a balancing moves).
-    What another type has rounded is no change. Empty for a plain model.
+    Merged adapters do that, or parts that trained and were frozen again. whole=False: as far as a sample shows, which
+    costs no time; of embeddings, the head and buffers all values count. What another type has rounded is no change.
+    Empty for a plain model.
     """
     control = getattr(model, "control", None)
     before = control.samples if isinstance(control, Control) else None
-    now = _samples(model) if before else None
+    now = samples_of(model) if before else None
     if not isinstance(control, Control) or not before or not now:
         return []
     moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
-    for name, total in exact_sums(model).items():
+    for name, total in exact_sums(model, whole).items():
         then = control.sums.get(name, total)
         sampled = name in before and name in now
         unrounded = torch.equal(bits(before[name]), bits(now[name])) if sampled else then[0] == total[0]
         if unrounded and then != total:
             moved.add(name)
+    moved |= {name for name, p in model.named_parameters() if name not in before and p is own_head(model)}
     return [tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in moved]
 
 
@@ -107,12 +119,12 @@ def _moved(before: Tensor, now: Tensor) -> bool:
     return not same and not any(torch.equal(before.to(half).to(now.dtype), now) for half in HALF)
 
 
-def warn_if_changed(model: Any, use: str) -> None:
+def warn_if_changed(model: Any, use: str, whole: bool = True) -> None:
     """Warn once if frozen weights of the base are others than when it was expanded. use: what takes them for the base.
 
-    Merged adapters and direct writes do that, or parts that trained and were frozen again.
+    Merged adapters and direct writes do that, or parts that trained and were frozen again. whole: as in `changed`.
     """
-    moved = {id(p) for p in changed(model) if not p.requires_grad}
+    moved = {id(p) for p in changed(model, whole) if not p.requires_grad}
     if not moved or model.control.told_of_base:
         return
     model.control.told_of_base = True
@@ -125,7 +137,7 @@ def warn_if_changed(model: Any, use: str) -> None:
 
 
 @torch.no_grad()
-def _samples(model: Any) -> dict[str, Tensor] | None:
+def samples_of(model: Any) -> dict[str, Tensor] | None:
     """Take up to SAMPLE values of every parameter of the base, in host memory.
 
     A head that trains with the copies is no part of it: it is saved with them, and starts at random elsewhere.
@@ -162,10 +174,19 @@ def computes(config: Any) -> dict[str, Any]:
     # not by getattr: a config whose layers differ raises for the fields in which they do
     found = {name: values.get(other_names.get(name, name)) for name in COMPUTES}
     found["rope_theta"] = theta if found["rope_theta"] is None else found["rope_theta"]
+    if any(kind in LENGTH_ROPES for kind in _values(rope, "rope_type")):
+        found["max_position_embeddings"] = config.max_position_embeddings
     known = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
     more = {name: value for name, value in values.items() if not IDLE.fullmatch(name)}
     plain: dict[str, Any] = json.loads(json.dumps(known | more, default=str))
     return plain
+
+
+def _values(value: Any, key: str) -> list[Any]:
+    """List the values of a key in a dict and in those inside it: layers of several kinds may have one each."""
+    if not isinstance(value, dict):
+        return []
+    return [*([value[key]] if key in value else []), *(found for one in value.values() for found in _values(one, key))]
 
 
 def differences(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -182,15 +203,17 @@ def _differ(there: Any, here: Any) -> bool:
 
 
 def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
-    """Compare the fingerprints in two `base_facts`; None if one is missing, or the dtypes round in different ways.
+    """Compare the fingerprints in two `base_facts`, or those of the rest (see `rest_print`) if both have one.
 
-    If one of the whole base is missing, those of parts can only show that the bases differ.
+    None if one is missing, or the dtypes round in different ways. If one of the whole base is missing, those of parts
+    can only show that the bases differ.
     """
     prints = [facts.get("fingerprint") for facts in (saved, here)]
     dtypes = [facts.get("fingerprint_dtype") or facts.get("dtype") for facts in (saved, here)]
     exact = dtypes[0] == dtypes[1] or all(dtype in EXACT for dtype in dtypes)
     if all(prints) and exact:
-        return prints[0] == prints[1]
+        rests = [facts.get("rest") for facts in (saved, here)]
+        return prints[0] == prints[1] or (rests[0] is not None and rests[0] == rests[1])
     there, here_parts = (facts.get("part_prints") or {} for facts in (saved, here))
     return False if any(there[part] != here_parts[part] for part in there.keys() & here_parts.keys()) else None
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
-from ctrl.card import CARD_FILE
+from ctrl.card import CARD_FILE, may_write
 from ctrl.checkpoint import FILES
 from ctrl.errors import CheckpointError
 
@@ -37,13 +37,14 @@ def local_folder(address: str | os.PathLike[str]) -> Path:
 
 
 def upload(folder: Path, repo_id: str, token: Any = None, private: bool | None = None, **kwargs: Any) -> Any:
-    """Upload the folder of an expansion. A model card that the repository has stays.
+    """Upload the folder of an expansion. A model card of your own that the repository has stays.
 
     kwargs: commit_message, revision, create_pr, ... as `upload_folder` takes them.
     """
     api = HfApi(token=token)
     name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    cards = [] if api.file_exists(name, CARD_FILE) else [CARD_FILE]
+    own = api.file_exists(name, CARD_FILE) and not may_write(Path(api.hf_hub_download(name, CARD_FILE)))
+    cards = [] if own else [CARD_FILE]  # that of an earlier upload may name another base
     return api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[*FILES, *cards], **kwargs)
 
 

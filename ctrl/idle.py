@@ -15,11 +15,15 @@ from torch import Tensor, nn
 def idle(copies: Iterable[nn.Module], reached: set[int]) -> list[nn.Parameter]:
     """List the parameters of the copies that would train and whose ids are not among those reached.
 
-    Those of modules in a list (experts) are left out: they take turns, so they keep training.
+    Those of modules in a list (experts) are left out: they take turns, so they keep training. The dicts in which PEFT
+    keeps an adapter are no such list: one may be put on a matrix whose weight the layer reads itself.
     """
     found = []
     for copied in copies:
-        lists = [m for m in copied.modules() if isinstance(m, nn.ModuleList | nn.ModuleDict)]
+        named = ((name.rpartition(".")[2], module) for name, module in copied.named_modules())
+        lists = [
+            m for name, m in named if isinstance(m, nn.ModuleList | nn.ModuleDict) and not name.startswith("lora_")
+        ]
         known = reached | {id(p) for one in lists for p in one.parameters()}
         found += [p for p in copied.parameters() if p.requires_grad and id(p) not in known]
     return found

@@ -21,7 +21,10 @@ from ctrl.sums import other_rows
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
 # facts of the base that are compared in other ways
-NOTED = ("name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums")
+NOTED = (
+    "name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums",
+    "own_head", "rest", "quantised",
+)  # fmt: skip
 
 
 def marked(description: dict[str, Any]) -> Tensor:
@@ -49,7 +52,7 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
             f"others: load the base in {dtypes[0]} to go on with that training",
             stacklevel=3,
         )
-    for other in filter(None, (find(there["base"], here["base"]) for find in (other_buffers, other_rows))):
+    for other in filter(None, (find(there["base"], here["base"]) for find in (other_buffers, other_rows, other_kinds))):
         warnings.warn(other, stacklevel=3)
     names = [facts["base"]["name"] for facts in (there, here)]
     if same_base(there["base"], here["base"]) is None and all(names) and names[0] != names[1]:
@@ -70,6 +73,18 @@ def other_buffers(there: dict[str, Any], here: dict[str, Any]) -> str:
         f"the base in training had RoPE's frequencies, or other buffers, in {shown[0]}, this one in {shown[1]}, so its "
         "outputs are others: model.to(dtype) rounds buffers, from_pretrained(name, dtype=...) does not. Make the base "
         "as in training"
+    )
+
+
+def other_kinds(there: dict[str, Any], here: dict[str, Any]) -> str:
+    """Say that one of two bases is quantised, or both in different ways; empty if not, or it is not known."""
+    found: list[Any] = [facts.get("quantised") for facts in (there, here)]
+    if None in found or found[0] == found[1]:
+        return ""
+    shown = [f"quantised ({', '.join(one)})" if one else "in floats" for one in found]
+    return (
+        f"the base in training was {shown[0]}, this one is {shown[1]}, so its outputs are others than those of the "
+        "copies' training: measure the model as it is now"
     )
 
 

@@ -25,7 +25,7 @@ from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
 from ctrl.offloaded import held
-from ctrl.plain import check_rebuilds, insert, source_layers, whole_model
+from ctrl.plain import check_rebuilds, insert, note_own_head, source_layers, whole_model
 from ctrl.quantised import refuse_quantised
 from ctrl.sharded import whole
 from ctrl.streams import alpha_of_tokens, by_token
@@ -88,6 +88,7 @@ def merge_back(
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
     take_off(plain)
     insert(plain, stacked, sources)
+    note_own_head(plain)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, merge_gap(model, plain, gap_on))
 

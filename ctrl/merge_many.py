@@ -18,7 +18,7 @@ from ctrl.gap import Batches, MergeGap, merge_gap, readable
 from ctrl.layer import ADDED, ExpandedLayer
 from ctrl.merge import Alphas, check_mergeable, layer_alphas, mixed_weights
 from ctrl.numerics import widen
-from ctrl.plain import whole_model
+from ctrl.plain import note_own_head, whole_model
 
 
 @torch.no_grad()
@@ -69,6 +69,7 @@ def merge_models(
     for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
         if name in totals:
             tensor.copy_(totals[name])
+    note_own_head(plain)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, [merge_gap(model, plain, gap_on) for model in models])
 

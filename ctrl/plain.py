@@ -22,7 +22,7 @@ from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.offloaded import in_memory, is_offloaded
 from ctrl.sharded import is_sharded, whole
-from ctrl.structure import decoder_layers, select_layers
+from ctrl.structure import decoder_layers, give_own_head, says_another_head, select_layers
 
 CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")  # attributes of a layer
 RECORDING = "transformers.utils.output_capturing"  # the module of hooks that record outputs
@@ -39,14 +39,30 @@ def whole_model(model: Any) -> Any:
     state = in_memory(model, state | dict(model.named_buffers()))  # RoPE's frequencies are not in the state dict
     cls: Any = class_before(model, ControlModel)
     gathered = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    gathered.generation_config = copy.deepcopy(model.generation_config)  # of the model, which trainers change
     expand(gathered, dataclasses.replace(model.control.config, layers=model.control.layers))
+    if _heads_apart(gathered, state):
+        give_own_head(gathered)
     for name, own in (gathered.state_dict(keep_vars=True) | dict(gathered.named_buffers())).items():
         own.data = whole(state[name]).cpu()
     for layer, original in zip(expanded_layers(gathered), expanded_layers(model), strict=True):
         if layer.interpolation is not None and original.interpolation is not None:
             layer.interpolation.fixed_alpha = original.interpolation.fixed_alpha
+    gathered.generation_config = copy.deepcopy(model.generation_config)
     return gathered.train(model.training)
+
+
+def _heads_apart(gathered: Any, state: dict[str, torch.Tensor]) -> bool:
+    """Whether a state has two tensors for embeddings and head, which are one in the model."""
+    named = gathered.named_parameters(remove_duplicate=False)
+    names = [name for name, p in named if p is gathered.get_input_embeddings().weight]
+    return any(not torch.equal(whole(state[names[0]]), whole(state[name])) for name in names[1:] if name in state)
+
+
+def note_own_head(model: Any) -> None:
+    """Let the config of a plain model say that its head is not its embeddings, which servers believe."""
+    if says_another_head(model):
+        _own_config(model)
+        give_own_head(model)
 
 
 def source_layers(model: Any) -> list[int]:

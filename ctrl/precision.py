@@ -38,7 +38,7 @@ class HalfComputing(nn.Module):
     def beside(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the copy next to its layer."""
         before = _thread.original
-        _thread.original = next(layer.parameters()).dtype
+        _thread.original = _first_dtype(layer)
         try:
             return self(*args, **kwargs)
         finally:
@@ -52,6 +52,15 @@ class HalfComputing(nn.Module):
             return super().forward(hidden_states, *args, **kwargs)
         finally:
             _thread.dtype = before
+
+
+def _first_dtype(layer: nn.Module) -> torch.dtype | None:
+    """Return the dtype of the first parameter. Replicas of DataParallel hold plain tensors in their place."""
+    for module in layer.modules():
+        for name in (*module._parameters, *vars(module).get("_former_parameters", ())):
+            if isinstance(found := getattr(module, name), Tensor):
+                return found.dtype
+    return None
 
 
 def keep_in_fp32(copied: nn.Module) -> nn.Module:

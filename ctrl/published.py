@@ -12,11 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import PreTrainedModel
 
 from ctrl.checkpoint import read_tensors, refuse_base
 from ctrl.config import ControlConfig
@@ -29,29 +27,30 @@ from ctrl.offloaded import in_memory
 from ctrl.outputs import IGNORED
 from ctrl.plain import source_layers
 from ctrl.precision import HALF
+from ctrl.published_base import GENERATION_FILE, base_dtype, read_generation, skeleton, take_types
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
     LayerMap,
     deeper_indices,
     layer_index,
-    layout_of,
     our_value,
     published_names,
     published_value,
 )
 from ctrl.quantised import refuse_quantised
 from ctrl.sharded import write_once
-from ctrl.structure import select_layers
+from ctrl.structure import says_another_head, select_layers
 
 
 def load_published(
     folder: str | os.PathLike[str], base: PreTrainedModel | str | os.PathLike[str] | None = None
 ) -> PreTrainedModel:
-    """Load an expanded model from a published checkpoint, in one file or several.
+    """Load an expanded model from a published checkpoint, in one file or several. It is in eval mode.
 
     base: name or folder of the base model, or a model. Only its architecture is used: all weights are in the
         checkpoint. Default: the folder `expanded_from` of config.json if it exists on this machine, else the Llama
-        fields of config.json.
+        fields of config.json. A base whose config computes something else than config.json gets a warning.
+    Settings of generation are those of generation_config.json, else the base's.
 
     Raises CheckpointError or ConfigError that names what is missing, extra or unknown.
     """
@@ -70,7 +69,7 @@ def load_published(
     config = control_config(expansion, layer_map.originals)
     eager = config.divergence == "attention"
     try:
-        model = _skeleton(values, base, layer_map, _dtype(tensors, config, layer_map), eager)
+        model = skeleton(values, base, layer_map, base_dtype(tensors, config, layer_map), eager)
     except (CheckpointError, ConfigError, MemoryError):
         raise
     except Exception as error:  # transformers has a dozen classes for a config with which it cannot build a model
@@ -79,11 +78,11 @@ def load_published(
             f"no model can be built from {folder / 'config.json'} and its base ({type(error).__name__}: {said}): "
             "download it again, or pass the base model itself"
         ) from error
+    take_types(model, tensors, layer_map)
+    read_generation(model, folder, base)
     expand(model, config)
     _load_strictly(model, tensors, expansion, folder)
-    if (folder / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_dict(_read_json(folder / GENERATION_CONFIG_NAME))
-    return model
+    return model.eval()
 
 
 def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard_size: str = "5GB") -> Path:
@@ -104,6 +103,8 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     select_layers(deeper.get_text_config(decoder=True), source_layers(expanded))
     expansion = expansion_object(config, expanded, len(source_layers(expanded)), unfrozen)
     warn_of_losses(config, control_config(expansion, expanded.control.layers), expanded.dtype in HALF)
+    if says_another_head(expanded):
+        deeper.tie_word_embeddings = deeper.get_text_config(decoder=True).tie_word_embeddings = False
     values = {k: v for k, v in deeper.to_dict().items() if k != IGNORED}
     values |= {
         "num_hidden_layers": len(source_layers(expanded)),
@@ -120,52 +121,11 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
         folder.mkdir(parents=True, exist_ok=True)
         save_torch_state_dict(state, folder, max_shard_size=max_shard_size, shared_tensors_to_discard=tied)
         (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        if (settings := getattr(expanded, "generation_config", None)) is not None:  # trainers change where replies end
-            (folder / GENERATION_CONFIG_NAME).write_text(settings.to_json_string(use_diff=True))
+        if getattr(expanded, "generation_config", None) is not None:
+            expanded.generation_config.to_json_file(folder / GENERATION_FILE)
 
     write_once(in_memory(expanded, expanded.state_dict(keep_vars=True)), write)
     return folder
-
-
-def _skeleton(
-    values: dict[str, Any], base: Any, layer_map: LayerMap, dtype: torch.dtype, eager: bool
-) -> PreTrainedModel:
-    """Build a model of the base architecture with random weights."""
-    source = base if base is not None else values["expansion"].get("expanded_from")
-    if isinstance(source, PreTrainedModel):
-        config = type(source.config).from_dict(source.config.to_dict())
-    elif base is not None or (source and isinstance(source, str) and Path(source).is_dir()):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)  # else a terminal would be asked
-    else:
-        source, config = None, _config_of(values)
-    text = config.get_text_config(decoder=True)
-    if source is None:
-        select_layers(text, layer_map.base_layers)
-    elif text.num_hidden_layers != len(layer_map.base_layers):
-        name = type(source).__name__ if isinstance(source, PreTrainedModel) else repr(str(source))
-        raise CheckpointError(
-            f"the base model {name} has {text.num_hidden_layers} layers, but the checkpoint was expanded from "
-            f"{len(layer_map.base_layers)}: pass as base the model from which it was expanded"
-        )
-    kwargs: dict[str, Any] = {"trust_remote_code": False} | ({"attn_implementation": "eager"} if eager else {})
-    # the dtype is an argument here because .to() would also round RoPE's frequencies
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs)
-    return model
-
-
-def _dtype(tensors: dict[str, Tensor], config: ControlConfig, layer_map: LayerMap) -> torch.dtype:
-    """Return the dtype of the base's weights, fp32 if they differ. Copies and interpolations have their own."""
-    added = tuple(layout_of(config.interpolation).tensors.values())
-    own = {n: t for n, t in tensors.items() if not n.endswith(added) and ".expanded_layer." not in n}
-    base = [t for n, t in own.items() if all(i in layer_map.base_layers for i in layer_index(n))]
-    dtypes = {t.dtype for t in base if t.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else torch.float32
-
-
-def _config_of(values: dict[str, Any]) -> PreTrainedConfig:
-    """Build the base config from config.json. The published models are Llamas and name no other type."""
-    plain = {k: v for k, v in values.items() if k not in ("expansion", "architectures", "model_type")}
-    return AutoConfig.for_model(plain.pop("base_model_type", "llama"), **plain)
 
 
 def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, Any], folder: Path) -> None:

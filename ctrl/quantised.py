@@ -42,6 +42,12 @@ def is_quantised_linear(module: nn.Module) -> bool:
     return all(isinstance(size, int) for size in sizes) and (packed or any(map(is_quantised, _own(module))))
 
 
+def kinds(model: nn.Module) -> list[str]:
+    """Name the classes of the quantised matrices and of their weights; empty for a model in floats."""
+    found = filter(is_quantised_linear, model.modules())
+    return sorted({f"{type(m).__name__} ({type(getattr(m, 'weight', None)).__name__})" for m in found})
+
+
 @contextlib.contextmanager
 def as_in_training(model: nn.Module) -> Iterator[None]:
     """Put the quantised matrices into train mode inside the block, in which they compute the same.

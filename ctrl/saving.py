@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -26,10 +27,12 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
-from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, same_base
+from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
 from ctrl.hub import local_folder
-from ctrl.mark import NOTED, other_buffers
+from ctrl.mark import NOTED, other_buffers, other_kinds
 from ctrl.model import expand
+from ctrl.quantised import kinds
+from ctrl.structure import give_own_head
 from ctrl.sums import exact_sums, other_rows
 
 
@@ -64,26 +67,29 @@ def load(
 
     If the base has the dtype of the base in training, every tensor gets the dtype in which it was saved. Otherwise it
     gets the dtype of this base, with a warning if that rounds. Raises CheckpointError, and leaves the base unchanged,
-    if the folder is no such checkpoint, is incomplete, or was trained on another base.
+    if the folder is no such checkpoint, is incomplete, or was trained on another base. Warns of weights that are not
+    those that `save` wrote.
     """
     folder = local_folder(folder)
     meta = read_config(folder)
     config, tensors = ControlConfig.from_dict(meta["control"]), read_tensors(folder / WEIGHTS_FILE)
     _check_finite(tensors, folder / WEIGHTS_FILE)
     model = _base(base_model, meta["base"], config, kwargs)
-    _check_base(model, meta["base"], folder, allow_other_base)
+    _check_base(model, meta["base"], folder, allow_other_base, tensors)
     trainable = [p for p in model.parameters() if p.requires_grad]
     expand(model, config)
     if meta["control"].get("norm_mix") == "alpha":
         tensors |= _norm_factors(tensors, added_names(model))
     try:
         _check_fit(tensors, model, folder)
-        check_one_save(folder, meta)
+        check_one_save(folder, meta, tensors)
     except CheckpointError:
         take_off(model)
         for parameter in trainable:
             parameter.requires_grad_(True)
         raise
+    if meta["base"].get("own_head"):
+        give_own_head(model)
     _agree_on_dtypes(tensors, model, meta["base"].get("dtype"))
     model.load_state_dict(tensors, strict=False)
     frozen, added = set(meta["base"].get("frozen", ())), set(added_names(model))
@@ -110,9 +116,10 @@ def _agree_on_ends(model: Any, saved: list[int] | None, named: bool) -> None:
 
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError for NaN or inf, with which no output would be a number."""
-    odd = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if odd:
+    """Raise CheckpointError for NaN or inf, with which no output would be a number. theta is inf at alpha 0 and 1."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    thetas = {n: t.nan_to_num(math.nan, 0.0, 0.0) for n, t in floats.items() if n.endswith(".interpolation.theta")}
+    if odd := [name for name, tensor in {**floats, **thetas}.items() if not tensor.isfinite().all()]:
         raise CheckpointError(f"{path}: {len(odd)} tensors hold NaN or inf, the first is {odd[0]}: train it again")
 
 
@@ -125,7 +132,7 @@ def _base(
     """Return the base model; load it if it is given by name, by default as it was in training."""
     if isinstance(base_model, str | os.PathLike):
         if not {"dtype", "torch_dtype"} & kwargs.keys() and "dtype" in saved:
-            kwargs["dtype"] = getattr(torch, saved["dtype"].removeprefix("torch."))
+            kwargs["dtype"] = _dtype(saved["dtype"])
         if config.divergence == "attention":
             kwargs.setdefault("attn_implementation", "eager")
         kwargs.setdefault("trust_remote_code", False)  # transformers would ask on a terminal, and run files on a y
@@ -144,10 +151,12 @@ def _base(
     return base_model
 
 
-def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool) -> None:
+def _check_base(
+    model: nn.Module, saved: dict[str, Any], folder: Path, allow_other: bool, tensors: dict[str, Tensor]
+) -> None:
     """Raise CheckpointError if the model differs from the saved facts of the base, or warn if only its name does."""
     here = {**base_facts(model), "fingerprint": fingerprint(model), "part_prints": part_prints(model)}
-    here["sums"] = exact_sums(model)
+    here |= {"sums": exact_sums(model), "rest": rest_print(samples_of(model), tensors)}
     if different := differences({k: v for k, v in saved.items() if k not in NOTED}, here):
         raise CheckpointError(f"{folder} was trained on another base model, {saved['name']!r}: {different}")
     different = differences(saved.get("computes", {}), here["computes"])
@@ -164,7 +173,8 @@ def _check_base(model: nn.Module, saved: dict[str, Any], folder: Path, allow_oth
             "allow_other_base=True puts the copies onto this one"
         )
     rows = "" if allow_other else other_rows(saved, here)
-    for other in filter(None, (rows, other_buffers(saved, {**here, "buffers": buffer_types(model)}))):
+    now = {**here, "buffers": buffer_types(model), "quantised": kinds(model)}
+    for other in filter(None, (rows, other_buffers(saved, now), other_kinds(saved, now))):
         warnings.warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:
         warnings.warn(
@@ -223,6 +233,12 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | N
             "the model that was saved",
             stacklevel=3,
         )
+    elif trained_on and torch.promote_types(_dtype(trained_on), base) != base:
+        warnings.warn(
+            f"the model was saved with its base in {trained_on}, this one is in {here}, which rounds it, so its "
+            f"outputs are others. Load the base in {trained_on} to get the model that was saved",
+            stacklevel=3,
+        )
     elif trained_on and holds_more(model, trained_on):
         warnings.warn(
             f"the model was saved with its base in {trained_on}, this one is in {here} and holds values that "
@@ -230,3 +246,8 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | N
             "model that was saved",
             stacklevel=3,
         )
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name.removeprefix("torch."))
+    return found

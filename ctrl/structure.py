@@ -8,6 +8,7 @@ import types
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -159,6 +160,39 @@ def dropout_in(layers: Iterable[nn.Module]) -> str:
                 if isinstance(rate, float) and rate > 0:
                     return f"{place.strip('.')}={rate:g}"
     return ""
+
+
+def own_head(model: Any) -> nn.Parameter | None:
+    """Return the weight of the head if it is another tensor than the embeddings, and this process holds it.
+
+    They may have been one in the base: PEFT's modules_to_save makes two of them, and so does an assignment.
+    """
+    rows, head = _rows_and_head(model)
+    apart = rows is not None and head is not None and rows.weight is not head.weight and not rows.weight.is_meta
+    return head.weight if apart and not type(head).__module__.startswith("peft.") else None
+
+
+def give_own_head(model: Any) -> None:
+    """Make two tensors of embeddings and head if they are one, and let the config say so, which servers believe."""
+    rows, head = _rows_and_head(model)
+    if head is not None and rows is not None and rows.weight is head.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        if getattr(config, "tie_word_embeddings", False):
+            config.tie_word_embeddings = False
+
+
+def says_another_head(model: Any) -> bool:
+    """Whether the config says that embeddings and head are one tensor, but they have other values."""
+    configs = (model.config, model.config.get_text_config(decoder=True))
+    tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
+    rows, head = model.get_input_embeddings(), own_head(model) if tied else None
+    return head is not None and not torch.equal(rows.weight, head.to(rows.weight.device))
+
+
+def _rows_and_head(model: Any) -> list[Any]:
+    parts = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [part if isinstance(getattr(part, "weight", None), nn.Parameter) else None for part in parts]
 
 
 def is_attention(module: nn.Module) -> bool:

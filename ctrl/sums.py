@@ -1,4 +1,4 @@
-"""Add up all values of embeddings, head and buffers exactly: a few of them may have changed, which samples miss."""
+"""Add up all values of a base's tensors exactly: a few of them may have changed, which samples miss."""
 
 from __future__ import annotations
 
@@ -10,18 +10,27 @@ from torch import Tensor, nn
 from ctrl.layer import ADDED
 from ctrl.quantised import has_quantised
 from ctrl.sharded import is_sharded
+from ctrl.structure import head_parameters
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @torch.no_grad()
-def exact_sums(model: Any) -> dict[str, tuple[str, int]]:
-    """Add up the bytes of all values of embeddings, head and saved buffers, eight at a time: name -> type and sum."""
+def exact_sums(model: Any, whole: bool = True) -> dict[str, tuple[str, int]]:
+    """Add up the bytes of all values of the base, eight at a time: name -> type and sum.
+
+    Of a quantised base embeddings and head alone. whole=False: of any base these and its saved buffers, as is fast
+    enough for each `ctrl.pretrained`.
+    """
     heads = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
     found = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters(recurse=False)}
-    named = {n: p for n, p in model.named_parameters() if id(p) in found and is_held(p) and p.dtype in FLOATS}
-    named |= {} if has_quantised(model) else _saved_buffers(model)
-    return {n: (str(p.dtype), _sum(p.detach().flatten())) for n, p in named.items()}
+    quantised = has_quantised(model)
+    trained = head_parameters(model)
+    named = {n: p for n, p in model.named_parameters() if n not in trained and is_held(p) and p.dtype in FLOATS}
+    base = {n: p for n, p in named.items() if not any(f".{part}" in n for part in ADDED)}
+    named = {n: p for n, p in base.items() if id(p) in found or (whole and not quantised)}
+    named |= {} if quantised else _saved_buffers(model)
+    return {n: (str(p.dtype), byte_sum(p)) for n, p in named.items()}
 
 
 def _saved_buffers(model: Any) -> dict[str, Tensor]:
@@ -31,8 +40,9 @@ def _saved_buffers(model: Any) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in base.items() if not any(f".{part}" in name for part in ADDED)}
 
 
-def _sum(flat: Tensor) -> int:
+def byte_sum(tensor: Tensor) -> int:
     """Add up bytes as integers of 64 bits, which is exact on every device and as fast as memory."""
+    flat = tensor.detach().flatten()
     flat = flat.clone() if flat.storage_offset() else flat  # its bytes may begin between two integers
     data = bits(flat)
     whole = len(data) // 8 * 8
@@ -40,7 +50,7 @@ def _sum(flat: Tensor) -> int:
 
 
 def other_rows(saved: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say that embeddings, head or buffers of two bases of one type differ, though no sampled value does; empty if not.
+    """Say that tensors of two bases of one type differ, though no sampled value does; empty if not.
 
     It is no other base: whoever adds a token for padding resizes the base, which draws the new rows at random.
     """
@@ -49,10 +59,11 @@ def other_rows(saved: dict[str, Any], here: dict[str, Any]) -> str:
     odd = sorted(n for n in both if sums[n][0] == others[n][0] and sums[n][1] != others[n][1])
     if not odd:
         return ""
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
     return (
-        f"{', '.join(odd)}: a few values of this base are not those of the base in training, so its outputs "
-        "are others. resize_token_embeddings draws new rows at random: call torch.manual_seed before it, or "
-        "save the resized base and load that"
+        f"{', '.join(odd[:3])}{more}: values of this base are not those of the base in training, so its outputs are "
+        "others. Load the base in the type of the training: to(dtype) and back rounds it. resize_token_embeddings "
+        "draws new rows at random: call torch.manual_seed before it, or save the resized base and load that"
     )
 
 

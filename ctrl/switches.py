@@ -44,7 +44,7 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
         )
     if not (model.training and control.compared):  # in each step of a training it would take time
         control.compared = True
-        warn_if_changed(expanded, "ctrl.pretrained")
+        warn_if_changed(expanded, "ctrl.pretrained", whole=False)
     with _LOCK:
         control.off += 1
         control.enabled = False

@@ -138,14 +138,16 @@ model = load_trained(outcome.folder, "control", learning_rate)
 tokenizer = load_base(base_model, picker.config.data.system)[1]
 prompts = [item.question for item in picker.config.data.new[0].held_out(new_items, picker.config.seed).test[:2]]
 prompts += answers(outcome.folder).sample(f"control-{learning_rate:g}")
-display(Grid.of(replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0], reply_tokens), prose=True))
+precision = picker.config.precision
+made = replies_at(model, tokenizer, prompts, [0.0, 0.5, 1.0], reply_tokens, precision)
+display(Grid.of(made, prose=True))
 
 # %% [markdown]
 # Turn it by hand (in a running notebook). The base model's replies stay next to it, and the line above the table is the
 # same in Python.
 
 # %%
-display(Dial(model, tokenizer, prompts, alpha=0.5, tokens=reply_tokens))
+display(Dial(model, tokenizer, prompts, alpha=0.5, tokens=reply_tokens, precision=precision))
 
 # %% [markdown]
 # ## Where to look next

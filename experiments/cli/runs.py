@@ -129,11 +129,12 @@ def config_lines(config: Mapping[str, Any]) -> dict[str, str]:
     data, training, evaluation = config["data"], config["training"], config["evaluation"]
     replay = f", {data['replay']:.0%} replay of {_sources(data['old'])}" if data.get("replay") else ""
     rows = training["batch_size"] * training.get("gradient_accumulation", 1)
+    when = f"every {evaluation['every']} steps" if evaluation["every"] else "at the end"
     return {
         "base model": f"{config['base_model']}, precision {config['precision']}, seed {config['seed']}",
         "new task": _sources(data["new"]) + replay,
         "training": f"{training['steps']} steps of {rows} rows",
-        "evaluation": f"every {evaluation['every']} steps: {', '.join(evaluation['suites'])}",
+        "evaluation": f"{when}: {', '.join(evaluation['suites'])}",
     }
 
 

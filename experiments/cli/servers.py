@@ -91,8 +91,9 @@ def server(name: str, port: int, command: str) -> Iterator[subprocess.Popen[byte
     with tempfile.TemporaryFile() as output, contextlib.closing(os.fdopen(held, "wb")):
         line = f"{{ cat <&{pipe}; kill 0; }} & {command}"  # our own command, quoted
         process = subprocess.Popen(
-            line, shell=True, stdout=output, stderr=output, start_new_session=True, pass_fds=(pipe,)
-        )
+            line, shell=True, stdout=output, stderr=output, start_new_session=True, pass_fds=(pipe,),
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # run no `flask.py` of the working directory
+        )  # fmt: skip
         os.close(pipe)
         try:
             _wait_for_answer(name, port, process, output)

@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
     one.add_argument("--new", type=Path, metavar="FILE", help="questions or texts of the new task, for the gain")
     one.add_argument(
         "--alphas", nargs="+", type=float, default=None, metavar="ALPHA",
-        help="points of the path: 0 is the base, 1 the model (default: .2 .4 .6 .8 1)",
+        help="points of the path, above 0 (the base) and up to 1 (the model, always measured) (default: .2 .4 .6 .8 1)",
     )  # fmt: skip
     one.add_argument(
         "--by", default="weights", choices=("weights", "depth"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+import site
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from experiments.common.paths import short_path
 
 SCRIPT, MODULE = "control-llm", "experiments.cli"
+ZIPPED = re.compile(r"\bpython3\d+\.zip$")  # in the list of folders of every Python
 
 
 def command(*words: str | Path) -> str:
@@ -28,6 +31,26 @@ def program() -> str:
     if script := _installed():
         return _on_path(SCRIPT, script)
     return f"{_on_path('python', sys.executable)} -m {MODULE}"
+
+
+def own_python(module: str) -> list[str]:
+    """Return the words that run a module of ours in another Python; its environment needs `own_modules`.
+
+    Without -P it would look in the working directory first, where this process may not look: a `statistics.py` or
+    `datasets.py` there would be run in place of the real one.
+    """
+    return [sys.executable, "-P", "-m", module]
+
+
+def own_modules() -> dict[str, str]:
+    """Return the environment in which another Python finds the modules that this one finds.
+
+    Without the folders that every Python has of its own: programs of another version may be started from there.
+    """
+    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own |= {sysconfig.get_config_var("DESTSHARED"), site.getusersitepackages()}
+    further = [one for one in sys.path if one not in own and not ZIPPED.search(one) and os.path.exists(one or ".")]
+    return {"PYTHONPATH": os.pathsep.join(further)}
 
 
 def _installed() -> str | None:

@@ -161,6 +161,16 @@ def link_files(folder: Path, to: Path | None) -> bool:
     return True
 
 
+def leads_away(file: Path, folder: Path) -> bool:
+    """Whether a file below a folder is a link to elsewhere: of a folder of others, maybe to a private file.
+
+    The caches of the Hugging Face Hub are full of links to their own blobs, which do not count.
+    """
+    target = file.resolve()
+    of_hub = target.parent.name == "blobs" and target.parents[1].name.startswith(("models--", "datasets--"))
+    return not (of_hub or target.is_relative_to(folder.resolve()))
+
+
 def remove(folder: Path, near: Path) -> None:
     """Delete a folder at once: a kill leaves all of it, or nothing that looks like it.
 
@@ -221,3 +231,12 @@ def read_note(path: Path) -> dict[str, Any]:
         return read_json(path)
     except DamagedError:
         return {}
+
+
+def is_damaged(note: Path) -> bool:
+    """Whether a note is there and cannot be read: what it vouches for is not known to be whole."""
+    try:
+        read_json(note)
+    except DamagedError:
+        return True
+    return False

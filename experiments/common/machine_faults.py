@@ -18,12 +18,22 @@ from urllib.error import ContentTooShortError, HTTPError
 from experiments.common.errors import MachineError
 
 DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _numbers(*names: str) -> tuple[int, ...]:
+    """Return the numbers of errors, of those that this system has."""
+    return tuple(getattr(errno, name) for name in names if hasattr(errno, name))
+
+
 NUMBERS = (
-    *DISK, errno.ENOMEM, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT,
-    errno.EACCES, errno.ENOLCK, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
-    errno.ENETUNREACH, errno.ENOBUFS, errno.EUCLEAN, errno.EREMOTEIO, errno.ENOMEDIUM, errno.ENOLINK, errno.ECOMM,
-)  # fmt: skip
-UNNAMED = (errno.EPERM, errno.EAGAIN, errno.EBUSY, errno.ENXIO, errno.EFBIG)  # whose texts other errors have too
+    *DISK,
+    *_numbers("ENOMEM", "EIO", "EROFS", "ESTALE", "EMFILE", "ENFILE", "ETIMEDOUT", "EACCES", "ENOLCK", "ENOTCONN"),
+    *_numbers("ENODEV", "EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOBUFS", "EUCLEAN", "EREMOTEIO"),
+    *_numbers("ENOMEDIUM", "ENOLINK", "ECOMM", "ENONET", "ESHUTDOWN"),
+    *_numbers("EKEYEXPIRED", "EKEYREVOKED", "EKEYREJECTED", "ENOKEY"),  # of network disks whose ticket has run out
+)
+# whose texts other errors have too
+UNNAMED = _numbers("EPERM", "EAGAIN", "EBUSY", "ENXIO", "EFBIG", "EBADMSG", "EPROTO", "ETIME")
 # texts of torch.save when the disk is full, and of SQLite; their errors have no number
 DISK_TEXTS = ("PytorchStreamWriter failed writing", "iostream error", "unexpected pos", "database or disk is full")
 TEXTS = (

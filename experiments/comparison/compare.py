@@ -10,15 +10,17 @@ from experiments.common.section import nearest
 from experiments.comparison.folders import ComparedRun
 from experiments.records import Estimate, Record
 from experiments.reporting.summary import unequal_tokens
-from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmonic
+from experiments.scorecard.bootstrap import Array, check_draws, estimate, harmonic, ratio
 from experiments.scorecard.card import drawn_figures, estimated
 from experiments.scorecard.differences import COMPARED, Difference, differences
 from experiments.scorecard.figures import GAINS
+from experiments.scorecard.flips import distinct_keys
 from experiments.scorecard.pairing import Key, facts
 from experiments.scorecard.pairwise import net_correct
 from experiments.scorecard.sample import Sample
 from experiments.scorecard.stream import stream_figures, stream_matrix
 from experiments.scorecard.trajectory import drawn_trajectory, trajectory_figures
+from experiments.scorecard.units import unit_values
 
 
 @dataclass
@@ -113,8 +115,9 @@ def common_items(runs: Sequence[ComparedRun], result: Comparison) -> list[Compar
 
 def _measure(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: int) -> None:
     drawn: dict[str, dict[str, Array]] = {}
+    keys = distinct_keys({run.name: run.after for run in runs})
     for run in runs:
-        sample = Sample(run.base, run.after, draws, seed)
+        sample = Sample(run.base, run.after, draws, seed, key=keys[run.name])
         drawn[run.name] = drawn_figures(sample)
         result.cards[run.name] = estimated(sample, drawn[run.name])
     more = (
@@ -128,17 +131,21 @@ def _measure(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: 
             drawn[name] |= figures
     if result.reference in drawn:
         answers = {run.name: net_correct([(run.base, run.after)]) for run in runs}
-        result.differences = differences(drawn, answers, result.reference)
+        units = {run.name: unit_values([(run.base, run.after)]) for run in runs}
+        result.differences = differences(drawn, answers, result.reference, units)
 
 
 def _harmonic(drawn: Mapping[str, Mapping[str, Array]], reference: str) -> dict[str, dict[str, Array]]:
-    """Compute average_harmonic by run, with the gain of the reference; none if the reference gained nothing."""
+    """Compute average_harmonic by run, with the gain of the reference; none if the reference gained nothing.
+
+    The reference's gain is not known better than the others': taken as exact, intervals covered 78 to 87 times in 100.
+    """
     of_reference = drawn.get(reference, {})
     gain = next((name for name in GAINS if name in of_reference), None)
     if gain is None or not of_reference[gain][0] > 0:
         return {}
     return {
-        name: {"average_harmonic": harmonic(figures["retention"], figures[gain] / of_reference[gain][0])}
+        name: {"average_harmonic": harmonic(figures["retention"], ratio(figures[gain], of_reference[gain]))}
         for name, figures in drawn.items()
         if {gain, "retention"} <= figures.keys()
     }
@@ -169,11 +176,16 @@ def _whole_trajectories(
     gains = {next((g for g in GAINS if g in result.cards[e.name]), None) for e in runs}
     if len(gains) != 1 or None in gains or any("retention" not in result.cards[e.name] for e in runs):
         return {}
-    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, draws, seed) for e in runs}
+    keys = distinct_keys({e.name: _of_suites(e, "new", "kept") for e in runs})
+    paths = {e.name: drawn_trajectory(e.base, e.checkpoints, draws, seed, keys[e.name]) for e in runs}
     result.matched_gain, figures = trajectory_figures(paths)
     if idle := [name for name in paths if "area" not in figures[name]]:
         result.notes.append(f"no gain outside its interval, so no retention at matched gain: {', '.join(idle)}")
     return figures
+
+
+def _of_suites(run: ComparedRun, *suites: str) -> list[Record]:
+    return [record for records in run.checkpoints.values() for record in records if record.suite in suites]
 
 
 def _content(record: Record) -> tuple[object, ...]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import CompareError, ConfigError
 from experiments.common.files import read_json, read_note
+from experiments.common.hashing import same_file
 from experiments.common.paths import SHIPPED
 from experiments.common.result_folders import MEASUREMENT
 from experiments.common.yaml_values import read_yaml
 from experiments.records import MEASURED, Estimate, Record, read_records
 from experiments.reporting.stream import stage_steps
-from experiments.runs.result_file import check_files
+from experiments.runs.result_file import MADE_FROM, check_files
 
 KEPT = Path("trained") / "kept.json"  # in an arm's folder: of which step its weights are (`runs.trained`)
 NOT_BEGUN = "it has not begun"
@@ -66,16 +67,21 @@ def read_arms(folder: Path) -> list[ComparedRun]:
     try:
         base = read_base(folder)
         stages = read_stages(folder)
-        runs = [
-            replace(read_arm(arm, base), stages=stages) for arm in sorted((folder / "arms").glob("*")) if arm.is_dir()
-        ]
+        named = named_arms(folder)
+        found = sorted((folder / "arms").glob("*"), key=lambda arm: (_place(arm.name, named), arm.name))
+        runs = [replace(read_arm(arm, base), stages=stages) for arm in found if arm.is_dir()]
         runs += [read_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
     except ValueError as error:
         raise CompareError(str(error)) from error
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
     begun = {run.name for run in runs}
-    return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named_arms(folder) if name not in begun]
+    return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named if name not in begun]
+
+
+def _place(arm: str, named: Sequence[str]) -> int:
+    """Arms are in the order of the config, as in the report: the first is what the others are compared with."""
+    return named.index(arm) if arm in named else len(named)
 
 
 def named_arms(folder: Path) -> list[str]:
@@ -129,12 +135,16 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     if result.is_file():
         values = read_json(result)
         status = values.get("status", "damaged")
-        fault = _lacking(values, steps) if status == "finished" else f"{status}: {values.get('reason')}"
-        if not fault:
+        lacking = _lacking(values, steps) if status == "finished" else ""
+        fault = lacking or ("" if status == "finished" else f"{status}: {values.get('reason')}")
+        if not lacking:
             check_files(result)
+        if not fault:
             steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
+    else:
+        _check_noted(folder, steps.values())
     left_out = read_json(folder / MODEL).get("left_out", {})
-    kept = read_note(folder / KEPT).get("step") if folder.parent.name == "arms" else None
+    kept = _kept_step(folder, values) if folder.parent.name == "arms" else None
     kept = kept if kept in steps and kept != max(steps) else None
     return ComparedRun(
         folder.name,
@@ -148,6 +158,35 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         remark=_of_step(folder, values) if folder.parent.name == "posthoc" else _of_kept(kept, steps),
         kept=kept,
     )
+
+
+def _kept_step(arm: Path, result: Mapping[str, Any]) -> int | None:
+    """Return the step of the weights that are there, if it was noted. Raises CompareError if the note is another one.
+
+    The last step would be judged in its place. What was unpacked from a study's file has no weights, nor their note.
+    """
+    note = arm / KEPT
+    digest = result.get(MADE_FROM, {}).get(note.relative_to(arm.parents[1]).as_posix())
+    if digest and note.parent.is_dir() and not same_file(note, digest):
+        raise CompareError(
+            f"{note} is not the file that was written, so nobody knows of which step the weights are: bring it back, "
+            f"or delete the folder {arm} and start the run again"
+        )
+    return read_note(note).get("step")
+
+
+def _check_noted(arm: Path, files: Iterable[Path]) -> None:
+    """Raise CompareError for records of an arm without a result, or of its base, that are not as they were written."""
+    from experiments.runs.arm_records import is_whole  # loads torch; only a run that goes on needs it
+    from experiments.runs.base_records import ITEMS
+    from experiments.runs.base_records import is_whole as whole_base
+
+    base = arm.parents[1] / "base" / ITEMS
+    damaged = [base] if base.is_file() and not whole_base(base) else [file for file in files if not is_whole(file)]
+    if damaged:
+        raise CompareError(
+            f"{damaged[0]} is not the file that was written: start the run again, which measures it anew"
+        )
 
 
 def _of_kept(kept: int | None, steps: Collection[int]) -> str:

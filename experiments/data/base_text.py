@@ -75,6 +75,7 @@ class BaseText(Sampling, Source):
             "chat_template": context.tokenizer.chat_template,
             "settings": self.model_dump(exclude={"source", "share"}),
             "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+            **context.otherwise,
         }
 
     def _sample(self, context: SourceContext, folder: Path, provenance: dict[str, Any]) -> None:

@@ -52,12 +52,16 @@ class ReplayChoice(Section):
 
 
 class ChosenExamples(Finite):
-    """The examples of a source that were chosen. Not a source of the YAML. candidates: how many could be chosen."""
+    """The examples of a source that were chosen. Not a source of the YAML.
+
+    candidates: how many could be chosen. said: the notes of that source.
+    """
 
     source: Literal["chosen"] = "chosen"
     name: str
     found: tuple[Any, ...]
     candidates: int = Field(ge=1)
+    said: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -70,7 +74,10 @@ class ChosenExamples(Finite):
     @property
     def notes(self) -> list[str]:
         few = ": too few to choose from, so raise choose.of or lower choose.keep"
-        return [f"data.choose keeps {self.size} of {self.candidates}{few if self.size == self.candidates else ''}"]
+        return [
+            *self.said,
+            f"data.choose keeps {self.size} of {self.candidates}{few if self.size == self.candidates else ''}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,10 @@ class Chooser:
             order = sorted(order, key=lambda i: -scores[i])
         kept = sorted(order[: self.choice.keep])
         found = tuple(candidates[i] for i in kept)
-        return ChosenExamples(share=source.share, name=source.label, found=found, candidates=len(candidates))
+        notes = tuple(source.notes)
+        return ChosenExamples(
+            share=source.share, name=source.label, found=found, candidates=len(candidates), said=notes
+        )
 
     def _usable(self, source: Source, count: int) -> Iterator[tuple[Example, list[Piece]]]:
         """Yield those of the first examples of a source that fit a row, with their pieces."""
@@ -115,6 +125,7 @@ class Chooser:
         """Return a score for each candidate, from the cache if it is there. Of two processes one computes them."""
         of = [source.digest(), *(one.digest() for one in self.new if self.choice.by == "gradient")]
         base = [self.context.base_model, repr(weight_files(self.context.base_model)), self.context.precision]
+        base += self.context.otherwise.values()
         drawn = [str(self.seed), *sorted(self.held_out_ids), self.encoder.key, self.choice.model_dump_json()]
         file = self.context.cache / "chosen" / f"{short_digest(*of, *base, *drawn)}.json"
         content = json_digest(weight_files(self.context.base_model, BLOCKS))

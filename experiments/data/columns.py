@@ -116,19 +116,26 @@ class Columns(Measured):
 
     def _graded(self, shape: Shape) -> Shape:
         """Add what the grader reads of a row to each item."""
+        column = self._answer_column(shape)
 
         def read(row: Mapping[str, Any], place: str) -> Example:
             item = shape.read(row, place)
             if not isinstance(item, Item) or self.grader is None:
                 return item
             try:
-                answer, metadata = self.grader.values(row, item.answer, row.get(self.answer, item.answer))
+                answer, metadata = self.grader.values(row, item.answer, row.get(column, item.answer))
             except ValueError as error:
                 raise BadRow(f"{place}: {error}") from None
             return dataclasses.replace(item, answer=answer, metadata={**item.metadata, **metadata})
 
         reads = self.grader.reads if self.grader else ()
         return Shape(shape.name, shape.columns, read, (*shape.also, *reads))
+
+    def _answer_column(self, shape: Shape) -> str:
+        """Return the column whose cell is the answer; for a conversation that of its messages, for a text nothing."""
+        if not self.named or self.messages:
+            return shape.columns[-1]
+        return next((name for name in _names(self.answer) if self.answer in (name, f"{{{name}}}")), "")
 
     def usable(self, rows: Iterable[Row], name: str, columns: Sequence[str] = ()) -> Usable:
         """Convert rows that are usable.

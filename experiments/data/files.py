@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import read_text
+from experiments.common.files import leads_away, read_text
 from experiments.common.hashing import cache_stamp, short_digest
 from experiments.common.spread import spread
 from experiments.data.cells import BadRow, blank
@@ -146,8 +146,13 @@ class LocalFile(Columns, Finite):
         splits = sorted(
             set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES))
         )
+        if away := [file for file in data if file != path and leads_away(file, path)]:
+            some = f"such as {away[0].relative_to(path)} to {away[0].resolve()}"
+            notes.append(f"{len(away)} of the files that are read are links out of {path}, {some}")
         together = f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
-        return data, notes + [together] * (len(splits) > 1)
+        documents = [str(file.relative_to(path)) for file in data if file.suffix in TEXTS]
+        mixed = f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
+        return data, notes + [together] * (len(splits) > 1) + [mixed] * (0 < len(documents) < len(data))
 
     def _read(self, file: Path) -> Usable:
         try:

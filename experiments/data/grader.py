@@ -16,7 +16,8 @@ from experiments.common.section import Section
 from experiments.data.items import Item, Scorer
 from experiments.data.matching import FRACTION, exact_match, normal
 from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, mixed_as_one, tidy
-from experiments.data.spelling import SPACED, holds, straight, unmarked
+from experiments.data.spelling import SPACED, bare, holds, straight, unmarked
+from experiments.data.versions import other_versions
 
 NUMBERS = re.compile(rf"(?<!{SPACED})(?<!{SPACED}_)(?:{NUMBER.pattern})(?!{SPACED})(?!_{SPACED})")  # not inside a word
 DATED = re.compile(r"\d+(?:\s?[-:/]\s?\d+)+")  # a date, a time or a range; a fraction too
@@ -46,6 +47,11 @@ class Grader(Section):
         """Columns that are read besides question and answer."""
         return ()
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Packages whose version may decide a grade, see `versions`."""
+        return ()
+
     def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
         """Return the answer to learn, and the metadata of the item. cell: of the answer. Raises ValueError."""
         return answer, {name: row[name] for name in self.reads}
@@ -70,7 +76,7 @@ class Grader(Section):
     def digest(self) -> str:
         """Return sixteen hex digits that change whenever a grade could."""
         version = [f"version {self.version}"] if self.version > 1 else []
-        return short_digest(type(self).__name__, self.model_dump_json(), *version)
+        return short_digest(type(self).__name__, self.model_dump_json(), *version, *other_versions(*self.needs))
 
 
 class Exact(Grader):
@@ -87,15 +93,18 @@ class Exact(Grader):
 class Contains(Grader):
     """The answer is somewhere in the reply, as whole words, in any case; a number as one of the reply's numbers.
 
-    Marks of bold type or italics and tags of HTML around words do not count. In scripts without spaces between words
-    (Chinese, Japanese, Thai), the answer may be anywhere.
+    A final full stop of the answer, marks of bold type or italics, and tags of HTML around words do not count. In
+    scripts without spaces between words (Chinese, Japanese, Thai), the answer may be anywhere.
     """
+
+    version = 2  # a final full stop, and marks of the answer
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         reply, answer = (" ".join(straight(tidy(one)).casefold().split()) for one in (reply, str(entry["answer"])))
-        if WHOLE.fullmatch(answer):
-            return float(normal(answer) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
-        return float(holds(reply, answer) or holds(unmarked(reply), answer))
+        plain = bare(answer)
+        if WHOLE.fullmatch(plain):
+            return float(normal(plain) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
+        return float(any(holds(text, words) for text in (reply, unmarked(reply)) for words in (answer, plain)))
 
 
 class Numeric(Grader):

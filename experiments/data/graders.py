@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,17 +31,18 @@ GRADERS: dict[str, type[Grader]] = {  # a new one is added here
     "choice": Choice,
     "likelihood": Likelihood,
 }
+ROUNDED = 1e-6  # a similarity of equal vectors is 1 up to this
 
 
 class Function(Grader):
-    """A function of your own: (reply, entry) -> true or false, or a number of which 1 is right.
+    """A function of your own: (reply, entry) -> true or false, or a number of which 1 is right; above 1 is refused.
 
     entry: question, answer, and metadata with the columns that are named. An error counts as a wrong answer and is
     shown. The function runs in the bench's own process. If its file changes, or a module next to it that it imports, a
     run that began with the old one does not go on; one that is going on keeps the code that it began with.
     """
 
-    version = 2
+    version = 3
     main = "function"
     function: str = Field(description="FILE:FUNCTION, a file of Python with or without .py, or an installed module")
     columns: tuple[str, ...] = Field(
@@ -66,9 +68,9 @@ class Function(Grader):
 
     def _grade(self, function: Callable[..., Any], reply: str, entry: Mapping[str, Any]) -> float:
         try:
-            if not (score := float(function(reply, dict(entry)))) <= 1:  # of 0 to 100, 1 is not right; NaN is nothing
-                raise ValueError(f"it gave {score:g}, not true, false or a number up to 1")
-            return score
+            score = float(function(reply, dict(entry)))
+            if math.isnan(score):
+                raise ValueError("it gave nan, not true, false or a number up to 1")
         except (Exception, SystemExit) as error:
             if isinstance(error, BenchError | MemoryError):
                 raise
@@ -77,6 +79,10 @@ class Function(Grader):
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             warnings.warn(f"grader {self.function}: {said} (the reply counts as wrong)", stacklevel=2)
             return 0.0
+        if score > 1 + ROUNDED:  # of 0 to 100, 1 is not right: all figures would be wrong
+            why = f"it gave {score:g}: give true, false, or a number up to 1, of which 1 is right"
+            raise refused(self.function, why)
+        return 1.0 if score > 1 - ROUNDED else score
 
 
 def read_grader(value: Any) -> Any:

@@ -20,11 +20,13 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+from experiments.common.commands import own_python
 from experiments.common.errors import MachineError
+from experiments.common.machine_faults import of_the_machine
 
 SECONDS = 10.0  # of the processor, for one reply; it is wrong if its check takes longer, on a busy machine too
 PATIENCE = 30  # so many times longer a check may wait, for a lock that nobody releases or for a processor
@@ -76,13 +78,18 @@ class Isolated:
                     "the process that checks replies has ended, has no memory, or could not give up its rights: this "
                     "says nothing about the replies. Run the same command again when the cause is gone"
                 ) from None
+            except BaseException:  # Ctrl-C: the score on its way would be taken for that of the next reply
+                _end(self.server)
+                self.server = None
+                raise
 
     def _start(self, entry: dict[str, Any]) -> subprocess.Popen[bytes]:
         server = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            own_python(__name__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C lets a step of training end, with its evaluation; it would end this one at once
             env={"PYTHONPATH": os.pathsep.join(sys.path)},  # no tokens, no passwords
         )
         weakref.finalize(self, _end, server)
@@ -97,7 +104,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     if hasattr(scorer, "ready"):  # it imports what it needs; the processes without rights cannot
         scorer.ready()  # if it fails, this process ends: each reply would be wrong
     else:
-        with suppress(Exception):
+        with _passed_over(str(entry["answer"])):
             scorer(str(entry["answer"]), entry)
     while request := _receive(requests):
         replies.write(SCORE.pack(_checked(scorer, seconds, memory, *pickle.loads(request))))
@@ -119,10 +126,23 @@ def _checked(scorer: Any, seconds: float, memory: int, answer: str, entry: dict[
         if wanted <= tried or not left:
             break
         for name in sorted(wanted - tried):
-            with suppress(Exception):  # an optional one that is not there
+            with _passed_over():  # an optional one that is not there
                 importlib.import_module(name)
         tried |= wanted
     return score
+
+
+@contextmanager
+def _passed_over(given: str = "") -> Iterator[None]:
+    """Pass over an error in the block, but for one of the machine, such as too many open files.
+
+    After that one right replies would be wrong, for lack of a module. given: see `of_the_machine`.
+    """
+    try:
+        yield
+    except Exception as error:
+        if of_the_machine(error, given):
+            raise
 
 
 class Wanted:
@@ -180,9 +200,14 @@ def _forked(
 
 
 def _next(pipe: int, size: int, seconds: float) -> bytes | None:
-    """Return what a check writes next, empty if it ended; None if it writes nothing for too long."""
-    ready, _, _ = select.select([pipe], [], [], PATIENCE * seconds)
-    return os.read(pipe, size) if ready else None
+    """Return what a check writes next, empty if it ended; None if it writes nothing for too long.
+
+    A scheduler that suspends the job, or Ctrl-Z, stops both processes and not the clock: that is one wait of many.
+    """
+    for _ in range(PATIENCE):
+        if select.select([pipe], [], [], seconds)[0]:
+            return os.read(pipe, size)
+    return None
 
 
 def _ended(child: int) -> tuple[int, float]:

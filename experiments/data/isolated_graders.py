@@ -51,10 +51,12 @@ class Regex(InIsolation):
     """A regular expression is found in the reply. On Linux, a search of more than two seconds is ended as wrong.
 
     {answer} in it is the answer as it is. If the pattern has a group, the text of its last match must be the answer; of
-    several, that of the first which is not empty.
+    several, that of the first which is not empty. An answer in which it is found too is read so as well: the 72 of
+    "48 + 24 = 72\\n#### 72".
     """
 
     main = "pattern"
+    version = 2  # answers are read as replies are
     limit = 2.0
     pattern: str = Field(description="regular expression of Python, such as '#### (.+)' or 'is {answer}\\b'")
 
@@ -71,11 +73,19 @@ class Regex(InIsolation):
         return value
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
-        found = list(re.finditer(self.pattern.replace(ANSWER, re.escape(str(entry["answer"]))), reply))
-        if not found or not found[-1].re.groups:
-            return float(bool(found))
-        said = [text for match in found if (text := next(filter(None, match.groups()), ""))]
-        return exact_match(said[-1] if said else "", entry)
+        pattern = re.compile(self.pattern.replace(ANSWER, re.escape(str(entry["answer"]))))
+        if not pattern.groups:
+            return float(pattern.search(reply) is not None)
+        wanted = "" if ANSWER in self.pattern else _last_group(pattern, str(entry["answer"]))
+        said = _last_group(pattern, reply)
+        answers = [entry, {**entry, "answer": wanted}] if wanted else [entry]
+        return max(exact_match(said, one) for one in answers) if pattern.search(reply) else 0.0
+
+
+def _last_group(pattern: re.Pattern[str], text: str) -> str:
+    """Return what the group of the last match holds, of several groups the first that is not empty."""
+    found = [held for match in pattern.finditer(text) if (held := next(filter(None, match.groups()), ""))]
+    return found[-1] if found else ""
 
 
 class Math(InIsolation):
@@ -88,6 +98,10 @@ class Math(InIsolation):
 
     version = 2  # bases
     packages: ClassVar[tuple[str, ...]] = ("sympy", "mpmath", "math_verify", "latex2sympy2_extended", "antlr4")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return "math-verify", "latex2sympy2_extended", "sympy"
 
     def check(self, items: Sequence[Item]) -> None:
         if importlib.util.find_spec("math_verify") is None:
@@ -146,6 +160,10 @@ class Code(InIsolation):
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(re.findall(r"{(\w+)}", self.tests)) if "{" in self.tests else (self.tests,)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return "python", *(name.partition(".")[0] for name in self.modules)
 
     def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
         cells = {name: _text(row[name]) for name in self.reads}

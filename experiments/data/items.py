@@ -129,7 +129,7 @@ class NewTask:
     """Questions to measure the new task on. scorer: verifier, (answer, entry) -> score in [0, 1].
 
     grader: digest of the grader that the YAML names; empty without one. by_choice: it chooses among an item's options.
-    by_likelihood: it scores the item's own reply.
+    by_likelihood: it scores the item's own reply. verifier: what else decides the grades of a generator's verifier.
     further: ids of other items of its test set.
     """
 
@@ -139,6 +139,7 @@ class NewTask:
     grader: str = ""
     by_choice: bool = False
     by_likelihood: bool = False
+    verifier: str = ""
     further: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     @property

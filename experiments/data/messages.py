@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ ROLES = {  # name in a table -> role of the message
 }
 KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")  # other fields that templates read
 PLAIN = ({"role", "content"}, {"from", "value"})  # fields of a message that has nothing else
+WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")  # begins a list of messages in a text
 Message = dict[str, Any]
 
 
@@ -41,14 +43,19 @@ def _listed(value: Mapping[str, Any]) -> list[Any]:
     return [value]
 
 
-def said(cell: Any, role: str, column: str, place: str) -> list[Message]:
-    """Return the messages of a cell that is a list of messages, or the text of a single one of this role."""
-    if not isinstance(cell, str | int | float | None):
+def are_messages(cell: Any) -> bool:
+    """Whether a cell holds messages and no text: a list, or the text of one, as cells of CSV files are."""
+    return bool(WRITTEN.match(cell)) if isinstance(cell, str) else not isinstance(cell, int | float | None)
+
+
+def said(cell: Any, role: str, column: str, place: str, text: bool = False) -> list[Message]:
+    """Return the messages of a cell (`are_messages`), or the text of a single one of this role. text: it is a text."""
+    if are_messages(cell) and not (text and isinstance(cell, str)):
         return messages(cell, column, place)
-    text = cell_text(cell, column, place)
-    if blank(text):
+    content = cell_text(cell, column, place)
+    if blank(content):
         raise BadRow(f"{place}: column {column!r} is empty")
-    return [{"role": role, "content": text}]
+    return [{"role": role, "content": content}]
 
 
 def history(cell: Any, column: str, place: str) -> list[Message]:
@@ -57,7 +64,7 @@ def history(cell: Any, column: str, place: str) -> list[Message]:
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadRow(f"{place}: column {column!r} holds no list of [question, reply]")
     turns = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
-    return [message for role, text in turns for message in said(text, role, column, place)]
+    return [message for role, text in turns for message in said(text, role, column, place, text=True)]
 
 
 def tools(cell: Any, column: str, place: str) -> list[Message]:

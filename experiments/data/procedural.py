@@ -19,6 +19,7 @@ from experiments.data.isolated import ALLOWED, Isolated, supported
 from experiments.data.items import Example, Item, NewTask, Scorer
 from experiments.data.source import Source
 from experiments.data.verifiers import guarded, runs_replies, short
+from experiments.data.versions import other_versions
 
 CHUNK = 100_000  # indices drawn from one generator; some build a list of their whole size at once
 PATIENCE = 2000  # draws without a new question before the task counts as exhausted
@@ -64,7 +65,8 @@ class ReasoningGym(Source):
             make = _generators(self.model_copy(update={"params": {**self.params, **self.test.params}}))
             seed = seed if self.test.seed is None else self.test.seed
         items = tuple(itertools.islice(self._distinct(make, "test", seed, frozenset()), count))
-        return NewTask(self.name, items, self._verifier(make("test", seed, 0).score_answer, items[0]))
+        verifier = self._verifier(make("test", seed, 0).score_answer, items[0])
+        return NewTask(self.name, items, verifier, verifier=" ".join(other_versions("reasoning_gym")))
 
     def epoch(self, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Example]:
         return self._distinct(_generators(self), "train", seed, held_out_ids)

@@ -10,7 +10,7 @@ from typing import Any
 from experiments.common.errors import ConfigError
 from experiments.data.cells import BadRow, blank, cell_text
 from experiments.data.items import Example, Item, Text, chat
-from experiments.data.messages import history, messages, said, tools
+from experiments.data.messages import are_messages, history, messages, said, tools
 from experiments.models.conversation import learned
 
 Row = Mapping[str, Any]
@@ -52,9 +52,13 @@ def conversation(column: str) -> Callable[[Row, str], Item]:
 
 
 def prompt_completion(row: Row, place: str) -> Item:
-    """The loss is on the completion alone: replies in the prompt are its context."""
+    """The loss is on the completion alone: replies in the prompt are its context.
+
+    A completion that is written as messages after a prompt that is a text is a text too: somebody asked for it.
+    """
     prompt = said(row["prompt"], "user", "prompt", place)
-    reply = said(row["completion"], "assistant", "completion", place)
+    asked = not are_messages(row["prompt"])
+    reply = said(row["completion"], "assistant", "completion", place, text=asked)
     return as_chat([*prompt, *reply], row, place, context=len(prompt))
 
 

@@ -28,7 +28,8 @@ class SourceContext:
     """Facts of the run that a source may need besides its settings.
 
     base: returns the base model; called only if a source needs it. base_model: its name or folder. precision: as in
-    the config. cache: folder for sampled text.
+    the config. cache: folder for sampled text. loaded: how the config asks to load the base otherwise than by default
+    (`4bit`, `eager`): what such a base writes and scores is kept apart.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -36,6 +37,12 @@ class SourceContext:
     base_model: str
     precision: str
     cache: Path
+    loaded: str = ""
+
+    @property
+    def otherwise(self) -> dict[str, str]:
+        """`loaded`, for keys of caches; nothing by default, so that earlier ones hold."""
+        return {"loaded": self.loaded} if self.loaded else {}
 
 
 class Source(Section):
@@ -75,6 +82,11 @@ class Source(Section):
     @property
     def notes(self) -> list[str]:
         """What was not read of the data, one line each. A run says it when it starts."""
+        return []
+
+    @property
+    def test_notes(self) -> list[str]:
+        """What was not read of a test set of its own, one line each. A run says it too."""
         return []
 
     def held_out(self, count: int, seed: int) -> NewTask | NewText:

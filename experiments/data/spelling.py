@@ -14,6 +14,7 @@ SPACED = rf"[^\W_{_UNSPACED}{_HANGUL}]"  # a letter or digit next to which no ot
 UNSPACED = re.compile(f"[{_UNSPACED}{_HANGUL}]")
 _AFTER_ANY = re.compile(f"[{_UNSPACED}]")
 _AMOUNT = re.compile(r"[\d$\u20ac\u00a3\u00a5]")
+_NUMBER = re.compile(r"[-+]?[\d,]*(?:\.\d+|\d)")
 _STRAIGHT = str.maketrans("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "''''\"\"\"\"")
 _NAMES = "a|b|big|blockquote|br|center|code|del|div|em|font|h[1-6]|hr|i|img|ins|li|mark|ol|p|pre|q|s|small|span|strike"
 _TAG = re.compile(
@@ -37,6 +38,13 @@ def without_tags(text: str) -> str:
 def unmarked(text: str) -> str:
     """Return a text without tags of HTML and without Markdown's marks around words: *, _, and `."""
     return " ".join(_EMPHASIS.sub("", without_tags(text)).split())
+
+
+def bare(text: str) -> str:
+    """Return a text `unmarked` and without a final full stop: not that of U.S., and that of 3.5. too."""
+    text = unmarked(text) or text
+    rest = text.removesuffix(".")
+    return rest if rest and ("." not in rest or _NUMBER.fullmatch(rest)) else text
 
 
 def holds(text: str, words: str) -> bool:

@@ -119,8 +119,18 @@ class Measured(Source):
         """All rows of the test set; of a share, all rows."""
         if self.test is None:
             return ()
-        rows = (self if self.test.of_training else self.test_source(self.test)).stored()
+        rows = (self._tests or self).stored()
         return rows if isinstance(rows, Sequence) else tuple(rows)
+
+    @property
+    def test_notes(self) -> list[str]:
+        """What was not read of a test set of its own, one line each."""
+        return [f"test: {note}" for note in self._tests.notes] if self._tests else []
+
+    @functools.cached_property
+    def _tests(self) -> Source | None:
+        """The source of the test rows, if it is another one."""
+        return None if self.test is None or self.test.of_training else self.test_source(self.test)
 
     def test_source(self, test: TestSet) -> Source:
         """Return the source of the test rows, with the columns of this one."""

@@ -138,7 +138,13 @@ def decoded(value: bytes) -> Encoded | None:
     return Encoded([Piece(whole[a:b], labels[a:b]) for a, b in itertools.pairwise(ends)], left_out)
 
 
-def size(length: int, head: bytes) -> Size:
-    """Return how long an example is, from the length of its bytes (`value_of`) and the counts at their beginning."""
+def size(length: int, head: bytes) -> Size | None:
+    """Return how long an example is, from the length of its bytes (`value_of`) and the counts at their beginning.
+
+    None if the counts cannot be those of so many bytes.
+    """
+    if len(head) < 8:
+        return None
     left_out, pieces = np.frombuffer(head, "<i4").tolist()
-    return Size(pieces, (length - 12 - 4 * pieces) // 5, left_out)
+    tokens, rest = divmod(length - 12 - 4 * pieces, 5)
+    return Size(pieces, tokens, left_out) if not rest and min(left_out, pieces, tokens - 2 * pieces) >= 0 else None

@@ -6,8 +6,9 @@ Each click prints the line of Python that does the same, and the YAML of the arm
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any
 
@@ -40,6 +41,9 @@ class Buttons:
         self.shown.add_class("jp-RenderedHTMLCommon")  # the lab's style of tables, with room between the columns
         actions = ("add", "clone", "remove", "run", "stop", "refresh")
         self.buttons = {name: self._button(name) for name in actions}
+        self.touched: set[str] = set()  # fields that were set by hand: a clone gets them, at their defaults too
+        for name, field in (*self.fields.items(), ("rate", self.rate)):
+            field.observe(functools.partial(self._touch, name), "value")
         self.shown.value = picker.table().html()
 
     def _ipython_display_(self) -> None:
@@ -59,6 +63,9 @@ class Buttons:
         button.on_click(lambda _: self.click(name))
         return button
 
+    def _touch(self, name: str, change: Any) -> None:
+        self.touched.add(name)
+
     def click(self, name: str) -> None:
         """Do what a button does: show the Python that it equals, and call it. An error is shown as one line."""
         text = io.StringIO()
@@ -73,15 +80,18 @@ class Buttons:
         self.chosen.options = list(self.picker.arms)
         self.shown.value = self.picker.table().html()
 
-    def picked(self) -> dict[str, Any]:
-        """Return the fields that are not at their defaults. `control` is not read by methods without copies."""
+    def picked(self, defaults: Collection[str] = ()) -> dict[str, Any]:
+        """Return the fields that are not at their defaults, and `defaults` at theirs too.
+
+        `control` is not read by methods without copies.
+        """
         found: dict[str, Any] = {"method": self.fields["method"].value, "rate": _number("rate", self.rate.value, float)}
         if self.replay.value.strip():
             found["replay"] = _number("replay", self.replay.value, float)
         for name in CONTROL:
             given = self.fields[name].value
             value = _number(name, given, NUMBERS[name]) if name in NUMBERS else given
-            found |= {} if value == self.defaults[name] else {name: value}
+            found |= {name: value} if name in defaults or value != self.defaults[name] else {}
         return found
 
     def _add(self) -> tuple[str, Callable[[], Any]]:
@@ -89,9 +99,13 @@ class Buttons:
         return f"picker.add({_arguments(name, **picked)})", lambda: self.picker.add(name, **picked)
 
     def _clone(self) -> tuple[str, Callable[[], Any]]:
-        """Copy the chosen arm under the name in the field, with the fields that differ from the defaults."""
-        old, new, changes = self.chosen.value or "", self.name.value.strip(), self.picked()
-        changes = {k: v for k, v in changes.items() if (k, v) not in (("method", "control"), ("rate", RATE))}
+        """Copy the chosen arm under the name in the field, with the fields that were set and differ from it."""
+        old, new = self.chosen.value or "", self.name.value.strip()
+        arm = self.picker.arms.get(old, {})
+        own = {**self.defaults, **arm.get("control", {}), "method": arm.get("method")}
+        own["rate"] = arm.get("learning_rates", [None])[0] if len(arm.get("learning_rates", ())) == 1 else None
+        fields = self.picked(self.touched)
+        changes = {k: v for k, v in fields.items() if k in (*self.touched, "replay") and v != own.get(k)}
         line = f"picker.clone({_arguments(old, new, **changes)})"
         return line, lambda: self.picker.clone(old, new, **changes)
 
@@ -112,7 +126,7 @@ class Buttons:
 
 TIPS = {
     "add": "add an arm with the values above; nothing trains yet",
-    "clone": "copy the chosen arm under the name above, with the values that differ from the defaults",
+    "clone": "copy the chosen arm under the name above, with the values that were set above",
     "remove": "take away the chosen arm, if it has not begun",
     "run": "train the arms that are not finished, in a process of its own",
     "stop": "stop the run after its step; a checkpoint is saved",

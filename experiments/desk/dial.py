@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import ipywidgets as widgets
 from IPython.display import display
@@ -21,6 +21,7 @@ class Dial:
     """A slider for alpha, and prompts, one on each line. A change shows the line of Python that it equals.
 
     model: expanded, `load_trained`. alpha: where it was trained, and where the slider starts. tokens: of a reply.
+    precision: that of the run.
     """
 
     def __init__(
@@ -30,8 +31,13 @@ class Dial:
         prompts: Sequence[str],
         alpha: float = 0.5,
         tokens: int = 24,
+        precision: Literal["auto", "bf16", "fp32"] = "auto",
     ) -> None:
         self.model, self.tokenizer, self.trained, self.tokens = model, tokenizer, alpha, tokens
+        control = getattr(model, "control", None)  # plerp has P a at 0, and P trains
+        plain = control is None or control.config.interpolation != "plerp"
+        self.base_title = "base model (alpha 0)" if plain else "alpha 0: P a, not the base model"
+        self.precision: dict[str, Any] = {} if precision == "auto" else {"precision": precision}
         self.slider = widgets.FloatSlider(
             alpha, min=0, max=1.5, step=0.1, continuous_update=False, description="alpha", layout=WIDE
         )
@@ -52,9 +58,11 @@ class Dial:
         """Show the replies at the slider's alpha next to the base model's."""
         asked = [line.strip() for line in self.prompts.value.splitlines() if line.strip()]
         alpha = round(self.slider.value, 2)
-        line = f">>> replies_at(model, tokenizer, {asked!r}, [0.0, {alpha:g}], {self.tokens})"
-        made = replies_at(self.model, self.tokenizer, asked, [BASE, alpha], self.tokens) if asked else None
+        further = "".join(f", {name}={value!r}" for name, value in self.precision.items())
+        line = f">>> replies_at(model, tokenizer, {asked!r}, [0.0, {alpha:g}], {self.tokens}{further})"
+        alphas = [BASE, alpha]
+        made = replies_at(self.model, self.tokenizer, asked, alphas, self.tokens, **self.precision) if asked else None
         own = f"alpha {alpha:g}" + (", trained here" if alpha == self.trained else "")
         rows = [] if made is None else [(prompt, *cells) for prompt, cells in zip(asked, made.to_numpy(), strict=True)]
-        table = Table("", ("prompt", "base model (alpha 0)", own), tuple(map(tuple, rows)))
+        table = Table("", ("prompt", self.base_title, own), tuple(map(tuple, rows)))
         self.shown.value = Markup("<pre>{}</pre>").format(line) + table.html()

@@ -21,7 +21,7 @@ from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.page import few_colours
 from experiments.reporting.plots.caption import Asked, caption
 from experiments.reporting.plots.forgetting import START, points_by_step
-from experiments.reporting.text import gain_name, label
+from experiments.reporting.text import gain_name, hover_number, label
 from experiments.scorecard.figures import FIGURES
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -119,8 +119,10 @@ def branch_distance(states: States, layer: int, sentence: int) -> float:
 
 
 def _interval(name: str, value: Estimate) -> str:
-    text = f"{FIGURES[name].title} {value.value:.3f}"
-    return text if value.low is None or value.high is None else f"{text} [{value.low:.3f}, {value.high:.3f}]"
+    text = f"{FIGURES[name].title} {hover_number(value.value)}"
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} [{hover_number(value.low)}, {hover_number(value.high)}]"
 
 
 def _check_layer(layer: int, count: int) -> None:

@@ -22,7 +22,7 @@ from experiments.reporting.table import Table
 from experiments.scorecard.figures import FIGURES
 
 GREY = "#5b6470"
-PLACES = {"loss": "{:.3f}", "gain": "{:+.2f}", "retention": "{:.2f}", "KL": "{:.3f}", "s/step": "{:.2f}"}
+PLACES = {"loss": "{:.3f}", "gain": "{:+.2f}", "retention": "{:.2f}", "KL": "{:.3g}", "s/step": "{:.2f}"}
 DPI = 120  # of the picture in a page: a saved notebook stays small
 End = tuple[str, float, float]  # an arm's name, and where its line ends
 LINE, WIDTH = 0.065, 0.5  # of a name, as shares of a panel

@@ -18,7 +18,7 @@ from experiments.desk.grid import Grid
 from experiments.records import Estimate
 from experiments.reporting.plots.caption import SHARES, caption
 from experiments.reporting.table import Table
-from experiments.reporting.text import figure_text
+from experiments.reporting.text import figure_text, hover_number
 from experiments.scorecard import mean_card
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Objective
@@ -45,8 +45,9 @@ class StudyView:
         self.root = self.folder.parents[1]  # that which it is in: another may have a study of this name
         if not (self.folder / "study.yaml").is_file():
             raise ConfigError(f"{self.folder.name} is no study: open it with open_result, or name a study")
-        self.study = load_study(self.folder / "study.yaml")
-        self.store = Store(storage_url(self.root, self.study.storage), name=self.study.name)
+        file = load_study(self.folder / "study.yaml")
+        self.store = Store(storage_url(self.root, file.storage), name=file.name)
+        self.study = self.store.config  # the file may be edited: its objectives would name the values of others
 
     @property
     def trials(self) -> list[Trial]:
@@ -72,7 +73,7 @@ class StudyView:
         done = sum(trial.state == "complete" for trial in self.trials)
         words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. Intervals: 95 %, {}")
         seeds = len(self.study.seeds)
-        of = "first seed" if seeds == 1 else f"figures and ends are means over {seeds} seeds"
+        of = "first seed" if seeds == 1 else f"of questions alone: figures and ends are means over {seeds} seeds"
         above = words.format(self.study.name, self.study.question, len(self.trials), done, of)
         return str(Grid(self.table, above).html())
 
@@ -158,7 +159,7 @@ def _points(name: str, trials: Sequence[Trial], objectives: Sequence[Objective],
     for trial, values in zip(trials, found, strict=True):
         colours.append(trial_colour(trial))
         picks = "<br>".join(f"{short[key]}: {_short(pick)}" for key, pick in trial.picks.items())
-        figures = "<br>".join(f"{o.figure}: {v:.3f}" for o, v in zip(objectives, values, strict=True))
+        figures = "<br>".join(f"{o.figure}: {hover_number(v)}" for o, v in zip(objectives, values, strict=True))
         text.append(f"trial {trial.number}<br>{picks}<br>{figures}")
     return marks(name, [v[0] for v in found], [v[1] for v in found], colours, text, symbol)
 

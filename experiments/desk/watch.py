@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.common.commands import command
+from experiments.common.commands import MODULE, command, own_modules, own_python
 from experiments.common.errors import ConfigError, RunError, Stopped
 from experiments.common.files import read_note, write_text
 from experiments.common.paths import default_root, short_path
@@ -42,10 +42,10 @@ def start(config: ExperimentConfig | StudyConfig, root: str | Path | None = None
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, dump_yaml(config.to_dict()), private=word == "study")  # a study's storage may have a password
     print(command(word, file, "--root", root))
-    words = [sys.executable, "-m", "experiments.cli", word, str(file), "--root", str(root)]
+    words, places = [*own_python(MODULE), word, str(file), "--root", str(root)], os.environ | own_modules()
     log, before = file.with_suffix(".log"), _starts(folder)
     with log.open("wb") as output:
-        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=places)
     while not (_runs(folder) if word == "study" else _starts(folder) != before):
         if process.poll() is not None:
             if process.returncode == 0:  # there was nothing left to do

@@ -9,6 +9,7 @@ machines (`Elsewhere`); these are computed again from the state.
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import parse_json, write_json
 from experiments.common.hashing import file_digest, json_digest
+from experiments.data.grader_code import own_files
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.generation import reply_ends
 from experiments.models.precision import Precision
@@ -66,16 +68,20 @@ class BaseCache:
         elsewhere: Elsewhere | None = None,
     ) -> None:
         self.folder, self._elsewhere = root / "cache" / "base", elsewhere
-        self.key: dict[str, Any] = {
-            "weights": weights_digest(model, self.folder / "weights.json"),
-            "model": json_digest(_config(model)),
-            "tokenizer": tokenizer_digest(tokenizer),
-            "merges": json_digest(_file_of(tokenizer)),
-            "precision": precision.name,
-            "device": model.device.type,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        } | _attention(model)
+        self.key: dict[str, Any] = (
+            {
+                "weights": weights_digest(model, self.folder / "weights.json"),
+                "model": json_digest(_config(model)),
+                "tokenizer": tokenizer_digest(tokenizer),
+                "merges": json_digest(_file_of(tokenizer)),
+                "precision": precision.name,
+                "device": model.device.type,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            }
+            | _attention(model)
+            | _own_code(model)
+        )
         if len(ends := reply_ends(model, tokenizer)) > 1:  # one alone is part of what is asked
             self.key |= {"ends": ends}
 
@@ -141,6 +147,19 @@ def _attention(model: PreTrainedModel) -> dict[str, Any]:
     default = "sdpa" if getattr(own, "_supports_sdpa", False) else "eager"
     how = model.config._attn_implementation
     return {} if how in (None, default) else {"attention": how}
+
+
+def _own_code(model: PreTrainedModel) -> dict[str, Any]:
+    """Return a digest of a model's own code (`trust_remote_code`), which may change while its weights stay."""
+    wrappers = ("torch", "accelerate")  # whose classes are made around a model's
+    kind = next(one for one in type(model).__mro__ if one.__module__.partition(".")[0] not in wrappers)
+    if kind.__module__.partition(".")[0] == "transformers":
+        return {}
+    try:
+        files = own_files(Path(inspect.getfile(kind)))
+    except (OSError, TypeError):  # made in a notebook
+        return {}
+    return {"code": json_digest([file.read_text(encoding="utf-8", errors="replace") for file in files])}
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -109,6 +109,11 @@ class DrawnSuite:
         """Settings that are given and not read for these items, one line each. A run says it when it starts."""
         return []
 
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """The most tokens of a reply, by the task whose answers are read out of whole replies."""
+        return {}
+
     def answered(self, ask: Ask) -> Iterable[Record]:
         """Return those records of `PreparedSuite.measure` that greedy replies alone give, in its order."""
         raise NotImplementedError

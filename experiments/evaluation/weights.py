@@ -16,6 +16,8 @@ from ctrl.structure import decoder_layers
 if TYPE_CHECKING:
     import pandas as pd
 
+RELAXED = ".interpolation_factor"  # of a norm of a copy
+
 
 @torch.no_grad()
 def update_sizes(base: PreTrainedModel, tuned: PreTrainedModel) -> pd.Series:
@@ -54,9 +56,14 @@ def _update(before: nn.Module, after: nn.Module) -> float:
 
 
 def _weights(module: nn.Module, adapters: list[str]) -> dict[str, Tensor]:
-    """Return the parameters by their names in the base model: without adapters, and without `base_layer`."""
+    """Return the parameters by their names in the base model: without adapters, and without `base_layer`.
+
+    The factors of relaxed norms (`norm_mix: learned`) have no counterpart there, and are left out.
+    """
     found: dict[str, Tensor] = {}
     for name, parameter in module.named_parameters():
+        if name.endswith(RELAXED):
+            continue
         place = next((adapter for adapter in adapters if name.startswith(f"{adapter}.")), None)
         if place is None:
             found[name] = parameter

@@ -74,6 +74,11 @@ class ForgettingCallback(TrainerCallback):
         self.config: MeasureConfig = measure_config(
             base or "", new, names, None, "fp32", seed, {**few, **(changes or {})}
         )
+        if self.config.evaluation.has_floor:
+            raise ConfigError(
+                "kept.aa_floor: a training asks nothing in other words, so it has no effect: leave it out, and measure "
+                "the model afterwards"
+            )
         self.limits: list[Condition] = conditions(limits, self.config)
         self.base, self.every, self.budget, self.stop, self.keep_best = base, every, budget, stop, keep_best
         self.folder = self._given = Path(folder) if folder else None
@@ -108,6 +113,10 @@ class ForgettingCallback(TrainerCallback):
                 self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
             else:
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
+        if self.limits:
+            measured = self._watch.card(self._watch.base)
+            for limit in (one for one in self.limits if one.figure not in measured):
+                raise ConfigError(f"limits: {limit.text} would never be broken: no {limit.figure} is measured here")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every or state.global_step >= state.max_steps:

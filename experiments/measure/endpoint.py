@@ -8,11 +8,13 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -66,6 +68,12 @@ class Endpoint:
                 f"name on the server after the #; a key goes into the environment variable {KEY}"
             )
         key = os.environ.get(KEY)
+        if key and _in_the_open(match["url"]):
+            warnings.warn(
+                f"the key in {KEY} goes to {match['url']} without encryption: use https, or unset {KEY} if that server "
+                "needs no key",
+                stacklevel=2,
+            )
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         url, client = match["url"].rstrip("/"), httpx.Client(headers=headers, timeout=TIMEOUT)
         return cls(url, _chosen(url, match["model"], _listed(url, client)), client)
@@ -179,6 +187,13 @@ def _lines(file: Path, endpoint: Endpoint) -> Iterator[dict[str, Any]]:
 
 def _digest(endpoint: Endpoint, key: str, reply: str) -> str:
     return short_digest(endpoint.url, endpoint.model, key, reply)
+
+
+def _in_the_open(url: str) -> bool:
+    """Whether what is sent to an address can be read on the way: http, to another machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return parts.scheme == "http" and not (host in ("localhost", "::1", "0.0.0.0") or host.startswith("127."))
 
 
 def _listed(url: str, client: httpx.Client) -> list[str]:

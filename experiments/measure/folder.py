@@ -14,11 +14,14 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.common.paths import default_root
 from experiments.data.items import NewTask, NewText
+from experiments.evaluation.evaluate import Suites
 from experiments.measure.config import MeasureConfig
 from experiments.measure.files import content, same_content, stamp
 from experiments.measure.kinds import Base
 from experiments.measure.models import Model
 from experiments.measure.session import Session, draw_suites
+from experiments.runs.base_records import changed_suites
+from experiments.runs.result_file import RESULT
 from experiments.runs.run import errors_explained, only_one
 from experiments.tracking.tracker import Tracker
 
@@ -81,7 +84,18 @@ def open_session(
         session = Session(config, base, tokenizer, task, suites, root, folder, tracker, say, begun)
         session.tracker.reap()
         session.check_fingerprints(models)
+        _say_changed(folder, suites, [*where.arms, *(model.name for model in models)], say)
         yield session
+
+
+def _say_changed(folder: Path, suites: Suites, arms: Sequence[str], say: Callable[[str], None]) -> None:
+    """Warn that figures on disk are of other questions than are asked now. What is measured anew is refused later."""
+    known = [name for name in dict.fromkeys(arms) if (folder / "arms" / name / RESULT).is_file()]
+    if known and (changed := changed_suites(folder, suites)):
+        say(
+            f"warning: {', '.join(changed)}: the questions, or the code that asks them, have changed since the "
+            f"measurement of {', '.join(known)}; the figures are of the earlier ones (delete {folder} to measure anew)"
+        )
 
 
 def note_settings(folder: Path, config: MeasureConfig, digest: str, base: Path, **facts: Any) -> None:

@@ -15,6 +15,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json
 from experiments.common.paths import check_file_name
 from experiments.data.items import NewTask, NewText
+from experiments.evaluation.cache import PROBE, tokenizer_digest
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
@@ -34,6 +35,7 @@ from experiments.measure.kinds import Base, Kind, kind_of
 from experiments.methods.saving import BASE as TRAINED_FROM
 from experiments.models.checked import check_template
 from experiments.models.template import set_template
+from experiments.models.tokens import asked_key
 
 
 @dataclass(frozen=True)
@@ -162,9 +164,18 @@ def _read(
         reason = f"its tokenizer is another one than the base's: {moved} of {len(vocabulary)} tokens have other ids"
         texts = ["new"] if any(isinstance(one, NewText) for one in task) else []
         left_out = dict.fromkeys((*distributions(), *texts), reason)
-    same = not moved and len(theirs) == len(vocabulary) and own.chat_template == tokenizer.chat_template
+    same = not moved and len(theirs) == len(vocabulary) and _written(own) == _written(tokenizer)
     extra = 0 if moved else max(0, (facts["vocab_size"] or 0) - (base.facts["vocab_size"] or 0))
     return Model(name, address, found, tokenizer if same else own, not same, left_out, extra)
+
+
+def _written(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Return what decides the tokens of a prompt and the end of a reply: two of one vocabulary may cut texts otherwise.
+
+    Their rules before the words may differ (digits, spaces, lower case), or which token ends a turn.
+    """
+    prompts, end, *_ = asked_key(tokenizer, [PROBE])
+    return [tokenizer.chat_template, prompts, end]
 
 
 def check_endpoints(models: Sequence[Model], suites: Sequence[str]) -> None:
@@ -228,14 +239,19 @@ def noted_facts(model: Model) -> dict[str, Any]:
     """Describe what is measured under a name: its kind, its files, the suites that it cannot have."""
     stamps = {str(one.step): one.stamp for one in model.checkpoints} or {"1": model.address}
     contents = {str(one.step): one.content for one in model.checkpoints}
-    return {"kind": model.kind, "files": stamps, "content": contents, "left_out": dict(model.left_out)}
+    found = {"kind": model.kind, "files": stamps, "content": contents, "left_out": dict(model.left_out)}
+    above = model.checkpoints and tokenizer_folder(model.checkpoints[-1].folder) == model.checkpoints[-1].folder.parent
+    return found | ({"tokenizer": tokenizer_digest(model.tokenizer)} if above else {})  # its files are not among these
 
 
 def is_of(known: Mapping[str, Any], model: Model) -> bool:
-    """Whether noted facts are the model's. Earlier versions noted no content, or one of fewer bytes."""
+    """Whether noted facts are the model's. Earlier versions noted no tokenizer, and no content or less of it."""
     facts = noted_facts(model)
     noted, now = known.get("content"), facts.pop("content")
-    if {name: value for name, value in known.items() if name != "content"} != facts:
+    words = facts.pop("tokenizer", "")
+    if known.get("tokenizer", words) != words:
+        return False
+    if {name: value for name, value in known.items() if name not in ("content", "tokenizer")} != facts:
         return False
     folders = {str(one.step): one.folder for one in model.checkpoints}
     return noted in (None, now) or all(same_content(noted.get(step, ""), folder) for step, folder in folders.items())

@@ -9,9 +9,11 @@ from filelock import BaseFileLock, FileLock, Timeout
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note
 from experiments.common.hashing import sha256
+from experiments.common.owner import MEASURED
 from experiments.common.paths import default_root
 from experiments.runs.base_records import STATE
 
+CALLBACK = "callback"  # the command in the note of its folders
 HELD: dict[Path, BaseFileLock] = {}  # the folders that trainings of this process measure in
 
 
@@ -27,7 +29,16 @@ def default_folder(output: Path) -> Path:
 
 
 def hold(folder: Path) -> None:
-    """Keep a folder for the trainings of this process, until `release`. Raises ConfigError if another one has it."""
+    """Keep a folder for the trainings of this process, until `release`.
+
+    Raises ConfigError if another one has it, or if a run or a measurement does: its base would be replaced.
+    """
+    note = read_note(folder / MEASURED)
+    if (folder / "config.yaml").is_file() or note.get("command", CALLBACK) != CALLBACK or note.get("digest"):
+        raise ConfigError(
+            f"{folder} holds a run or a measurement, whose records would be replaced: take another folder, "
+            "ForgettingCallback(folder=...)"
+        )
     release(folder)  # of a training here that broke off
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock", timeout=0)

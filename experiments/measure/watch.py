@@ -24,9 +24,9 @@ from experiments.measure.folder import NOTE as FOLDER_NOTE
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
-from experiments.runs.base_records import ITEMS, STATE
+from experiments.runs.base_records import ITEMS, STATE, asked, asked_others
 from experiments.runs.baseline import headline, score
-from experiments.runs.result_file import write_result
+from experiments.runs.result_file import RESULT, write_result
 from experiments.scorecard.figures import GAINS
 
 NAME, BEST, NOTE = "trained", "best", "forgetting.json"
@@ -89,6 +89,7 @@ class Watch:
         output: the folder of the training, for `default_folder`.
         """
         budget, precision = Budget(share), Precision(config.precision)
+        (folder / "arms" / NAME / RESULT).unlink(missing_ok=True)
         for file in (folder / "arms" / NAME).glob("items-*.jsonl"):
             file.unlink()
         with budget.measuring():
@@ -104,6 +105,7 @@ class Watch:
             **config.to_dict(),
         }
         note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex, "output": output}
+        note["asked"] = asked(suites)
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget, training=note["training"])
@@ -124,6 +126,12 @@ class Watch:
                 f"{config.base_model} has other weights than the base that {folder} holds measurements of: bring the "
                 "old ones back, or take another folder, ForgettingCallback(folder=...)"
             )
+        if changed := asked_others(note.get("asked", {}), suites):  # earlier versions noted none
+            raise ConfigError(
+                f"{', '.join(changed)}: the questions, their grader, the tokenizer or its chat template are not those "
+                f"of the base's measurement in {folder}, so they would not compare: bring the old ones back, or take "
+                "another folder, ForgettingCallback(folder=...)"
+            )
         precision = Precision(config.precision)
         evaluation = suites.prepare(model, precision, state=note["suites"])
         records = read_records(folder / "base" / ITEMS)
@@ -143,6 +151,7 @@ class Watch:
 
     def back_to(self, step: int) -> None:
         """Delete what was measured after a step: the training goes on, or ends, with the weights of that step."""
+        (self.arm / RESULT).unlink(missing_ok=True)  # of a training that had ended: lists show it until this one has
         for file in self.arm.glob("items-*.jsonl"):
             if _step_of(file) > step:
                 file.unlink()
@@ -209,14 +218,15 @@ def check_settings(folder: Path, note: Mapping[str, Any], config: MeasureConfig)
 
 def check_records(folder: Path, note: Mapping[str, Any], step: int) -> None:
     """Raise DamagedError if records of the base, or up to a step, are gone or others. Earlier versions noted none."""
-    arm = folder / "arms" / NAME
-    digests = {arm / name: digest for name, digest in read_note(arm / DIGESTS).items() if _step_of(arm / name) <= step}
+    arm, advice = folder / "arms" / NAME, "bring it back, or take another folder, ForgettingCallback(folder=...)"
+    noted = read_json(arm / DIGESTS, advice)
+    digests = {arm / name: digest for name, digest in noted.items() if _step_of(arm / name) <= step}
     if "items" in note:
         digests[folder / "base" / ITEMS] = note["items"]
     for file, digest in digests.items():
         if not file.is_file() or file_digest(file) != digest:
             state = "is not the file that was written" if file.is_file() else "is gone"
-            raise DamagedError(f"{file} {state}: bring it back, or take another folder, ForgettingCallback(folder=...)")
+            raise DamagedError(f"{file} {state}: {advice}")
 
 
 def _step_of(file: Path) -> int:

@@ -44,6 +44,8 @@ def _fallen(result: ArmResult) -> str:
 def _judged(result: ArmResult, name: str, better: str) -> str:
     """Return a retention with its interval, and what it shows."""
     retention = result.scorecard[name]
+    if not math.isfinite(retention.value):
+        return "n/a, since the base had none right that could be lost"
     verdict = "forgetting is not shown (the interval holds 1)"
     if retention.high is not None and retention.high < 1:
         verdict = "it forgot"

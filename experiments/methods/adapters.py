@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_vali
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
 from experiments.methods.base import MethodContext, Tuning
@@ -99,19 +100,23 @@ class Peft(Tuning):
         config_class, targets = config_of(self.type), {}
         if self.type not in OWN_TARGETS:
             targets = {"target_modules": linear_names(model, self.targets)}
-        self._check_saved(model)
+        self._check_names(model)
         given = {name: checked(config_class, name, value) for name, value in (self.model_extra or {}).items()}
         return config_class(**{"task_type": "CAUSAL_LM", **targets, **given})
 
-    def _check_saved(self, model: PreTrainedModel) -> None:
-        """Raise ConfigError for a name in modules_to_save that no module has: PEFT passes over it."""
-        names = [name for name, _ in model.named_modules()]
-        given = (self.model_extra or {}).get("modules_to_save") or ()
-        if lacking := [one for one in given if not any(name.endswith(one) for name in names)]:
-            known = sorted({name.rpartition(".")[2] for name in names} - {""})
-            raise ConfigError(
-                f"peft: modules_to_save: no module is called {lacking[0]!r}: {nearest(lacking[0], known)}"
-            )
+    def _check_names(self, model: PreTrainedModel) -> None:
+        """Raise ConfigError for modules and layers that the model does not have: PEFT passes over them."""
+        names, extra = [name for name, _ in model.named_modules()], self.model_extra or {}
+        for field, before in (("modules_to_save", ""), ("target_modules", ".")):
+            given = extra.get(field) or ()
+            wanted = () if isinstance(given, str) else given  # a pattern, or all-linear
+            if lacking := [one for one in wanted if not any(f".{name}".endswith(before + one) for name in names)]:
+                known = sorted({name.rpartition(".")[2] for name in names} - {""})
+                raise ConfigError(f"peft: {field}: no module is called {lacking[0]!r}: {nearest(lacking[0], known)}")
+        count, layers = len(decoder_layers(model)), extra.get("layers_to_transform")
+        for layer in [layers] if isinstance(layers, int) else layers or ():
+            if not 0 <= layer < count:
+                raise ConfigError(f"peft: layers_to_transform={layer}: the model has {count} layers, 0 to {count - 1}")
 
     def _check_start(self, model: Any, base: Tensor) -> None:
         """Raise ConfigError if the model does not start as the base, or if the base cannot be had from it again."""

@@ -77,9 +77,14 @@ def set_template(
     if not set_fields:
         return
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
+        text = str(tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False))
     except TemplateError as error:
         raise ModelError(f"{', '.join(set_fields)}: this model's chat template refuses it ({error})") from None
+    if "".join((system or "").split()) not in "".join(text.split()):
+        raise ModelError(
+            f"data.system={system!r}: this model's chat template leaves it out: data.merge_system: true puts it before "
+            "the first question"
+        )
 
 
 def _named(tokenizer: PreTrainedTokenizerBase, name: str) -> str:

@@ -96,7 +96,11 @@ def _sums(plan: Plan, utilisation: float) -> Iterator[str]:
     )
     yield f"{which}: {flops:.3g} FLOP{_whole_time(plan, utilisation)}, {_gb(kept)} GB on disk at the end{again}"
     if plan.device.flops is None:
-        yield "no times: give --gpu, whose speed is known"
+        yield (
+            "no times: the speeds of GPUs here are those of bf16, and precision is fp32"
+            if plan.config.precision == "fp32"
+            else "no times: give --gpu, whose speed is known"
+        )
 
 
 def _whole_time(plan: Plan, utilisation: float) -> str:

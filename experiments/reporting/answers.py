@@ -147,8 +147,17 @@ def question_texts(suites: Iterable[DrawnSuite]) -> dict[tuple[str, str, str, st
 def _answer(r0: Record, r: Record, question: str) -> Turned:
     if r0.choice is None or r.choice is None or not r.options:
         return Turned(r.task, question, str(r.answer or ""), r0.reply or "", r.reply or "")
-    clarity = abs(_lead(r0) - _lead(r))
-    return Turned(r.task, question, r.options[int(r.answer or 0)], _option(r0), _option(r), clarity)
+    right = _right(r0, r)
+    clarity = abs(_lead(r0, right) - _lead(r, right))
+    return Turned(r.task, question, r.options[right], _option(r0), _option(r), clarity)
+
+
+def _right(r0: Record, r: Record) -> int:
+    """Return the index of the right option, which one of both chose. lm_eval may note a text, or several answers."""
+    if isinstance(r.answer, int):
+        return r.answer
+    right = r0 if r0.correct else r
+    return (r.options or ()).index(_option(right))
 
 
 def _short(text: str) -> str:
@@ -160,7 +169,7 @@ def _option(record: Record) -> str:
     return (record.options or ())[record.choice or 0]
 
 
-def _lead(record: Record) -> float:
-    """Return the log-likelihood of the right option less that of the best wrong one."""
-    scores, right = record.scores or (), int(record.answer or 0)
+def _lead(record: Record, right: int) -> float:
+    """Return the log-likelihood of the right option less that of the best wrong one. right: its index."""
+    scores = record.scores or ()
     return scores[right] - max(score for i, score in enumerate(scores) if i != right)

@@ -14,10 +14,15 @@ from experiments.reporting.plots.alignment import alignment_figure
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text, format_number, gain_name, gain_text, label, with_interval
 from experiments.scorecard import stability_gap
-from experiments.scorecard.bootstrap import estimate, harmonic
+from experiments.scorecard.bootstrap import estimate
 from experiments.scorecard.figure import NATS
-from experiments.scorecard.figures import FIGURES, shown
-from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, trajectory_figures
+from experiments.scorecard.figures import FIGURES, GAINS, shown
+from experiments.scorecard.trajectory import (
+    Trajectory,
+    drawn_trajectory,
+    harmonic_averages,
+    trajectory_figures,
+)
 
 WHOLE = ("retention_matched", "area", "hypervolume", "average_harmonic")  # figures of a whole trajectory
 OTHERS = ("retention", "nfr", "kl")  # figures of an operation, after its gain
@@ -42,12 +47,12 @@ def trajectory_table(
         return None
     matched, figures = trajectory_figures(found)
     learned = [name for name in found if "area" in figures[name]]
-    highest = max((float(found[name].gain[-1, 0]) for name in learned), default=0.0)
+    averages = harmonic_averages(found, learned)
     rows = []
     for name, path in found.items():
         card = {figure: estimate(values) for figure, values in figures[name].items()}
-        if highest > 0:
-            card["average_harmonic"] = estimate(harmonic(path.retention[-1], path.gain[-1] / highest))
+        if name in averages:
+            card["average_harmonic"] = estimate(averages[name])
         cells = (figure_text(card, figure) if figure in card else "n/a" for figure in WHOLE)
         rows.append((name, *cells, *_gap(path)))
     reached = "the highest that all reach of the arms that gain" if learned else "no arm gains outside its interval"
@@ -60,8 +65,8 @@ def trajectory_table(
         f"Gain {gain}: {reached}. Area: mean retention over gains from 0 to there. Hypervolume: "
         "what the evaluations dominate above gain 0 and retention 0. Harmonic average: at the end, of retention and of "
         "the gain over the highest of these arms. Gap depth: the largest fall of kept accuracy below the base at any "
-        "evaluation (it leans to the deep side, being picked for that). Recovered: the first later evaluation at the "
-        "base's level. Brackets: 95 % intervals over questions.",
+        "evaluation (picked for being the largest, which its interval allows for). Recovered: the first later "
+        "evaluation at the base's level. Brackets: 95 % intervals over questions.",
     )
 
 
@@ -73,7 +78,9 @@ def _gap(path: Trajectory) -> tuple[str, str]:
 def further_table(results: Sequence[ArmResult]) -> Table | None:
     """Show the figures that only some runs measure; None if there are none."""
     arms = [r for r in results if r.scorecard]
-    names = [figure.name for figure in shown("further") if any(figure.name in r.scorecard for r in arms)]
+    gains = [name for name in GAINS if name != gain_name(results)]  # of a run with both questions and texts
+    names = [*gains, *(figure.name for figure in shown("further"))]
+    names = [name for name in names if any(name in r.scorecard for r in arms)]
     if not names:
         return None
     rows = tuple((label(r), *(figure_text(r.scorecard, name) for name in names)) for r in arms)

@@ -15,9 +15,12 @@ from experiments.reporting.table import Cell, Row, Table
 from experiments.reporting.text import figure_text, label, p_text, with_interval
 from experiments.scorecard.card import drawn_figures
 from experiments.scorecard.differences import COMPARED, Difference, differences
+from experiments.scorecard.figure import NATS, Places
 from experiments.scorecard.figures import FIGURES
+from experiments.scorecard.flips import distinct_keys
 from experiments.scorecard.pairwise import net_correct
 from experiments.scorecard.sample import Sample
+from experiments.scorecard.units import unit_values
 
 HEAD = (
     "arm", "figure", "value", "low", "high", "reference", "difference", "difference_low", "difference_high", "p",
@@ -78,19 +81,27 @@ def arm_differences(
     if len(cards) < 2:
         return None
     reference = next(iter(cards))
-    drawn = {name: drawn_figures(Sample(base, last[name], draws, seed)) for name in cards}
+    keys = distinct_keys({name: last[name] for name in cards})
+    drawn = {name: drawn_figures(Sample(base, last[name], draws, seed, key=keys[name])) for name in cards}
     answers = {name: net_correct([(base, last[name])]) for name in cards}
-    return ArmDifferences(reference, cards, differences(drawn, answers, reference))
+    units = {name: unit_values([(base, last[name])]) for name in cards}
+    return ArmDifferences(reference, cards, differences(drawn, answers, reference, units))
 
 
 def differences_table(found: Sequence[Difference], reference: str, what: str) -> Table:
     """Show a row for each arm or run (`what`) and figure: its difference from the reference, its p and Holm's."""
     rows = tuple(
-        (d.name, FIGURES[d.figure].title, with_interval(d.value, True, (3, 2, 2)), p_text(d.p), p_text(d.p_holm))
+        (d.name, FIGURES[d.figure].title, with_interval(d.value, True, _places(d)), p_text(d.p), p_text(d.p_holm))
         for d in found
     )
     head = (f"{what} less {reference}", "figure", "difference", "p", "p (Holm)")  # in a terminal there is no title
     return Table(f"Differences to {reference}", head, rows)
+
+
+def _places(difference: Difference) -> Places:
+    """A small difference of KLs may be a significant one, and is not written as .000."""
+    small = abs(difference.value.value) < 0.0005
+    return NATS if small and FIGURES[difference.figure].places == NATS else (3, 2, 2)
 
 
 def remark(what: str) -> str:

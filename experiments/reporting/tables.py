@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from experiments.records import ArmResult, Estimate
+from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.summary import tied_best
 from experiments.reporting.table import Cell, Row, Table
 from experiments.reporting.text import figure_text, gain_name, label, rate_text, with_interval
@@ -104,7 +104,7 @@ def table_csv(base: Mapping[str, Estimate], results: Sequence[ArmResult]) -> str
         named: dict[str, Cell] = {
             "arm": r.arm,
             "method": r.method,
-            "learning_rate": r.learning_rate,
+            "learning_rate": None if r.method == MEASURED else r.learning_rate,
             "status": r.status,
         }
         rows.append({**named, "reason": r.reason, "steps": r.steps, **flat_figures(r.scorecard), **flat_costs(r)})
@@ -138,7 +138,7 @@ def cost_text(result: ArmResult, figure: Figure) -> str:
 
 
 def _row(result: ArmResult, columns: Sequence[Figure], more: Sequence[str]) -> Row:
-    named = (result.arm, rate_text(result.learning_rate))
+    named = (result.arm, "-" if result.method == MEASURED else rate_text(result.learning_rate))
     if result.status == "failed":
         return (*named, failure_text(result))
     figures = (figure_text(result.scorecard, figure.name) for figure in columns)

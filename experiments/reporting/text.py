@@ -7,10 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from experiments.records import MEASURED, ArmResult, Estimate
-from experiments.scorecard.figure import RATE, SHARE, Places
+from experiments.scorecard.figure import NATS, RATE, SHARE, Places
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.tracking.view import INTERVAL, SPREADS
 
+LEAST = 5e-7  # nats per token: what is smaller is rounding
 TRIAL = re.compile(r"#\d+(?: |$)")  # the beginning of a trial's name: an arm may be called #best
 
 
@@ -53,6 +54,11 @@ def p_text(p: float) -> str:
     return "n/a" if math.isnan(p) else "<.001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
+def hover_number(value: float) -> str:
+    """Write a number of a picture to three places, `0.412`; a smaller one by its first digit, `0.0003`."""
+    return f"{value:.1g}" if LEAST <= abs(value) < 0.0005 else f"{value:.3f}"
+
+
 def figure_text(card: Mapping[str, Estimate], name: str) -> str:
     """Write a figure of a card as the table of figures says (`with_interval`); `-` if the card lacks it."""
     return with_interval(card.get(name), FIGURES[name].signed, FIGURES[name].places)
@@ -77,7 +83,10 @@ def gain_text(card: Mapping[str, Estimate], name: str) -> str:
 
 
 def _places(value: float, places: Places) -> int:
-    return places[0] if abs(value) < 0.0995 else places[1] if abs(value) < 0.995 else places[2]
+    size = abs(value)
+    if places == NATS and LEAST <= size < 0.0005:  # a KL has no lower end: .000 would say that nothing moved
+        return math.ceil(-math.log10(size))
+    return places[0] if size < 0.0995 else places[1] if size < 0.995 else places[2]
 
 
 def _digits(value: float, places: int, signed: bool = False) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.common.files import read_note, write_json
+from experiments.common.files import is_damaged, read_note, write_json
 from experiments.common.hashing import file_digest
 from experiments.records import Estimate, Record, read_records, write_records
 from experiments.runs.prepared import Prepared
@@ -53,5 +53,6 @@ def write_noted(file: Path, records: list[Record]) -> None:
 
 def is_whole(file: Path) -> bool:
     """Whether records are there as they were written; earlier versions noted no digests."""
-    digest = read_note(file.with_name(MEASURED)).get(file.name)
-    return file.is_file() and (digest is None or file_digest(file) == digest)
+    note = file.with_name(MEASURED)
+    digest = read_note(note).get(file.name)
+    return file.is_file() and (not is_damaged(note) if digest is None else file_digest(file) == digest)

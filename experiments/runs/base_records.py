@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ctrl.fingerprint import computes, differences
 from experiments.common.errors import ConfigError, RunError
-from experiments.common.files import read_note, write_json
+from experiments.common.files import is_damaged, read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
 from experiments.common.owner import anew
 from experiments.evaluation.cache import BaseCache, tokenizer_digest
@@ -31,9 +31,7 @@ def check_suites(folder: Path, suites: Suites) -> None:
 
     folder: of the run. Without a note of an earlier version nothing is known.
     """
-    known = read_note(folder / "base" / TIMING).get("suites", {})
-    changed = [name for name, suite in suites.suites.items() if name in known and known[name] != _asked(suite)]
-    if changed:
+    if changed := changed_suites(folder, suites):
         raise ConfigError(
             f"{', '.join(changed)}: the questions, or the code that asks them, have changed since {folder.name} began "
             "(another version of this bench or of a library), so new figures would not compare: go on with the "
@@ -41,10 +39,26 @@ def check_suites(folder: Path, suites: Suites) -> None:
         )
 
 
+def changed_suites(folder: Path, suites: Suites) -> list[str]:
+    """Return the names of suites whose questions or code are others than when the base of a run was measured."""
+    return asked_others(read_note(folder / "base" / TIMING).get("suites", {}), suites)
+
+
 def is_whole(file: Path) -> bool:
     """Whether a file of the folder `base` is there, as it was written; without a digest of it, as it can be read."""
-    digest = read_note(file.with_name(TIMING)).get("files", {}).get(file.name)
-    return file.is_file() and (digest is None or file_digest(file) == digest)
+    note = file.with_name(TIMING)
+    digest = read_note(note).get("files", {}).get(file.name)
+    return file.is_file() and (not is_damaged(note) if digest is None else file_digest(file) == digest)
+
+
+def asked(suites: Suites) -> dict[str, str]:
+    """Return by suite a digest of what it asks and how it grades, as the tokenizer writes it, and of its code."""
+    return {name: _asked(suite) for name, suite in suites.suites.items()}
+
+
+def asked_others(known: Mapping[str, str], suites: Suites) -> list[str]:
+    """Return the suites of which `asked` is another than was noted; what was not noted does not count."""
+    return [name for name, digest in asked(suites).items() if known.get(name, digest) != digest]
 
 
 def _asked(suite: DrawnSuite) -> str:
@@ -101,7 +115,8 @@ class BaseFolder:
     def check_base(self) -> None:
         """Raise ConfigError if the base model has other weights, config or tokenizer than when the run began."""
         known, here = self._note(), self._base()
-        changed = [what for what in ("weights", "tokenizer") if known.get(what, here[what]) != here[what]]
+        own = ("weights", "tokenizer", "code")
+        changed = [what for what in own if what in here and known.get(what, here[what]) != here[what]]
         if fields := differences(known.get("computes", {}), here["computes"]):
             changed.append(f"config ({fields})")
         if changed:
@@ -111,27 +126,43 @@ class BaseFolder:
             )
 
     def _base(self) -> dict[str, Any]:
-        """Return what must not change of the base model: weights, tokenizer, what its config lets them compute."""
-        return {name: self.cache.key[name] for name in ("weights", "tokenizer")} | {
-            "computes": computes(self.model.config)
-        }
+        """Return what must not change of the base model: weights, tokenizer, code of its own, what its config lets them
+        compute."""
+        own = {name: self.cache.key[name] for name in ("weights", "tokenizer", "code") if name in self.cache.key}
+        return own | {"computes": computes(self.model.config)}
 
     def measured(self, say: Callable[[str], None]) -> tuple[Evaluation, list[Record], float]:
         """Return the prepared suites, the base model's records and the seconds that these took."""
         state = read_note(self.folder / STATE)
         if state and self._whole(ITEMS) and self._whole(STATE):
+            self._say_changed(say)
             evaluation = self.suites.prepare(self.model, self.precision, self.cache, state)
         else:
             say("measuring the base model (results of earlier runs are reused) ...")
             evaluation, found = self.suites.measure_base(self.model, self.precision, self.cache, self.together)
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
-            asked = {name: _asked(suite) for name, suite in self.suites.suites.items()}
             noted = {"seconds": found.seconds, "measured": found.measured, "precision": self.precision.name}
-            self._keep(STATE, ITEMS, suites=asked, **noted)
+            noted["with"] = self._with()
+            self._keep(STATE, ITEMS, suites=asked(self.suites), **noted)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)
         return evaluation, read_records(self.folder / ITEMS), float(self._note().get("seconds", 0.0))
+
+    def _with(self) -> dict[str, str]:
+        """Return what last digits depend on, and which may be another one when the next model is measured."""
+        return {name: str(self.cache.key[name]) for name in ("torch", "transformers", "device")}
+
+    def _say_changed(self, say: Callable[[str], None]) -> None:
+        """Warn that the base was measured by other libraries, or on another device, than models are now."""
+        known = self._note().get("with", {})
+        if changed := [
+            f"{n} {known[n]}, and {n} is {now} here" for n, now in self._with().items() if known.get(n, now) != now
+        ]:
+            say(
+                f"warning: the base model was measured with {'; '.join(changed)}: what is measured now may differ for "
+                f"that alone ({anew(self.folder.parent)})"
+            )
 
     def floor(self) -> list[Record]:
         """Return the base model's answers to the kept questions in other words."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +16,12 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Evaluation, Suites, alone
 from experiments.models.precision import Precision
 from experiments.records import Estimate, Record
-from experiments.runs.base_records import BaseFolder, check_precision, check_suites
+from experiments.runs.base_records import ITEMS, BaseFolder, check_precision, check_suites
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
+
+MANY, ROUNDED = 0.1, 1  # share of replies; tokens that a text may have less than the reply that it was
+RAISE = ": raise evaluation.suites.new.max_tokens"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +79,37 @@ def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:
     return {name: figures[name] for name in HEADLINE if name in figures}
 
 
+def without_room(base: Iterable[Record]) -> Iterator[str]:
+    """Say which tasks cannot show what they are for, as the base can forget or gain nothing of them; one line each."""
+    tasks: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for one in base:
+        if one.correct is not None and one.suite in ("new", "kept"):
+            tasks[one.suite, f"{one.task} ({one.form})" if one.suite == "kept" else one.task].append(one)
+    for (suite, task), answers in tasks.items():
+        right = sum(one.correct or 0 for one in answers)
+        guessed = sum(1 / len(one.options) for one in answers if one.options)
+        if suite == "kept" and right <= guessed + 1e-6:
+            said = f"the base model has {right} of {len(answers)} answers right, no more than by guessing"
+            yield f"kept task {task}: {said}, so it cannot show forgetting, and hides that of others"
+        elif suite == "new" and right == len(answers):
+            yield f"new task {task}: the base model has all {right} answers right already: there is nothing to gain"
+
+
+def cut_off(base: Sequence[Record], suites: Suites, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Say of which tasks many of the base's replies are as long as they may be: cut before the answer, they are wrong.
+
+    An arm that learned to answer at once would then gain what the base knows already.
+    """
+    limits = [(suite.name, task, most) for suite in suites.suites.values() for task, most in suite.limits.items()]
+    for suite, task, most in limits:
+        replies = [one.reply for one in base if (one.suite, one.task) == (suite, task) and one.reply is not None]
+        sizes = [len(tokenizer(reply, add_special_tokens=False, verbose=False)["input_ids"]) for reply in replies]
+        full = sum(size >= most - ROUNDED for size in sizes)
+        if full > MANY * len(replies):
+            said = f"{full} of {len(replies)} replies of the base model have the {most} tokens that one may have"
+            yield f"{suite} task {task}: {said}, and may be cut before their answer{RAISE if suite == 'new' else ''}"
+
+
 def measure_base(
     config: EvaluationConfig,
     suites: Suites,
@@ -95,7 +130,10 @@ def measure_base(
     cache = BaseCache(root, model, tokenizer, precision, elsewhere)
     files = BaseFolder(folder / "base", suites, model, precision, cache, together)
     files.check_base()
+    known = (folder / "base" / ITEMS).is_file()
     evaluation, base, seconds = files.measured(say)
+    for line in () if known else (*without_room(base), *cut_off(base, suites, tokenizer)):
+        say(line)
     floor = files.floor() if config.has_floor else []
     draws = config.bootstrap
     return MeasuredBase(folder, precision, tokenizer, evaluation, base, floor, seconds, draws, seed, suites)

@@ -62,7 +62,8 @@ class ExperimentData:
         load = functools.partial(_load, config)
         cache = cache or Path("mlruns") / "cache"
         # without `base`, which may hold a model that is no longer needed
-        self.context = SourceContext(tokenizer, load, config.base_model, config.precision, cache)
+        loaded = " ".join(filter(None, (config.quantised, config.attention)))
+        self.context = SourceContext(tokenizer, load, config.base_model, config.precision, cache, loaded)
         self._base = base or load  # until it has written: it may hold a model
         self.new = data.new
 

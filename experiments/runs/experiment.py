@@ -24,6 +24,7 @@ from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.runs.arm import ArmRun, Session
 from experiments.runs.arm_training import ArmTraining, arm_trainings
+from experiments.runs.base_records import changed_suites
 from experiments.runs.closing import close_run
 from experiments.runs.estimate import TimeLeft, say_time
 from experiments.runs.fits import fitting_rows
@@ -154,6 +155,11 @@ def _say_what_is_left(arms: Sequence[ArmRun], session: Session) -> TimeLeft | No
         _say_packing(missing[0], session)
         return say_time(missing, session.say)
     session.say("all arms are finished already; making the report again (--fresh repeats everything)")
+    if changed := changed_suites(arms[0].prepared.folder, arms[0].prepared.suites):
+        session.say(
+            f"warning: {', '.join(changed)}: the questions, or the code that asks them, have changed since; the "
+            "figures are of the earlier ones"
+        )
     for arm in arms:
         if read_note(arm.result_file).get("status") == "failed":
             session.say(f"{arm.folder.name} failed; to go on from its last checkpoint, delete {arm.result_file}")

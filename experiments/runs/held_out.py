@@ -10,11 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
 from experiments.data.encoding import Encoder
+from experiments.data.grader import Contains, Exact, shortened
+from experiments.data.isolated_graders import Code, Regex
 from experiments.data.items import Example, Item, NewTask, NewText
 from experiments.data.matching import normal
 from experiments.data.source import Source, ids_of
 from experiments.data.stored import Stored
 from experiments.data.tested import Measured
+
+LONG = 20  # words of an answer
+OWN = 20  # answers that are graded as replies: code may run for seconds
 
 
 def asked(encoder: Encoder, source: Source, task: NewTask | NewText) -> tuple[NewTask | NewText, list[str]]:
@@ -40,8 +45,34 @@ def remarks(source: Source, task: NewTask | NewText) -> list[str]:
     if isinstance(task, NewText) or not isinstance(source, Measured):
         return []
     rows = source.test_examples if source.test else () if source.streamed else source.stored()
-    said = [*_several(rows, task), *(source.grader.remarks(task.test) if source.grader else ())]
+    said = [*_several(rows, task), *_long(source, task), *_own(source, task)]
+    said += source.grader.remarks(task.test) if source.grader else ()
     return [f"source {source.label}: {line}" for line in said]
+
+
+def _long(source: Measured, task: NewTask) -> list[str]:
+    """Say if most answers are so long that hardly a reply equals one: a gain of 0 would say nothing."""
+    found = [item.answer for item in task.test if len(item.answer.split()) > LONG]
+    if not isinstance(source.grader, Exact | Contains | None) or 2 * len(found) <= len(task.test):
+        return []
+    must = "have" if isinstance(source.grader, Contains) else "be"
+    return [
+        f"{len(found):,} of {len(task.test):,} measured answers have more than {LONG} words, such as "
+        f"{shortened(found[0])!r}, and a reply must {must} all of them to be right. Name a grader that reads a part of "
+        "them, or likelihood"
+    ]
+
+
+def _own(source: Measured, task: NewTask) -> list[str]:
+    """Say if replies that are the data's own answers are wrong: so is a model that has learned such answers."""
+    first = task.test[:OWN] if isinstance(source.grader, Regex | Code) else ()  # others say that they are right
+    wrong = [item.reply for item in first if not task.correct(item.reply, item)]
+    if not wrong:
+        return []
+    return [
+        f"the data's own answer is a wrong reply to {len(wrong)} of the first {len(first)} measured questions, such as "
+        f"{shortened(wrong[0])!r}: a model that learns such answers is wrong too"
+    ]
 
 
 def _several(rows: Iterable[Example], task: NewTask) -> list[str]:

@@ -16,6 +16,7 @@ from experiments.data.tested import Measured
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.suites.kept import KeptSuite
+from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.runs.data import ExperimentData
 
 VERSION = 4  # of the search: raise it when a change of the code changes what is found
@@ -49,7 +50,8 @@ def search(data: ExperimentData, suites: Suites, cache: Path, digests: Sequence[
     digests: of the sources. What is made anew or streamed is not searched.
     """
     probes = [*_new(data), *_kept(suites)]
-    key = short_digest(str(VERSION), *digests, repr(probes), *sorted(data.held_out_ids))
+    names = [source.label for source in (*data.new, *data.old)]  # a digest is of the rows alone
+    key = short_digest(str(VERSION), *digests, *names, repr(probes), *sorted(data.held_out_ids))
     file = cache / "overlap" / f"{key}.json"
     note = read_note(file)
     known = note.get("found")
@@ -86,10 +88,14 @@ def _new(data: ExperimentData) -> Iterator[Probe]:
 
 
 def _kept(suites: Suites) -> Iterator[Probe]:
+    """Yield the probes of kept tasks, and of all tasks of lm_eval."""
     suite = suites.suites.get(KeptSuite.name)
     if isinstance(suite, KeptSuite):
         yield from map(_probe, suite.questions)
         yield from (question_probe("kept", task.name, item) for task in suite.written for item in task.test)
+    harness = suites.suites.get(HarnessSuite.name)
+    if isinstance(harness, HarnessSuite):
+        yield from (Probe(side, task, text, (text,)) for (side, task, _), text in harness.questions().items())
 
 
 def _probe(question: Question) -> Probe:

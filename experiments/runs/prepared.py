@@ -28,6 +28,7 @@ from experiments.runs.checks import check_run, check_suites, check_tokens
 from experiments.runs.data import ExperimentData
 from experiments.runs.overlap import Searched, search
 from experiments.runs.result_file import owners_noted, write_result
+from experiments.runs.unused import notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     root: its cache gets the text of a source `self`. Raises ConfigError for data that cannot be read, and for arms that
     the base model cannot have.
     """
-    for line in (note for arm in config.arms for note in arm.notes):
+    for line in notes(config):
         say(line)
     model, tokenizer = config.load_base()
     check_run(config, model)
@@ -134,7 +135,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
     for source in (*data.new, *data.old):
-        for note in source.notes:
+        for note in (*source.notes, *source.test_notes):
             say(f"source {source.label}: {note}")
     for line in (note for suite in suites.suites.values() for note in suite.notes):
         say(line)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from experiments.common.printable import without_codes
 from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.data.counts import MOST, Lengths, held, refused, special
@@ -77,9 +78,12 @@ def preview(config: ExperimentConfig) -> Preview:
 
 
 def pieces(row: Sequence[Token]) -> Iterator[tuple[str, bool]]:
-    """Yield the text of neighbours with and without loss, with a bar between two tokens."""
+    """Yield the text of neighbours with and without loss, with a bar between two tokens.
+
+    Codes that a terminal obeys, or that change the order of reading, are written as escapes: the text is of others.
+    """
     for learned, tokens in itertools.groupby(row, key=lambda token: token.learned):
-        yield BETWEEN.join(token.text.replace("\n", LINE_END) for token in tokens), learned
+        yield BETWEEN.join(without_codes(token.text).replace("\n", LINE_END) for token in tokens), learned
 
 
 def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePreview:
@@ -93,8 +97,10 @@ def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePre
     shape = [f"shape: {source.recognised}"] if source.recognised else []
     rows = [Labelled(row.ids[:SHOWN], row.labels[:SHOWN]) for row in (encoder.labelled(first) if first else [])]
     several = [f"this example is {len(rows)} rows: the template rewrites earlier turns"] if len(rows) > 1 else []
-    facts = (*shape, *_counted(encoded, words.whole, encoder), *held(words), *source.notes, *several)
-    return SourcePreview(name, facts, tuple(_tokens(encoder.tokenizer, row) for row in rows))
+    notes = (*source.notes, *source.test_notes, *several)
+    facts = (*shape, *_counted(encoded, words.whole, encoder), *held(words), *notes)
+    shown = tuple(_tokens(encoder.tokenizer, row) for row in rows)
+    return SourcePreview(without_codes(name), tuple(map(without_codes, facts)), shown)
 
 
 def _examples(source: Source, seed: int) -> Iterable[Example]:

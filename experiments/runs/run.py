@@ -27,6 +27,7 @@ from experiments.runs.fits import check_fits
 from experiments.runs.growing import with_begun_arms
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared, prepare, read_inputs
+from experiments.runs.same_data import Agree, digests_of
 from experiments.runs.unused import check_fields
 from experiments.tracking.machine import sigterm_raises
 from experiments.tracking.run import ParentRun
@@ -44,13 +45,15 @@ def run_experiment(
     observe: Observer | None = None,
     experiment: str | None = None,
     force: bool = False,
+    agree: Agree | None = None,
 ) -> Outcome:
     """Run or continue an experiment. fresh: drop what an earlier run of this config left. Raises RunError.
 
     root: where results go; default: `mlruns` of the current project. parent: the MLflow run of the study's trial that
     this experiment belongs to. observe: called after each evaluation with the arm's result so far; may raise
     StopArm. experiment: name of the MLflow experiment, if it is not the config's: a study's trials share one. force:
-    start a run that does not fit into memory. Under a launcher every process calls it with the same arguments, and gets
+    start a run that does not fit into memory. agree: gets the digests of data and base before anything is made; raises
+    RunError if other trials have others. Under a launcher every process calls it with the same arguments, and gets
     the outcome of the main process.
     """
     if parent is not None:
@@ -70,6 +73,8 @@ def run_experiment(
             with sigterm_raises():  # the main process does so for its run in MLflow
                 return follow(config, folder, processes)
         inputs = read_inputs(config, root, say)
+        if agree is not None:
+            agree(digests_of(inputs, root))
         folder.parent.mkdir(parents=True, exist_ok=True)
         with only_one(folder):
             if folder.is_symlink() and (fresh or not folder.exists()):

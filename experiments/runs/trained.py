@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,11 +91,15 @@ def replies_at(
     prompts: Sequence[str],
     alphas: Sequence[float],
     max_new_tokens: int = 24,
+    precision: Literal["auto", "bf16", "fp32"] = "auto",
 ) -> pd.DataFrame:
-    """Return greedy replies of an expanded model at each alpha (`ctrl.at_alpha`): one row for each prompt."""
+    """Return greedy replies of an expanded model at each alpha (`ctrl.at_alpha`): one row for each prompt.
+
+    precision: that of the run; in another one the replies may differ from those that it measured.
+    """
     columns = {}
     for alpha in alphas:
-        with ctrl.at_alpha(model, alpha), evaluating(model, Precision("auto")):
+        with ctrl.at_alpha(model, alpha), evaluating(model, Precision(precision)):
             columns[f"alpha {alpha:g}"] = list(generate_replies(model, tokenizer, list(prompts), max_new_tokens))
     return pd.DataFrame(columns, index=pd.Index(prompts, name="prompt"))
 

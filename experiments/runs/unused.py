@@ -10,15 +10,17 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ctrl.config import changed_fields, without_effect
+from ctrl.config import ControlConfig, changed_fields, without_effect
+from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
 from experiments.data.tables import kind
+from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
 from experiments.methods.tuning import Control, Partial
-from experiments.training.optimizer_fields import unread
+from experiments.training.optimizer_fields import unread as unread_arguments
 
 OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
     "min_lr_ratio": ("cosine", "infinite"),
@@ -45,6 +47,15 @@ def check_settings(config: ExperimentConfig) -> None:
         raise ConfigError(f"evaluation: the settings of {name} have no effect: add {name} to suites, or leave them out")
 
 
+def notes(config: ExperimentConfig) -> Iterator[str]:
+    """Say what is given and has no effect here, but may be meant for more steps or other arms; one line each."""
+    for arm in config.arms:
+        yield from arm.notes
+        average, steps = arm.build().average, config.training.steps
+        if isinstance(average, Mer) and average.every > steps:
+            yield f"arm {arm.name}: mer averages nothing, since every={average.every} is beyond the {steps} steps"
+
+
 def unused_fields(config: ExperimentConfig) -> list[str]:
     """Describe the fields without effect, one line each, except settings of suites (a study has its base's)."""
     return [*_data(config), *_training(config), *(fault for arm in config.arms for fault in _arm(arm))]
@@ -57,10 +68,15 @@ def _data(config: ExperimentConfig) -> Iterator[str]:
         yield "data.old is read by no arm: give data.replay, the share of its tokens, or leave it out"
     if data.choose is not None and not replays:
         yield "data.choose has no effect, since no arm replays: give data.replay, or leave it out"
+    for source in data.old:
+        grader = getattr(source, "grader", None)  # choice turns a letter into the text of its option
+        given = {"test": getattr(source, "test", None), "grader": None if grader and grader.by_choice else grader}
+        for name in (name for name, value in given.items() if value is not None):
+            yield f"data.old: source {source.label}: {name} has no effect: the sources of data.new are measured"
     for source in (*data.new, *data.old):
         read = next((name for name in INSTEAD_OF if isinstance(source, Columns) and getattr(source, name)), None)
-        if read and (given := _given(source, INSTEAD_OF[read])):
-            yield f"data: source {source.label}: {', '.join(given)} is not read next to {read}: leave one of both out"
+        if read and (unread := _given(source, INSTEAD_OF[read])):
+            yield f"data: source {source.label}: {', '.join(unread)} is not read next to {read}: leave one of both out"
         if isinstance(source, LocalFile) and kind(Path(source.path)) in TABLES and _given(source, ("separator",)):
             yield f"data: source {source.label}: separator splits text files ({', '.join(TEXTS)}), not tables"
 
@@ -71,7 +87,9 @@ def _training(config: ExperimentConfig) -> Iterator[str]:
         if training.schedule not in OF_SCHEDULES[name]:
             needed = " or ".join(OF_SCHEDULES[name])
             yield f"training.{name} has no effect with schedule {training.schedule!r}: it needs schedule {needed}"
-    yield from (f"training.arguments: {fault}" for fault in unread(training.arguments))
+    if training.keep == "none" and _given(training, ("keep_dtype",)):
+        yield "training.keep_dtype has no effect with keep none: no trained weights stay"
+    yield from (f"training.arguments: {fault}" for fault in unread_arguments(training.arguments))
     yield from _rates(config)
 
 
@@ -81,8 +99,15 @@ def _rates(config: ExperimentConfig) -> Iterator[str]:
     copies = [tuning.config for tuning in tunings if isinstance(tuning, Control)]
     if "alpha" in given and not any(one.alpha == "learned" for one in copies):
         yield "training.rates.alpha has no effect: no arm learns alpha, set control.alpha to learned"
-    if "gates" in given and not copies:
-        yield "training.rates.gates has no effect: no arm trains copies"
+    if "gates" in given and not any(map(_has_gates, copies)):
+        why = "no copies have gates, so choose another control.interpolation or norm_mix" if copies else ""
+        yield f"training.rates.gates has no effect: {why or 'no arm trains copies'}"
+
+
+def _has_gates(config: ControlConfig) -> bool:
+    """Whether copies learn anything besides themselves and their alpha (`training.groups.kinds`)."""
+    mixes = config.structure != "stack" and INTERPOLATIONS[config.interpolation](2)
+    return config.norm_mix == "learned" or bool(mixes and {name for name, _ in mixes.named_parameters()} - {"theta"})
 
 
 def _arm(arm: ArmConfig) -> Iterator[str]:

@@ -32,6 +32,7 @@ Array = NDArray[np.float64]
 Stratum = tuple[str, tuple[str, ...]]  # task, forms
 CELLS = 2_000_000  # questions x draws held at once
 UNSEEN_WEIGHT, UNSEEN_SHAPE, UNSEEN_SPREADS = 0.3, 0.15, 1.4  # of a value that was not seen, see `with_unseen_value`
+LUCK = 1 + 1 / (math.sqrt(2) - 1)  # of the highest of several, see `of_highest`
 FEWEST_VALUES = 4  # with a long tail: fewer do not show how long it is, and have no interval
 
 
@@ -80,7 +81,9 @@ def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int,
     """Weighted mean sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,).
 
     Texts and replies are few, so the deviation of each draw is widened (`student_factor`). positive: values of at
-    least 0 with a long tail, such as KL (`with_unseen_value`).
+    least 0 with a long tail, such as KL (`with_unseen_value`). Other values that are all above 0, or all below, may be
+    such too: of the texts that a model forgets a few lose far more than the rest. Each draw then is the one of both
+    ways that is further away.
     """
     rows = list(rows)
     columns: dict[tuple[Stratum, str], Array] = {}
@@ -92,7 +95,18 @@ def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int,
     if positive:
         return with_unseen_value(top, bottom, np.array([value for _, value, _ in rows]), factor, seed)
     values = ratio(top, bottom)
-    return np.concatenate([values[:1], values[0] + factor * (values[1:] - values[0])])
+    values[1:] = values[0] + factor * (values[1:] - values[0])
+    seen = np.array([value for _, value, _ in rows])
+    if len(seen) < FEWEST_VALUES or not ((seen > 0).all() or (seen < 0).all()):
+        return values
+    sign = math.copysign(1.0, seen[0])
+    tailed = sign * with_unseen_value(sign * top, bottom, abs(seen), factor, seed)
+    return further_away(values, tailed)
+
+
+def further_away(first: Array, second: Array) -> Array:
+    """Take of two ways to draw a figure, (1 + draws,), each draw that is further from the observed value."""
+    return np.where(abs(second - second[0]) > abs(first - first[0]), second, first)
 
 
 def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, seed: int) -> Array:
@@ -150,6 +164,21 @@ def harmonic(first: Array, second: Array) -> Array:
     first, second = np.maximum(first, 0), np.maximum(second, 0)
     total = first + second
     return np.divide(2 * first * second, total, out=np.zeros_like(first), where=(total > 0) | np.isnan(total))
+
+
+def of_highest(values: Array) -> Array:
+    """Lower the draws below the median of a figure that takes the highest of several measurements, (1 + draws,).
+
+    The highest of several that are equal in truth is too high, by c standard errors, since it is picked for its luck.
+    Draws show sqrt(2) - 1 of that: they are as much above the observed value. So LUCK = 1 + 1 / (sqrt(2) - 1) times
+    what they show is subtracted. Where one measurement is clearly the highest they show nothing, and nothing is.
+    """
+    drawn = values[1:]
+    known = drawn[np.isfinite(drawn)]
+    if not len(known):
+        return values
+    luck = max(0.0, float(known.mean() - values[0]))
+    return np.concatenate([values[:1], np.where(drawn < np.median(known), drawn - LUCK * luck, drawn)])
 
 
 def estimate(values: Array) -> Estimate:

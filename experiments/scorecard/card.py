@@ -23,7 +23,7 @@ def scorecard(
 
     What each figure means is said in `figures.FIGURES`. Figures of a suite that was not measured are left out, and so
     are those of the A/A floor (`aa_floor`), of a stream (`stream`) and of several arms. gain_reference: the gain of a
-    reference arm; adds average_harmonic. draws: resamples, at least 100.
+    reference arm, taken as exact; adds average_harmonic. draws: resamples, at least 100.
 
     Differences, ratios, KL and perplexity drift have percentile intervals of the paired bootstrap. Rates have Wilson's
     interval with n = questions: two forms of one question are not two independent trials (never too narrow, somewhat

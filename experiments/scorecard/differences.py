@@ -9,7 +9,8 @@ from experiments.records import Estimate
 from experiments.scorecard.bootstrap import Array, estimate
 from experiments.scorecard.figures import shown
 from experiments.scorecard.inference import holm
-from experiments.scorecard.pairwise import Answers, paired_p
+from experiments.scorecard.pairwise import Answers, halves_of, paired_p
+from experiments.scorecard.units import UnitValues, widened
 
 COMPARED = tuple(figure.name for figure in shown("compare"))
 
@@ -26,16 +27,23 @@ class Difference:
 
 
 def differences(
-    drawn: Mapping[str, Mapping[str, Array]], answers: Mapping[str, Answers], reference: str
+    drawn: Mapping[str, Mapping[str, Array]],
+    answers: Mapping[str, Answers],
+    reference: str,
+    units: Mapping[str, UnitValues] | None = None,
 ) -> list[Difference]:
-    """Subtract the reference's figures from those of every other run, with `paired_p` and Holm's p over the runs."""
+    """Subtract the reference's figures from those of every other run, with `paired_p` and Holm's p over the runs.
+
+    answers, units: `net_correct` and `unit_values` by run.
+    """
     found = []
     for figure in COMPARED:
         if figure not in drawn[reference]:
             continue
         own = drawn[reference][figure]
         others = {n: f[figure] for n, f in drawn.items() if n != reference and figure in f}
-        p = [paired_p(figure, values, own, answers[n], answers[reference]) for n, values in others.items()]
+        halves = {n: halves_of(figure, units[n], units[reference]) if units else None for n in others}
+        p = [paired_p(figure, values, own, answers[n], answers[reference], halves[n]) for n, values in others.items()]
         for (name, values), raw, adjusted in zip(others.items(), p, holm(p), strict=True):
-            found.append(Difference(name, figure, estimate(values - own), raw, adjusted))
+            found.append(Difference(name, figure, widened(estimate(values - own), halves[name]), raw, adjusted))
     return found

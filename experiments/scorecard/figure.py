@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from experiments.records import Estimate
+from experiments.records import Estimate, Record
 from experiments.scorecard.bootstrap import Array
 from experiments.scorecard.sample import Sample
 
@@ -32,12 +32,13 @@ class Figure:
     model itself. bounds: values that it cannot pass, and so its interval over seeds neither.
     places, signed: how it is written. tables: where it is shown: as the run's `gain`, in the `run` table,
     among its `further` figures, in a comparison (`compare`), or for the `base` model. sign_test: whether it is a share
-    of right answers, whose difference between two arms is tested exactly too (`pairwise.paired_p`).
+    of right answers or of flips, whose difference between two arms is tested exactly too (`pairwise.paired_p`).
 
     How `card.scorecard` gets it, if it does; the other figures are computed by the function of their suite.
     draw: its value in each resample. members: the same by member of a family, whose name ends in the word `family` in
-    place of the member's name. trials: the number of questions, for Wilson's interval in place of the bootstrap's.
-    closed: value and interval at once, by a closed formula.
+    place of the member's name. units: value and weight of each text or reply whose weighted mean it is, by which two
+    arms are compared too (`units.half_means`). trials: the number of questions, for Wilson's interval in place of the
+    bootstrap's. closed: value and interval at once, by a closed formula.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Figure:
     family: str = ""
     draw: Callable[[Sample], Array] | None = None
     members: Callable[[Sample], Mapping[str, Array]] | None = None
+    units: Callable[[Sample], Sequence[tuple[Record, float, float]]] | None = None
     trials: Callable[[Sample], int] | None = None
     closed: Callable[[Sample], Estimate] | None = None
 

@@ -103,7 +103,7 @@ COMPARISON = (  # computed by `trajectory`, over the evaluations of an arm and o
            "area under the upper envelope retention(gain) / matched gain", "higher", unchanged=1, tables=("compare",)),
     Figure("hypervolume", "comparison", "hypervolume",
            "area that the evaluations dominate above gain 0 and retention 0",
-           "hypervolume of the points (gain, retention)", "higher", tables=("compare",)),
+           "hypervolume of the points (gain, retention)", "higher", tables=("compare",), bounds=ABOVE_ZERO),
     Figure("gap_depth", "comparison", "gap depth", "largest fall of kept accuracy below the base at any evaluation",
            "max over steps of a0_K - a_K (arXiv 2205.13452)", "lower", unchanged=0),
     Figure("gap_recovery", "comparison", "recovered at step", "first later evaluation at the level of the base",

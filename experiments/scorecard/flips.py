@@ -118,6 +118,23 @@ def net_changes(pairs: Iterable[Pair]) -> tuple[Counter[tuple[str, str]], Counte
     return net, forms
 
 
+def distinct_keys(measured: Mapping[str, Iterable[Record]]) -> dict[str, int]:
+    """Return the `answers_key` of each arm, another one for an arm that has the answers of an earlier one right.
+
+    The flips that both samples missed would cancel else: two models that answer the same 96 of 120 questions rightly
+    would differ by `0.00 [0.00,0.00]`. Arms of the same records, to the last digit, are the same model and share a key.
+    """
+    keys: dict[int, list[Record]] = {}
+    found: dict[str, int] = {}
+    for name, records in measured.items():
+        own = sorted(records, key=lambda record: record.key)
+        key = answers_key(own)
+        while keys.setdefault(key, own) != own:
+            key = zlib.crc32(key.to_bytes(4, "little"))
+        found[name] = key
+    return found
+
+
 def answers_key(*measurements: Iterable[Record]) -> int:
     """Hash the answers of measurements: the seed of what is drawn for one arm alone. The order does not matter."""
     answers = sorted((*r.key, r.correct) for records in measurements for r in records if r.correct is not None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import TypeAlias
 
@@ -15,10 +15,13 @@ from experiments.scorecard.halves import of_half
 from experiments.scorecard.inference import holm, mcnemar_p
 from experiments.scorecard.pairing import ALONE, facts
 from experiments.scorecard.seeds import Measured, drawn_over_seeds
+from experiments.scorecard.units import UnitValues, half_means, larger_p, unit_values
 
 LEVEL = 0.05
 SignificantPairs: TypeAlias = Mapping[str, frozenset[frozenset[str]]]  # by figure: the pairs of arms that differ
-Answers: TypeAlias = Mapping[tuple[str, str, str], Fraction]  # by (suite, task, item)
+Flips: TypeAlias = tuple[Fraction, Fraction]  # answers to a question that were won and lost, the mean over the seeds
+Answers: TypeAlias = Mapping[tuple[str, str, str], Flips]  # by (suite, task, item)
+COUNTED: Mapping[str, Callable[[Flips], Fraction]] = {"nfr": lambda flips: flips[1], "pfr": lambda flips: flips[0]}
 
 
 def significant_pairs(
@@ -39,13 +42,17 @@ def significant_pairs(
         raise ValueError(f"{reason}: only answers to the same questions can be paired")
     drawn = {name: drawn_over_seeds(runs, draws, seed, choosing) for name, runs in arms.items()}
     answers = {name: net_correct(runs, choosing) for name, runs in arms.items()}
+    units = {name: unit_values(runs, choosing) for name, runs in arms.items()}
     found = {}
     for figure in dict.fromkeys(name for figures in drawn.values() for name in figures):
         have = {name: figures[figure] for name, figures in drawn.items() if figure in figures}
         pairs = list(itertools.combinations(have, 2))
         if not pairs or len(pairs) * 2 / (1 + draws) >= level:
             continue
-        p = [paired_p(figure, have[a], have[b], answers[a], answers[b]) for a, b in pairs]
+        p = [
+            paired_p(figure, have[a], have[b], answers[a], answers[b], halves_of(figure, units[a], units[b]))
+            for a, b in pairs
+        ]
         adjusted = zip(pairs, holm(p), strict=True)
         found[figure] = frozenset(frozenset(pair) for pair, value in adjusted if value < level)
     return found
@@ -74,30 +81,41 @@ def _unlike(one: Sequence[Record], other: Sequence[Record]) -> set[str]:
     return {key[0] for key in unlike}
 
 
-def paired_p(figure: str, first: Array, second: Array, one: Answers, other: Answers) -> float:
+def paired_p(
+    figure: str, first: Array, second: Array, one: Answers, other: Answers, halves: Array | None = None
+) -> float:
     """Two-sided p that a figure is the same in two arms. first, second: (1 + draws,); one, other: `net_correct`.
 
     `bootstrap_p`; for shares of right answers (`Figure.sign_test`) the larger of it and the exact sign test over the
     questions that one arm answered better than the other: resampling says too little if few questions differ (7 of 64,
-    all one way: .001 against .016).
+    all one way: .001 against .016). Of flips it counts the questions that one arm lost, or won, more often. halves:
+    `half_means` of a figure that is a mean of texts or replies: the larger of the two p counts there as well.
     """
-    p = bootstrap_p(first - second)
+    p = larger_p(bootstrap_p(first - second), halves)
     row = FIGURES.get(figure)  # a family's members have none
     if row is None or not row.sign_test:
         return p
-    changes = [one[key] - other.get(key, 0) for key in one if key[0] == row.suite]
+    count, none = COUNTED.get(figure, lambda flips: flips[0] - flips[1]), (Fraction(0), Fraction(0))
+    changes = [count(one[key]) - count(other.get(key, none)) for key in one if key[0] == row.suite]
     return max(p, mcnemar_p(sum(c < 0 for c in changes), sum(c > 0 for c in changes)))
 
 
+def halves_of(figure: str, one: UnitValues, other: UnitValues) -> Array | None:
+    """Return `half_means` of a figure in two arms; None if it is no mean of texts or replies in both."""
+    return half_means(one[figure], other[figure]) if figure in one and figure in other else None
+
+
 def net_correct(runs: Sequence[Measured], choosing: bool | None = None) -> Answers:
-    """Count right answers after training less those before, of each question, over its forms: the mean over the seeds.
+    """Count the answers to each question, over its forms, that were won and lost: the mean over the seeds.
 
     A fraction, so that an arm of 2 seeds and one of 3 are equal if their means are.
     """
-    net: dict[tuple[str, str, str], Fraction] = defaultdict(Fraction)
+    found: dict[tuple[str, str, str], Flips] = defaultdict(lambda: (Fraction(0), Fraction(0)))
     for base, after in runs:
-        for sign, records in ((-1, base), (1, after)):
-            for record in of_half(records, choosing):
-                if record.correct is not None:
-                    net[record.suite, record.task, record.item] += Fraction(sign * record.correct, len(runs))
-    return net
+        before = {record.key: record.correct for record in of_half(base, choosing)}
+        for record in of_half(after, choosing):
+            if record.correct is not None and (had := before.get(record.key)) is not None:
+                key = record.suite, record.task, record.item
+                won, lost = (Fraction(record.correct > had, len(runs)), Fraction(record.correct < had, len(runs)))
+                found[key] = found[key][0] + won, found[key][1] + lost
+    return found

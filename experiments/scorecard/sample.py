@@ -26,6 +26,7 @@ from experiments.scorecard.pairing import Pair, pair_records, require
 NEW_PROMPTS = "new_prompts"  # task of the drift records on the new task's own prompts
 GIVEN = ("text", "kept plain", "kept chat")  # tasks of the drift records on text that the base did not write
 Totals: TypeAlias = Mapping[str, Array]  # COUNTS summed over questions, each (1 + draws,)
+Valued: TypeAlias = tuple[Record, float, float]  # a text or reply, its value and weight
 Many = TypeVar("Many", bound=Sequence[Any])
 
 
@@ -111,25 +112,36 @@ class Sample:
 
     def nll_change(self, suite: str) -> Array:
         """Negative log-likelihood of texts, after - before, nats per token, paired by document."""
+        return weighted(self.nll_changes(suite), self.draws, self.seed)
+
+    def nll_changes(self, suite: str, sign: int = 1) -> list[Valued]:
+        """List the change of each text, times a sign, with its tokens."""
         pairs = _some([pair for pair in self.pairs[suite] if pair[1].form == "nll"])
-        rows = ((r, require(r, "value") - require(r0, "value"), require(r, "tokens")) for r0, r in pairs)
-        return weighted(rows, self.draws, self.seed)
+        return [(r, sign * (require(r, "value") - require(r0, "value")), require(r, "tokens")) for r0, r in pairs]
 
     def divergence(self, task: str | None = None) -> Array:
         """KL(base || trained), nats per token, on one task of the drift suite; None: on replies to general prompts."""
+        return weighted(self.divergences(task), self.draws, self.seed, positive=True)
+
+    def divergences(self, task: str | None = None) -> list[Valued]:
+        """List the KL of each reply or text of `divergence`, with its tokens."""
         others = (NEW_PROMPTS, *GIVEN)
         drift = [r for r in self.after if r.suite == "drift" and (r.task == task if task else r.task not in others)]
-        rows = ((r, require(r, "value"), require(r, "tokens")) for r in _some(drift))
-        return weighted(rows, self.draws, self.seed, positive=True)
+        return [(r, require(r, "value"), require(r, "tokens")) for r in _some(drift)]
 
     def reply_length(self, of: Callable[[int, int], int], positive: bool = False) -> Array:
         """Mean of `of(before, after)`: the characters of the replies to the new task's questions.
 
         positive: it is never below 0. A few replies are far longer than the others, as values of KL are.
         """
-        pairs = [(len(r0.reply), len(r.reply), r) for r0, r in self._answered("new")
-                 if r0.reply is not None and r.reply is not None]  # fmt: skip
-        rows = ((r, of(before, after), 1.0) for before, after, r in _some(pairs))
+        answered = [(r0, r) for r0, r in self._answered("new") if r0.reply is not None and r.reply is not None]
+        by_question: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for r0, r in answered:
+            by_question[r.task, r.item].append(of(len(r0.reply or ""), len(r.reply or "")))
+        one_of_each = {
+            (r.task, r.item): r for _, r in _some(answered)
+        }  # several replies to it are no further questions
+        rows = ((one_of_each[key], sum(found) / len(found), 1.0) for key, found in by_question.items())
         return weighted(rows, self.draws, self.seed, positive)
 
     def questions(self, suite: str, with_choice: bool = False) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import Array, Stratum, check_draws, estimate, resample, student_factor
+from experiments.scorecard.bootstrap import Array, Stratum, check_draws, estimate, of_highest, resample, student_factor
 from experiments.scorecard.flips import UNSEEN, answers_key
 from experiments.scorecard.pairing import by_key, require
 
@@ -26,10 +26,11 @@ def stream_figures(scores: Array) -> dict[str, Array]:
     last = scores[tasks]
     earlier = range(tasks - 1)
     answers = scores.reshape(*scores.shape[:2], -1)[..., 0].min() >= 0  # not -NLL of texts
+    fall = np.mean([scores[1:tasks, j].max(axis=0) - last[j] for j in earlier], axis=0)
     return {
         "stream_op": last.mean(axis=0).clip(0, 1) if answers else last.mean(axis=0),
         "stream_bwt": np.mean([last[j] - scores[j + 1, j] for j in earlier], axis=0),
-        "stream_f": np.mean([scores[1:tasks, j].max(axis=0) - last[j] for j in earlier], axis=0),
+        "stream_f": of_highest(fall) if fall.ndim and tasks > 2 else fall,
         "stream_fwt": np.mean([scores[j, j] - scores[0, j] for j in range(1, tasks)], axis=0),
     }
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import part_folder, read_json
+from experiments.common.files import leads_away, part_folder, read_json
 from experiments.measure.files import CONFIG, INDEXES, WEIGHTS, shards
 from experiments.measure.kinds import Base
 from experiments.posthoc.operations import BEFORE
@@ -39,7 +39,7 @@ class WeightPath:
     by `weights`: s = alpha everywhere (WiSE-FT, arXiv 2109.01903). by `depth`: s = alpha + (1 - alpha) l / (L - 1) in
     layer l of L, alpha before the first (embeddings), 1 after the last layer (LiNeS, arXiv 2410.17146): what is near
     the input, and general, changes less. alpha 1 is the model itself, bit for bit. base, model: folders with
-    safetensors files. Raises ConfigError if they have other tensors.
+    safetensors files. Raises ConfigError if they have other tensors, or if files that would be copied are elsewhere.
     """
 
     base: Path
@@ -47,6 +47,12 @@ class WeightPath:
     by: By = "weights"
 
     def __post_init__(self) -> None:
+        if away := next((file for file in self._copied if leads_away(file, self.model)), None):
+            raise ConfigError(
+                f"--model: {away} is a link to {away.resolve()}, which is not in the model's folder and would be "
+                f"copied with it: if it belongs to the model, put the file there (cp -rL {self.model} NEW), else "
+                "delete the link"
+            )
         shapes = {name: self._shape(self.model, name) for name in self.files}
         missing = [name for name in shapes if self._origin(name) is None]
         left = [name for name in self._base_files if name not in shapes and name != HEAD]
@@ -71,6 +77,12 @@ class WeightPath:
     def layers(self) -> int:
         return 1 + max((int(found[1]) for name in self.files if (found := LAYER.search(name))), default=0)
 
+    @property
+    def _copied(self) -> list[Path]:
+        """The files of the model besides its weights."""
+        inside = (file for file in sorted(self.model.iterdir()) if file.suffix in COPIED)
+        return [file for file in inside if file.name not in TRAINING and not file.name.startswith(".")]
+
     def share(self, name: str, alpha: float) -> float:
         """Return s of a tensor."""
         if self.by == "weights":
@@ -92,9 +104,8 @@ class WeightPath:
     def write(self, alpha: float, folder: Path) -> None:
         """Write the model at a point: weights, config, tokenizer. One tensor at a time is in memory."""
         folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(self.model.iterdir()):
-            if file.suffix in COPIED and file.name not in TRAINING and not file.name.startswith("."):
-                shutil.copy(file, folder / file.name)
+        for file in self._copied:
+            shutil.copy(file, folder / file.name)
         for file_name in sorted(set(self.files.values())):
             self._write_file(file_name, alpha, folder / file_name)
 

@@ -19,6 +19,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, whole_folder, write_json
 from experiments.common.hashing import file_digest, folder_digests, json_digest
 from experiments.measure.config import measure_config
+from experiments.measure.files import tokenizer_folder
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
 from experiments.measure.kinds import Base, Kind
@@ -109,6 +110,8 @@ def soften(
         else:
             with whole_folder(target) as part:
                 path.write(best.alpha, part)
+                if tokenizer_folder(part) != part:  # it was above its checkpoints, or is that of the base
+                    chosen.tokenizer.save_pretrained(part)
                 write_card(part, session, path, best.alpha, rule, report)
                 _note_chosen(folder, note, folder_digests(part))
         return Softened(folder, best.alpha if best else None, report)
@@ -177,6 +180,8 @@ def _check_path(model: Model, base: Base) -> None:
     if reasons:
         raise ConfigError(f"--model {model.address}: no path of weights leads from the base to it: {reasons[0]}")
     last = model.checkpoints[-1]
+    if last.kind.whole:
+        WeightPath(base.folder, last.folder)
     if not last.kind.whole or base.allow_other:
         return
     there, here = (

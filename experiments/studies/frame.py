@@ -46,7 +46,7 @@ TYPES = {
 Row = dict[str, Any]
 
 
-def frame(*sources: str | Path, root: Path | None = None) -> pd.DataFrame:
+def frame(*sources: str | Path, root: str | Path | None = None) -> pd.DataFrame:
     """Return a row for each arm, evaluation and figure of some sources, in the columns of TYPES.
 
     A source is the folder of a run, the beginning of its name, the name of a study, or `mlflow:EXPERIMENT`. Without a
@@ -58,7 +58,7 @@ def frame(*sources: str | Path, root: Path | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    root = (root or default_root()).resolve()
+    root = (Path(root) if root else default_root()).resolve()
     found = [one if one.startswith(MLFLOW) else str(find(one, root)) for one in map(str, sources or _all(root))]
     rows = [row for source in dict.fromkeys(found) for row in _rows(source, root)]  # each once: twice, n would double
     table = pd.DataFrame(rows, columns=[*TYPES, *sorted({key for row in rows for key in row} - set(TYPES))])

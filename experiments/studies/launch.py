@@ -23,6 +23,7 @@ from experiments.common.files import read_note, write_json, write_text
 from experiments.common.paths import default_root, short_path
 from experiments.common.printable import escaped
 from experiments.common.yaml_values import dump_yaml
+from experiments.studies.agree import agree
 from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.exchange import read_trials, unpack_runs, unpacked
@@ -80,6 +81,8 @@ def run_study(
     tracker = Tracker(root, config.name)
     tracker.reap()
     with sigterm_raises(), _study_run(tracker, config, folder) as run:
+        if changed := run.changed_versions():
+            say(f"{config.name} began with {changed}: its trials may differ for that")
         if not (ended := store.ended()):
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = (
@@ -154,6 +157,9 @@ def _description(config: StudyConfig) -> str:
 
 
 class _NoRun:
+    def changed_versions(self) -> str:
+        return ""
+
     def log_metrics(self, metrics: Any) -> None: ...
 
     def fail(self, reason: str) -> None: ...
@@ -166,7 +172,8 @@ def work(store: Store, root: Path, say: Say) -> str:
     def run(number: int, picks: dict[str, Scalar], should_prune: ShouldPrune | None) -> TrialOutcome:
         note_progress(store, root)
         say(progress_text(store))
-        return run_trial(store.config, number, picks, root, parent, should_prune, say)
+        own = functools.partial(agree, store, root, seen={})
+        return run_trial(store.config, number, picks, root, parent, should_prune, say, own)
 
     store.progress = functools.partial(steps_done, store.config, root)
     with ends_with_parent():

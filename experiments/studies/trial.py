@@ -54,11 +54,13 @@ def run_trial(
     parent: str | None,
     should_prune: ShouldPrune | None = None,
     say: Callable[[str], None] = print,
+    agree: Callable[[Mapping[str, str]], None] | None = None,
 ) -> TrialOutcome:
     """Run or continue a trial. number: of its first attempt; a later attempt continues in the same folders.
 
     parent: id of the study's MLflow run. should_prune: the pruner; called with the first objective after each
-    evaluation, at steps counted over all seeds. Raises TrialFailed, TrialPruned, and what run_experiment raises.
+    evaluation, at steps counted over all seeds. agree: see `run_experiment`. Raises TrialFailed, TrialPruned, and what
+    run_experiment raises.
     """
     from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
     from experiments.studies.logged import log_figures
@@ -88,7 +90,9 @@ def run_trial(
                         run.log_text(dump_yaml(config.to_dict()), "config.yaml")
                     observe = _observer(study, should_prune, i * config.training.steps)
                     above = ParentRun(run.journal.run, f"#{number} seed {seed} {words}", joins=single)
-                    done = run_experiment(config, root, say=say, parent=above, observe=observe, experiment=study.name)
+                    done = run_experiment(
+                        config, root, say=say, parent=above, observe=observe, experiment=study.name, agree=agree
+                    )
             except (RunError, TrackingError, BrokenPipeError):  # a fault of the machine, not of the trial
                 raise
             except Exception as error:

@@ -10,13 +10,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common.commands import MODULE, own_modules, own_python
 from experiments.common.errors import StudyError
 from experiments.common.progress import PLAIN
 from experiments.studies.locks import STORAGE
@@ -66,10 +66,10 @@ def worker_starter(config: Path, root: Path, storage: str, places: Sequence[str]
 
     storage: a URL, not on the command line, which all see. places: the GPU of each worker, "" for no choice.
     """
-    command = [sys.executable, "-m", "experiments.cli", "study", str(config), "--worker", "--root", str(root)]
+    command = [*own_python(MODULE), "study", str(config), "--worker", "--root", str(root)]
     cores = max(1, (os.cpu_count() or 1) // len(places))
     threads = {"OMP_NUM_THREADS": str(cores), PLAIN: "1"} if len(places) > 1 else {}
-    own = {STORAGE: storage, PARENT: str(os.getpid())}
+    own = {STORAGE: storage, PARENT: str(os.getpid())} | own_modules()
     started: list[tuple[str, Any]] = []
 
     def start() -> Any:

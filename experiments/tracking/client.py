@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -29,8 +30,12 @@ REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
 
 
 def key(name: str) -> str:
-    """Return a name in the form that MLflow accepts."""
-    return re.sub(r"[^\w\-. :/]", "_", str(name))[:MAX_KEY]
+    """Return a name in the form that MLflow accepts. One that changes gets four digits of its own: c+ is not c#."""
+    name = str(name)
+    accepted = re.sub(r"[^\w\-. :/]", "_", name)[:MAX_KEY]
+    if accepted == name:
+        return name
+    return f"{accepted[: MAX_KEY - 5]}-{hashlib.sha256(name.encode()).hexdigest()[:4]}"
 
 
 def refused(error: BaseException) -> bool:

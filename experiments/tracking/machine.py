@@ -184,9 +184,17 @@ def _cpu_model() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Return the output of a git command in this repository; empty without git or a repository."""
+    """Return the output of a git command in this repository; empty without git or a repository.
+
+    Installed in the environment of another project, the code is not in that one's repository: its changes are private.
+    """
+    if not (REPOSITORY / ".git").exists():
+        return ""
     command = ["git", "-C", str(REPOSITORY), *arguments]
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # hooks name another one
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=20, check=True, env=plain
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""

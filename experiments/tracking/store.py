@@ -16,7 +16,7 @@ from experiments.common.printable import printable
 from experiments.tracking.client import DATABASES, away, connect, open_local, pages, refused
 from experiments.tracking.machine import process_alive
 from experiments.tracking.moved import ARTIFACTS
-from experiments.tracking.uri import without_password
+from experiments.tracking.uri import passwords_of, without_password
 
 DIED = "its process died"  # the tag `error` of a run that has no end of its own
 
@@ -98,7 +98,10 @@ class TrackingStore:
         )
         if self.local and of_the_machine(error):
             advice = "Nothing recorded is lost: run the same command again when the cause is gone."
-        return TrackingError(f"the MLflow store {self.shown} cannot be used: {last_line(error)}\n{advice}")
+        said = last_line(error)
+        for secret in passwords_of(self.uri):  # which MLflow's own advice may repeat without its URI
+            said = said.replace(secret, "***")
+        return TrackingError(f"the MLflow store {self.shown} cannot be used: {said}\n{advice}")
 
     def _experiment_ids(self) -> list[str]:
         found = pages(lambda token: self.client.search_experiments(page_token=token))

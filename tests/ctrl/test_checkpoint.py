@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from torch.nn.utils import prune, weight_norm
 from transformers import LlamaForCausalLM
 
@@ -54,6 +56,27 @@ def test_damage_is_named(tmp_path: Path) -> None:
         ctrl.load(tiny(), tmp_path)
     (tmp_path / "control_config.json").write_text("{")
     with pytest.raises(ctrl.CheckpointError, match="not a control config"):
+        ctrl.load(tiny(), tmp_path)
+
+
+def test_weights_of_which_bits_changed_are_said(tmp_path: Path) -> None:
+    """A disk, or a machine that lost power, may do that: the file still opens."""
+    ctrl.save(disturbed(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.load(tiny(), tmp_path)
+    data = bytearray(path.read_bytes())
+    data[8 + int.from_bytes(data[:8], "little")] ^= 1  # of the first tensor, after the header
+    path.write_bytes(data)
+    with pytest.warns(
+        UserWarning, match=r"1 tensors of .* are not what was saved .first: model.*: the file is damaged"
+    ):
+        ctrl.load(tiny(), tmp_path)
+    tensors = {name: 2 * tensor for name, tensor in read_tensors(path).items()}  # without the mark
+    save_file(tensors, path, metadata={"format": "pt"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         ctrl.load(tiny(), tmp_path)
 
 

@@ -99,6 +99,7 @@ def test_quantised_bases_are_known_by_their_norms_and_embeddings(load: str, tmp_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(put(quantised())(IDS).logits, own(IDS).logits)
+    with pytest.warns(UserWarning, match=r"was quantised \(FakeInt8 \(Parameter\)\), this one is in floats"):
         put(named("hub/name"))  # the same base in floats
     for part in ("embed_tokens", "norm", "layers.2.input_layernorm"):
         other = quantised()
@@ -193,7 +194,7 @@ def test_a_base_that_is_no_longer_that_of_expand_is_said(use: Any, change: Any) 
 
 def test_in_training_the_base_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).train(), []
-    monkeypatch.setattr("ctrl.switches.warn_if_changed", lambda *given: asked.append(given))
+    monkeypatch.setattr("ctrl.switches.warn_if_changed", lambda *given, **more: asked.append(given))
     for _ in range(3):
         enter(model)
     assert len(asked) == 1
@@ -331,6 +332,30 @@ def test_any_field_that_changes_the_logits_is_refused(kind: str, tmp_path: Path)
         ctrl.load(other, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+    ],
+    ids=lambda rope: str(rope["rope_type"]),
+)
+def test_positions_that_depend_on_the_longest_text_are_compared(rope: dict[str, Any], tmp_path: Path) -> None:
+    def base(longest: int) -> Any:
+        torch.manual_seed(0)
+        config = copy.deepcopy(named("base").config)
+        config.rope_parameters = {"rope_theta": 1e4, "original_max_position_embeddings": 8, **rope}
+        config.max_position_embeddings = longest
+        return type(named("base"))(config).eval()
+
+    longer = torch.arange(40)[None]
+    assert not torch.equal(base(32)(longer).logits, base(36)(longer).logits)
+    model = saved(tmp_path, base(32))
+    with pytest.raises(ctrl.CheckpointError, match="max_position_embeddings is 32 there, 36 here"):
+        ctrl.load(base(36), tmp_path)
+    assert torch.equal(ctrl.load(base(32), tmp_path)(longer).logits, model(longer).logits)
+
+
 def test_fields_that_compute_nothing_are_no_other_base(tmp_path: Path) -> None:
     """What trainers and tokenizers set, and keys that another version of transformers adds."""
     model = saved(tmp_path, named("base"))
@@ -418,19 +443,20 @@ def test_another_row_of_the_embeddings_is_said(tmp_path: Path) -> None:
     assert fingerprint(base) == model.control.fingerprint  # no sampled value is another one
     with pytest.raises(ctrl.ConfigError, match="made on another base model, or on other weights"):
         ctrl.swap(base, take_off(other))
-    said = r"embed_tokens\.weight: a few values of this base are not those of the base in training, .* at random"
+    said = r"embed_tokens\.weight: values of this base are not those of the base in training, .* at random"
     resumed = ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=2))
     with pytest.warns(UserWarning, match=said):
         resumed.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     with pytest.warns(UserWarning, match=said):
         ctrl.load(base, tmp_path)
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", ".*a few values")
+        warnings.filterwarnings("error", ".*values of this base")
         ctrl.load(named("base").bfloat16(), tmp_path)  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.parametrize("rows", [257, 320])  # the second: samples are among them
 @pytest.mark.parametrize("tied", [False, True])
-def test_new_rows_of_embeddings_that_are_saved_may_start_elsewhere(tied: bool, tmp_path: Path) -> None:
+def test_new_rows_of_embeddings_that_are_saved_may_start_elsewhere(tied: bool, rows: int, tmp_path: Path) -> None:
     """Whoever adds tokens resizes the base in each process, and transformers draws the new rows at random."""
 
     seeds = itertools.count()
@@ -439,9 +465,9 @@ def test_new_rows_of_embeddings_that_are_saved_may_start_elsewhere(tied: bool, t
         plain: Any = tiny().eval()
         plain.config.tie_word_embeddings = tied
         plain.tie_weights()
-        for rows, seed in ((256, 0), (257, next(seeds))):
+        for number, seed in ((256, 0), (rows, next(seeds))):
             torch.manual_seed(seed)
-            plain.resize_token_embeddings(rows, mean_resizing=False)
+            plain.resize_token_embeddings(number, mean_resizing=False)
         return plain
 
     def trainable(plain: PreTrainedModel) -> Any:
@@ -460,3 +486,18 @@ def test_new_rows_of_embeddings_that_are_saved_may_start_elsewhere(tied: bool, t
     assert torch.equal(ctrl.load(base(), tmp_path)(IDS).logits, model(IDS).logits)
     resumed.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
     assert torch.equal(resumed(IDS).logits, model(IDS).logits)
+    other = base()
+    with torch.no_grad():
+        other.get_parameter("model.layers.0.mlp.up_proj.weight").mul_(2)
+    with pytest.raises(ctrl.CheckpointError, match=r"the weights of this base, .*, are others"):
+        ctrl.load(other, tmp_path)
+
+
+def test_rows_that_were_added_after_expand_load_onto_a_base_that_has_them(tmp_path: Path) -> None:
+    model: Any = ctrl.expand(tiny().eval(), ctrl.ControlConfig(layers=2))
+    with pytest.warns(UserWarning, match="embeddings now have 120 rows"):
+        model.resize_token_embeddings(120)
+    ctrl.save(model, tmp_path)
+    base = tiny().eval()
+    base.resize_token_embeddings(120)
+    assert torch.equal(ctrl.load(base, tmp_path)(IDS).logits, model(IDS).logits)

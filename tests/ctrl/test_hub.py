@@ -25,6 +25,7 @@ class FakeHub:
         monkeypatch.setattr(HfApi, "create_repo", self.create)
         monkeypatch.setattr(HfApi, "upload_folder", self.upload)
         monkeypatch.setattr(HfApi, "file_exists", self.has)
+        monkeypatch.setattr(HfApi, "hf_hub_download", lambda _, repo_id, filename: str(self.root / repo_id / filename))
         monkeypatch.setattr(hub, "snapshot_download", self.download)
 
     def create(self, repo_id: str, **kwargs: Any) -> Any:
@@ -77,6 +78,8 @@ def test_push_to_hub_uploads_the_expansion_and_keeps_a_card_that_is_there(reposi
     ]
     written = repositories.root / "me" / "mine" / "README.md"
     assert ModelCard.load(written).data.tags == ["control-llm", "math"]
+    disturbed(structure="stack").push_to_hub("me/mine")  # our own card names what is there now
+    assert "| structure | stack |" in written.read_text()
     written.write_text("my own")
     model.push_to_hub("me/mine")
     assert written.read_text() == "my own"

@@ -32,3 +32,16 @@ def test_parts_that_run_for_long_text_alone_train_too() -> None:
     reached = [p.grad is not None for name, p in model.named_parameters() if ".compressor." in name and p.requires_grad]
     assert reached
     assert all(reached)
+
+
+def test_an_adapter_that_the_layer_passes_by_is_frozen() -> None:
+    """Jamba multiplies by the weight of dt_proj itself, without the adapter on it."""
+    config = ctrl.ControlConfig(layers=[2, 3], expanded="lora", lora_rank=2)
+    model = ctrl.expand(build("jamba"), config).train()
+    ids = torch.arange(16)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    lost = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    frozen = [n for n, p in model.named_parameters() if "lora_" in n and not p.requires_grad]
+    assert not lost
+    assert frozen
+    assert all(".dt_proj.lora_" in name for name in frozen)

@@ -13,12 +13,14 @@ import pytest
 import torch
 import transformers as tf
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 import ctrl
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import expanded_layers
+from ctrl.mark import MARK
 from tests.helpers.families import EVERY, build, labelled, left_padded, perturb
 from tests.helpers.tiny_llama import BATCHES, IDS, tiny
 from tests.helpers.trainers import hf_trainer
@@ -208,6 +210,8 @@ def test_folders_from_before_keep_their_half_copies(tmp_path: Path) -> None:
     meta = json.loads(path.read_text())
     del meta["control"]["copies_dtype"]
     path.write_text(json.dumps(meta))
+    tensors = {name: t for name, t in load_file(tmp_path / "model.safetensors").items() if name != MARK}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})  # nor had they a mark
     again = ctrl.load(half(), tmp_path)
     assert {n: t.dtype for n, t in again.state_dict().items()} == {n: t.dtype for n, t in model.state_dict().items()}
     assert torch.equal(again(IDS).logits, model(IDS).logits)

@@ -72,16 +72,6 @@ def test_learned_norms_without_their_factors_are_refused(tmp_path: Path) -> None
         ctrl.load_published(tmp_path)
 
 
-def test_replies_end_where_they_did(tmp_path: Path) -> None:
-    model = disturbed()
-    model.generation_config.eos_token_id = [7, 9]
-    ctrl.export_published(model, tmp_path)
-    assert ctrl.load_published(tmp_path).generation_config.eos_token_id == [7, 9]
-    (tmp_path / "generation_config.json").write_text("{")
-    with pytest.raises(ctrl.CheckpointError, match=r"cannot read .*generation_config\.json"):
-        ctrl.load_published(tmp_path)
-
-
 def test_null_factor_means_the_expanded_branch_alone(tmp_path: Path) -> None:
     by_hand(tmp_path, interpolation_factor=None)
     contradicted = ctrl.load_published(tmp_path).eval()

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import transformers as tf
 from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -299,3 +301,96 @@ def test_parts_of_copies_that_were_frozen_are_frozen_again(tmp_path: Path) -> No
     assert [name for name, parameter in again.named_parameters() if parameter.requires_grad] == trains
     ctrl.save(all_frozen, tmp_path / "b")  # of a model in use; whoever loads it may train it
     assert any(parameter.requires_grad for parameter in ctrl.load(tiny().eval(), tmp_path / "b").parameters())
+
+
+def tied() -> Any:
+    base: Any = tiny().eval()
+    base.config.tie_word_embeddings = True
+    base.tie_weights()
+    return base
+
+
+def with_own_parts(parts: list[str]) -> Any:
+    """Expanded over a base whose head is its embeddings, and then with its own of these parts, as PEFT makes them."""
+    model = ctrl.expand(tied(), ctrl.ControlConfig(layers=2))
+    adapted: Any = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=parts))
+    with torch.no_grad():
+        for number, (name, parameter) in enumerate(adapted.named_parameters()):
+            if ".modules_to_save." in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    return adapted.merge_and_unload().eval()
+
+
+def with_assigned_head() -> Any:
+    model = ctrl.expand(tied(), ctrl.ControlConfig(layers=2))
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.5, requires_grad=False)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:PEFT freezes the copies", "ignore:.*tie_word_embeddings")
+@pytest.mark.parametrize("parts", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"], []])
+def test_a_head_that_is_no_longer_the_embeddings_is_kept(parts: list[str], tmp_path: Path) -> None:
+    model = with_own_parts(parts) if parts else with_assigned_head()
+    expected = model(IDS).logits
+    assert not torch.equal(model.lm_head.weight, model.get_input_embeddings().weight)
+    ctrl.save(model, tmp_path / "one")
+    again = ctrl.load(tied(), tmp_path / "one")
+    assert torch.equal(again(IDS).logits, expected)
+    ctrl.save(again, tmp_path / "two")
+    assert torch.equal(ctrl.load(tied(), tmp_path / "two")(IDS).logits, expected)
+    ctrl.export_published(model, tmp_path / "three")
+    assert torch.equal(ctrl.load_published(tmp_path / "three")(IDS).logits, expected)
+    with ctrl.at_alpha(model, 1.0):
+        expected = model(IDS).logits
+    plain = ctrl.merge_back(model, alpha=1.0)
+    assert not plain.config.tie_word_embeddings  # which servers read
+    assert torch.equal(plain(IDS).logits, expected)
+    accelerate.cpu_offload(model)
+    assert torch.equal(ctrl.merge_back(model, alpha=1.0)(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.filterwarnings("ignore:ControlConfig")
+def test_a_fixed_alpha_at_an_end_loads(alpha: float, tmp_path: Path) -> None:
+    """Its theta is infinite."""
+    model = disturbed(alpha_start=alpha)
+    ctrl.save(model, tmp_path)
+    assert torch.equal(ctrl.load(tiny().eval(), tmp_path)(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_rank_copies_over_a_base_that_is_rounded_now_are_said(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Their own tensors stay in fp32, so that none of the file is rounded."""
+    ctrl.save(disturbed(expanded="lora"), tmp_path)
+    with pytest.warns(UserWarning, match=f"with its base in torch.float32, this one is in {dtype}, which rounds it"):
+        ctrl.load(tiny().to(dtype), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "when"),
+    [(torch.bfloat16, "before expand"), (torch.bfloat16, "after expand"), (torch.float16, "before expand")],
+)
+def test_a_base_that_was_rounded_and_is_fp32_again_is_said(dtype: torch.dtype, when: str, tmp_path: Path) -> None:
+    """A model loaded in a half type and trained in fp32: by its name it would come back without the rounding."""
+    base: Any = tiny().eval()
+    model: Any = ctrl.expand(base.to(dtype) if when == "before expand" else base, ctrl.ControlConfig(layers=2))
+    model = model.to(dtype).float()
+    ctrl.save(model, tmp_path)
+    with pytest.warns(UserWarning, match=r" more: values of this base are not those .* to\(dtype\) and back rounds it"):
+        other = ctrl.load(tiny().eval(), tmp_path)
+    assert not torch.equal(other(IDS).logits, model(IDS).logits)
+    same: Any = tiny().eval().to(dtype).float()  # type: ignore[arg-type]
+    same.model.rotary_emb.load_state_dict(model.model.rotary_emb.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.load(same, tmp_path)
+
+
+def test_a_setting_that_is_gone_from_the_config_is_no_default(tmp_path: Path) -> None:
+    ctrl.save(disturbed(interpolation="slerp"), tmp_path)
+    path = tmp_path / "control_config.json"
+    values = json.loads(path.read_text())
+    del values["control"]["interpolation"]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ctrl.CheckpointError, match=r"of two saves: control.interpolation is None in one, 'slerp' in"):
+        ctrl.load(tiny(), tmp_path)

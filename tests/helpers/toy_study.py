@@ -144,6 +144,9 @@ class NoTracker:
     def run_url(self, run_id: str) -> str:
         return ""
 
+    def changed_versions(self) -> str:
+        return ""
+
     log_metrics = log_file = log_text = log_note = set_tags = fail = reap
 
 

@@ -15,7 +15,7 @@ from experiments.common.hashing import text_id
 from experiments.common.section import nearest
 from experiments.data.files import TABLES
 from experiments.data.items import NewTask
-from experiments.data.spelling import unmarked, whole
+from experiments.data.spelling import bare, unmarked, whole
 from experiments.data.tables import kind
 from experiments.evaluation.kept_tasks.own import KeptFile, as_question
 from experiments.evaluation.kept_tasks.question import Question
@@ -133,7 +133,8 @@ class KeptSuite(Suite):
         if not self.generated:
             return asked
         chats = [question.template.chat for question in self.questions]
-        return [*asked, ["generate", REPLY, GRADING, asked_key(self.tokenizer, chats)]]
+        named = {bare(option) for q in self.questions for option in q.options if bare(option) != option}
+        return [*asked, ["generate", REPLY, GRADING, asked_key(self.tokenizer, chats), *sorted(named)]]
 
     def _key(self, task: NewTask) -> list[Any]:
         items = [[item.question, item.answer, repr(dict(item.metadata))] for item in task.test]
@@ -150,6 +151,10 @@ class KeptSuite(Suite):
     def replies(self) -> int:
         chats = len(self.questions) if self.generated else 0
         return chats + sum(len(_asked(task)) for task in self.written)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        return {task.name: room_for(self.tokenizer, task) for task in self.written}
 
     def answered(self, ask: Ask) -> Iterable[Record]:
         if self.generated:
@@ -206,8 +211,9 @@ def chat_choice(tokenizer: PreTrainedTokenizerBase, chat: str, replies: Sequence
 def named_first(reply: str, options: Sequence[str]) -> int | None:
     """Return the index of the option that appears first in the reply, as whole words in any case; None if none does.
 
-    Of two that begin at the same character it is the longer one.
+    Of two that begin at the same character it is the longer one. A final full stop of an option does not count.
     """
+    options = [bare(option) for option in options]
     said = unmarked(spoken(reply))
     found = [
         (match.start(), -len(option), i)

@@ -25,6 +25,7 @@ from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import sha256
 from experiments.common.section import nearest
+from experiments.data.grader_code import own_files
 from experiments.evaluation.lm_eval_code import no_code_of_others
 from experiments.evaluation.lm_eval_parts import share_requests
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
@@ -121,7 +122,10 @@ class HarnessSuite(Suite):
         tasks = {}
         for name, task in self.loaded.items():
             docs = itertools.islice(task.eval_docs, self.counts[name])
-            text = json.dumps([task.config.to_dict(keep_callable=True), *docs], default=_plain, sort_keys=True)
+            parts = [task.config.to_dict(keep_callable=True), *docs, *_further_code(task)]
+            if self.settings.include_path and task.config.num_fewshot and hasattr(task, "sampler"):
+                parts += task.sampler.fewshot_docs()  # examples in its prompts; those of lm_eval's own tasks are known
+            text = json.dumps(parts, default=_plain, sort_keys=True)
             tasks[name] = sha256(text)
         settings = self.settings.model_dump(mode="json", exclude={"include_path", "batch_size"})
         version, asked = importlib.metadata.version("lm_eval"), asked_key(self.tokenizer)
@@ -147,6 +151,7 @@ class HarnessSuite(Suite):
             os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # the metric that runs code wants it
         language_model = _wrapped(model, self.tokenizer, settings.batch_size)
         for name, task in self.loaded.items():
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)  # else each measurement draws other examples than the one before
             # its progress bars cannot be switched off
             with redirect_stderr(io.StringIO()), finite(model), cuts_said(name), stopping(model, self.tokenizer):
                 found = evaluate(
@@ -167,8 +172,28 @@ class HarnessSuite(Suite):
 
 
 def _plain(value: Any) -> str:
-    """Return the text of the file that defines a function, which is equal in all processes; other values as text."""
-    return Path(inspect.getfile(value)).read_text(encoding="utf-8") if inspect.isfunction(value) else str(value)
+    """Return the code that defines a function, which is equal in all processes; other values as text."""
+    return _code_of(value) if inspect.isfunction(value) else str(value)
+
+
+def _code_of(value: Any) -> str:
+    """Return the text of the file that defines a function or class, and of the modules next to it that it imports."""
+    return _text_of(Path(inspect.getfile(value)))
+
+
+def _text_of(file: Path) -> str:
+    return "\n".join(one.read_text(encoding="utf-8") for one in own_files(file))
+
+
+def _further_code(task: Any) -> list[str]:
+    """Return the code of a task's class and of its scripts of metrics, if they are not lm_eval's: its version is known.
+
+    A script is a file, or one of the folder's name in a folder.
+    """
+    own = [] if type(task).__module__.partition(".")[0] == "lm_eval" else [_code_of(type(task))]
+    named = [Path(str(metric.get("metric"))) for metric in task.config.metric_list or ()]
+    scripts = [path / f"{path.name}.py" if path.is_dir() else path for path in named]
+    return own + [_text_of(path) for path in scripts if path.is_file()]
 
 
 def load_tasks(settings: HarnessSettings) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -228,7 +253,6 @@ def _prepared(name: str, task: Any, fewshot: int | None) -> Any:
         logger.warning("evaluation.suites.lm_eval.fewshot=%d: %s has 0 in lm_eval, and keeps it", fewshot, name)
     if own is None or (fewshot is not None and own != 0):
         task.set_config(key="num_fewshot", value=fewshot or 0)
-    task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return task
 
 

@@ -98,6 +98,7 @@ class NewTaskSuite(Suite):
         pairs = [[item.question, item.answer] for item in task.test]
         asked = asked_key(self.tokenizer, [item.question for item in task.test])
         graded = [task.grader, [repr(dict(item.metadata)) for item in task.test]] if task.grader else []
+        graded += [task.verifier] if task.verifier else []
         drawn = [self.settings.samples, self.settings.temperature, self.context.seed] * (self.settings.temperature > 0)
         chosen = (
             [[choice.prompt, choice.options] for choice in self._choices(task)]
@@ -123,6 +124,11 @@ class NewTaskSuite(Suite):
         if self.settings.temperature or len(asked) < len(self.tasks):
             return 0
         return sum(len(task.test) for task in asked)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        asked = [t for t in self.tasks if isinstance(t, NewTask) and not (t.by_choice or t.by_likelihood)]
+        return {task.name: self._most(task) for task in asked}
 
     def answered(self, ask: Ask) -> Iterable[Record]:
         for task in self.tasks:

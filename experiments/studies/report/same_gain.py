@@ -6,7 +6,7 @@ A way that learns little also keeps much, so the figures at the best rate of eac
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,9 +18,10 @@ from experiments.scorecard import gained
 from experiments.scorecard.bootstrap import Array, bootstrap_p, estimate
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.scorecard.inference import holm
-from experiments.scorecard.pairwise import other_questions
+from experiments.scorecard.pairwise import halves_of, other_questions
 from experiments.scorecard.seeds import Measured, drawn_over_seeds
 from experiments.scorecard.trajectory import value_at
+from experiments.scorecard.units import Unit, UnitValues, larger_p, unit_values
 from experiments.studies.config import StudyConfig
 from experiments.studies.selection import DRAWS, ReportRow, arm_name, has_name, item_records
 from experiments.studies.space import sets_rate
@@ -43,17 +44,29 @@ NOTE = (
 class GainPath:
     """The points of one way to train, from the base model on: its learning rates, or the steps of a post-hoc operation.
 
-    names: of the points; gain: (points, 1 + draws); figures: by name, as gain.
+    names: of the points; gain: (points, 1 + draws); figures: by name, as gain. units: by figure the texts or replies
+    of each point, with nothing for the base model.
     """
 
     names: tuple[str, ...]
     gain: Array
     figures: Mapping[str, Array]
+    units: Mapping[str, Sequence[Mapping[Unit, tuple[float, float]]]] = field(default_factory=dict)
 
     @property
     def most(self) -> float:
         """The highest gain of its points."""
         return float(np.nanmax(self.gain[:, 0]))
+
+    def units_at(self, figure: str, gain: float) -> dict[Unit, tuple[float, float]]:
+        """Read the texts or replies of a figure where the path first reaches a gain, as the figure itself."""
+        points = self.units.get(figure, ())
+        if not points or any(point.keys() != points[0].keys() for point in points):
+            return {}
+        values = np.array([[point[unit][0] for unit in points[0]] for point in points])
+        values = np.concatenate([np.zeros_like(values[:1]), values])
+        found = value_at(np.repeat(self.gain[:, :1], values.shape[1], axis=1), values, gain).tolist()
+        return {unit: (top, weight) for (unit, (_, weight)), top in zip(points[0].items(), found, strict=True)}
 
     def points_at(self, gain: float) -> str:
         """Name the two points between which the path first reaches a gain."""
@@ -82,7 +95,8 @@ def same_gain(study: StudyConfig, trials: Sequence[Trial], rows: Sequence[Report
     shown = [name for name in SHOWN if all(name in path.figures for path in paths.values())]
     drawn = {n: {f: value_at(path.gain, path.figures[f], gain) for f in shown} for n, path in paths.items()}
     reference, *others = drawn
-    p = {f: dict(zip(others, _adjusted(drawn, reference, others, f), strict=True)) for f in shown}
+    units = {n: {f: path.units_at(f, gain) for f in shown} for n, path in paths.items()}
+    p = {f: dict(zip(others, _adjusted(drawn, units, reference, others, f), strict=True)) for f in shown}
     lines: list[Row] = []
     for name in sorted(drawn, key=lambda n: -drawn[n]["retention"][0]):
         cells = [_cells(f, drawn[name][f], p[f].get(name)) for f in shown]
@@ -145,11 +159,15 @@ def _paths(ways: Mapping[str, Points]) -> dict[str, GainPath]:
     if other_questions(flat):
         return {}
     drawn = {name: drawn_over_seeds(measured, DRAWS, 0) for name, measured in flat.items()}
-    paths = {way: _path({point: drawn[f"{way} {point}"] for point in points}) for way, points in ways.items()}
+    units = {name: unit_values(measured) for name, measured in flat.items()}
+    paths = {
+        way: _path({point: drawn[f"{way} {point}"] for point in points}, [units[f"{way} {point}"] for point in points])
+        for way, points in ways.items()
+    }
     return {way: path for way, path in paths.items() if path is not None}
 
 
-def _path(drawn: Mapping[str, Mapping[str, Array]]) -> GainPath | None:
+def _path(drawn: Mapping[str, Mapping[str, Array]], units: Sequence[UnitValues]) -> GainPath | None:
     """Begin at the base model. None if the new task or the kept tasks were not measured."""
     gain = next((name for name in GAINS if all(name in figures for figures in drawn.values())), None)
     shown = [name for name in SHOWN if all(name in figures for figures in drawn.values())]
@@ -157,13 +175,19 @@ def _path(drawn: Mapping[str, Mapping[str, Array]]) -> GainPath | None:
         return None
     points = {name: np.stack([figures[name] for figures in drawn.values()]) for name in (gain, *shown)}
     points = {name: np.concatenate([np.full_like(v[:1], FIGURES[name].unchanged), v]) for name, v in points.items()}
-    return GainPath(("base", *drawn), points.pop(gain), points)
+    read = {name: [own[name] for own in units] for name in points if all(name in own for own in units)}
+    return GainPath(("base", *drawn), points.pop(gain), points, read)
 
 
 def _adjusted(
-    drawn: Mapping[str, Mapping[str, Array]], reference: str, others: Iterable[str], figure: str
+    drawn: Mapping[str, Mapping[str, Array]],
+    units: Mapping[str, UnitValues],
+    reference: str,
+    others: Iterable[str],
+    figure: str,
 ) -> list[float]:
-    return holm([bootstrap_p(drawn[name][figure] - drawn[reference][figure]) for name in others])
+    own, halves = drawn[reference][figure], {n: halves_of(figure, units[n], units[reference]) for n in others}
+    return holm([larger_p(bootstrap_p(drawn[n][figure] - own), halves[n]) for n in others])
 
 
 def _cells(figure: str, values: Array, p: float | None) -> tuple[str, str]:

@@ -106,7 +106,7 @@ def _arms(
     gain, retention, *others = columns_of(results)
     columns = (gain, retention, FIGURES["kept_accuracy"], *others)
     costs = {"trainable, M": [_millions(arm) for arm in arms]}
-    costs["minutes"] = [f"{arm.trial.seconds / 60:.1f}" for arm in arms]
+    costs["minutes"] = ["-" if arm.result.operation else f"{arm.trial.seconds / 60:.1f}" for arm in arms]
     return {
         "table": arms_table(results),
         "arms": arms_table(results, significant, columns, costs),
@@ -230,7 +230,8 @@ def _at_once(store: Store) -> int:
 def _csv(arms: Sequence[ReportRow]) -> str:
     rows = [
         {"arm": a.name, "trial": a.trial.number, "method": a.result.method, "learning_rate": a.result.learning_rate,
-         "candidates": a.candidates, "unused_items": a.halves, "seconds": a.trial.seconds,
+         "candidates": a.candidates, "unused_items": a.halves,
+         "seconds": None if a.result.operation else a.trial.seconds,  # an operation has not trained
          **flat_figures(a.result.scorecard), **flat_costs(a.result)}
         for a in arms
     ]  # fmt: skip

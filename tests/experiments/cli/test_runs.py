@@ -137,6 +137,11 @@ def test_the_rows_of_a_step_are_those_of_all_its_batches() -> None:
     assert config_lines({**CONFIG, "training": training})["training"] == "5 steps of 32 rows"
 
 
+def test_a_run_that_is_measured_at_its_end_alone_says_so() -> None:
+    evaluation = {**CONFIG["evaluation"], "every": None}
+    assert config_lines({**CONFIG, "evaluation": evaluation})["evaluation"].startswith("at the end: ")
+
+
 def test_show_tells_operations_on_an_arm_from_the_arm(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_run(root, results={"full 0.001": {"gain": 0.5, "retention": 0.9}})
     result = ArmResult("full", "full", 1e-3, "finished", operation="wise 0.5", scorecard={"gain": Estimate(0.3)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common import commands
-from experiments.common.commands import command, program
+from experiments.common.commands import command, own_modules, own_python, program
 
 
 @pytest.fixture
@@ -67,3 +68,19 @@ def test_without_a_script_python_is_named(venv: Path, monkeypatch: pytest.Monkey
 def test_the_command_can_be_run() -> None:
     done = subprocess.run(["sh", "-c", command("--help")], capture_output=True, text=True, check=True)
     assert "COMMAND" in done.stdout
+
+
+def test_another_python_finds_our_modules_and_runs_nothing_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "asked.py").write_text("import statistics\nprint(statistics.mean([1, 3]))")
+    (tmp_path / "statistics.py").write_text("mean = 'of the working directory'.format")
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, **own_modules()}
+    words = own_python("asked")
+    assert subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout == "2\n"
+    places = environment["PYTHONPATH"].split(os.pathsep)
+    assert str(tmp_path / "mine") in places
+    assert not any("site-packages" in place or place.endswith(".zip") for place in places)

@@ -54,6 +54,8 @@ MACHINE = [
     RuntimeError("not enough memory: you tried to allocate 4096 bytes"),
     *(sqlite3.OperationalError(text) for text in ("attempt to write a readonly database", "database is locked")),
     *(OSError(number, os.strerror(number)) for number in (errno.EUCLEAN, errno.EREMOTEIO, errno.ENOLINK)),
+    *(OSError(number, os.strerror(number)) for number in (errno.EKEYEXPIRED, errno.ENOKEY, errno.EBADMSG)),
+    RuntimeError(f"unable to write a file: {os.strerror(errno.EKEYEXPIRED)}"),  # of Kerberos, on a network disk
     *(
         RuntimeError(f"CUDA error: {text}")
         for text in ("the launch timed out and was terminated", "hardware stack error")

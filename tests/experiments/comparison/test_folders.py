@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import CompareError, ConfigError
 from experiments.common.files import write_json, write_text
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.common.yaml_values import dump_yaml
 from experiments.comparison.compare import compare
 from experiments.comparison.folders import read_stages
 from experiments.comparison.inputs import read_runs
+from experiments.records import ArmResult, read_records
+from experiments.runs.arm_records import write_noted
+from experiments.runs.result_file import write_result
 from tests.helpers.planted_run import ARMS, records_of, write_run
 from tests.helpers.stream_answers import ENDS, NEW
 from tests.helpers.stream_answers import config as stream_config
@@ -49,6 +52,18 @@ def test_the_stages_of_a_stream_are_those_that_it_ran_with(tmp_path: Path) -> No
     assert read_stages(tmp_path) == {}
 
 
+def test_arms_are_in_the_order_of_the_config_whose_first_is_the_reference(run: Path, tmp_path: Path) -> None:
+    here = tmp_path / "run"
+    shutil.copytree(run, here)
+    arms = [{"name": name, "learning_rates": [1e-3]} for name in ("lora", "full", "control")]
+    (here / "config.yaml").write_text(dump_yaml({"arms": arms}))
+    shutil.copytree(here / "arms" / "full-0.001", here / "arms" / "another-0.001")  # that the config does not have
+    names = [one.name for one in read_runs([str(here)]) if one.checkpoints]
+    expected = [f"{arm['name']}-0.001" for arm in arms if (here / "arms" / f"{arm['name']}-0.001").is_dir()]
+    assert names[: len(expected)] == expected
+    assert names != sorted(names)
+
+
 def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> None:
     here = tmp_path / run.name
     shutil.copytree(run, here)
@@ -75,3 +90,21 @@ def test_what_was_made_of_an_arm_is_an_entry_too(run: Path, tmp_path: Path) -> N
         assert compare(read_runs([str(here)]), draws=100).notes.count(said) == remarks
     (arm,) = read_runs([str(here / "arms" / "control-0.001")])
     assert arm.name == "control-0.001"
+
+
+@pytest.mark.parametrize("status", [None, "failed", "pruned"])
+def test_changed_records_of_an_arm_that_did_not_finish_are_not_compared(tmp_path: Path, status: str | None) -> None:
+    """Its figures are shown with a note that it did not finish; they must be its own."""
+    folder = write_run(tmp_path / "run", ARMS, n=40)
+    arm = folder / "arms" / "full-0.001"
+    write_noted(arm / "items-10.jsonl", read_records(arm / "items-10.jsonl"))
+    if status:
+        write_result(arm, ArmResult("full", "full", 1e-3, status, "it ended early", steps=10))  # type: ignore[arg-type]
+    else:
+        (arm / "result.json").unlink(missing_ok=True)
+    (entry,) = read_runs([f"{folder}:full-0.001"])
+    assert entry.fault == (f"{status}: it ended early" if status else "it has not finished")
+    file = arm / "items-10.jsonl"
+    file.write_text(file.read_text().replace('"correct": 1', '"correct": 0', 1))
+    with pytest.raises(CompareError, match=r"items-10\.jsonl is not the file that"):
+        read_runs([f"{folder}:full-0.001"])

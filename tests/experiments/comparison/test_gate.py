@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from experiments.cli.main import main
 from experiments.common.errors import CompareError
 from experiments.common.files import write_json
+from experiments.common.hashing import file_digest
 from experiments.comparison.folders import ComparedRun
 from experiments.comparison.gate import gate
 from experiments.comparison.inputs import read_runs
@@ -150,6 +152,26 @@ def test_the_weights_that_were_kept_are_judged_and_not_those_of_the_last_step(
     assert entry.remark == (
         "the figures are of step 20, but the weights that were kept of step 10 (training.keep: best)"
     )
+
+
+@pytest.mark.parametrize("content", ['{"step": 20}', "{", None])
+def test_a_changed_note_of_the_step_that_was_kept_does_not_let_the_last_step_be_judged(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", {"full-0.001": (0.0, 0.5)}, n=40)
+    note, result = (run / "arms" / "full-0.001" / name for name in ("trained/kept.json", "result.json"))
+    write_json(note, {"step": 10})
+    noted = {note.relative_to(run).as_posix(): file_digest(note)}
+    write_json(result, {"status": "finished", "reason": None, "made_from": noted})
+    assert read_runs([str(run)])[0].kept == 10
+    if content is None:
+        note.unlink()
+    else:
+        note.write_text(content)
+    assert main(["gate", str(run), "--margin", "0.5"]) == 2
+    assert f"{note} is not the file that was written" in capsys.readouterr().err
+    shutil.rmtree(note.parent)  # a study's file has no weights
+    assert main(["gate", str(run), "--margin", "0.5"]) == 0
 
 
 def test_an_arm_that_has_not_begun_stops_the_gate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -138,6 +139,8 @@ def test_another_model_is_another_cache(open_context: Open, tmp_path: Path) -> N
     other, calls = open_context(name=tiny_base(tmp_path / "other"))
     assert sampled(context).folder != sampled(other).folder
     assert calls.count == 1
+    loaded = dataclasses.replace(context, loaded="4bit")  # of the same files
+    assert len({sampled(one).folder for one in (context, loaded, dataclasses.replace(context, loaded="eager"))}) == 3
 
 
 def test_other_weights_of_the_same_size_and_time_are_another_cache(open_context: Open, tmp_path: Path) -> None:

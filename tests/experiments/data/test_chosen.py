@@ -19,10 +19,12 @@ from experiments.common.hashing import json_digest
 from experiments.config import parse_config
 from experiments.data.chosen import Chooser, ReplayChoice
 from experiments.data.encoding import Encoder
+from experiments.data.files import LocalFile
 from experiments.data.items import Example, Item
 from experiments.data.procedural import ReasoningGym
 from experiments.data.source import SourceContext
 from experiments.runs.data import ExperimentData
+from tests.helpers.question_files import write
 from tests.helpers.run_data import never
 from tests.helpers.small_run import small_config, small_values
 
@@ -93,12 +95,22 @@ def test_a_source_that_is_too_small_to_choose_from_is_said(chooser: Chooser) -> 
     ]
 
 
+def test_what_was_not_read_of_the_source_is_said_too(chooser: Chooser, tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": "" if i == 5 else "a"} for i in range(9)]
+    source = LocalFile(path=str(write(tmp_path / "old.jsonl", rows)), skip_bad_rows=True)
+    passed, kept = chooser.chosen(source).notes
+    assert passed.startswith("1 row passed over (")
+    assert kept == "data.choose keeps 3 of 8"
+
+
 def test_scores_are_computed_once(chooser: Chooser) -> None:
     found = choose(chooser, by="loss")
     again = replace(chooser, context=replace(chooser.context, base=never))
     assert choose(again, by="loss") == found
     with pytest.raises(AssertionError, match="the base model was asked for"):
         choose(replace(again, seed=1), by="loss")
+    with pytest.raises(AssertionError, match="the base model was asked for"):
+        choose(replace(again, context=replace(again.context, loaded="4bit")), by="loss")
 
 
 def of_another_model(file: Path) -> None:

@@ -248,6 +248,17 @@ class TestFolderOfADownload:
         assert LocalFile(path=str(tmp_path), **COLUMNS).notes[0] == said
         assert said not in LocalFile(path=str(tmp_path / "test"), **COLUMNS).notes
 
+    def test_texts_next_to_tables_are_documents_and_said(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])
+        (tmp_path / "requirements.txt").write_text("torch")
+        source = LocalFile(path=str(tmp_path))
+        assert source.examples == (Item("q", "a"), Text("torch"))
+        assert source.notes == [
+            "read as documents, next to tables: requirements.txt; for the tables alone, name the path of one"
+        ]
+        (tmp_path / "a.jsonl").unlink()
+        assert LocalFile(path=str(tmp_path)).notes == []
+
     def test_without_tables_a_readme_is_a_document(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("one\n\ntwo")
         assert examples(tmp_path) == (Text("one"), Text("two"))
@@ -327,6 +338,20 @@ class TestFaults:
     def test_too_few_to_hold_out(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("one")
         self.fails(tmp_path / "a.txt", r"source a has 1 examples, but 1 are to be held out: set evaluation.new_items")
+
+    def test_links_out_of_the_folder_are_read_and_said(self, tmp_path: Path) -> None:
+        """A folder of others may have a link to a private file, which would be trained on, and shown."""
+        (tmp_path / "data").mkdir()
+        (tmp_path / "private.md").write_text("a secret")
+        (tmp_path / "data" / "own.md").write_text("a text")
+        assert LocalFile(path=str(tmp_path / "data")).notes == []
+        (tmp_path / "data" / "notes.md").symlink_to(tmp_path / "private.md")
+        source = LocalFile(path=str(tmp_path / "data"))
+        assert len(source.examples) == 2
+        (said,) = source.notes
+        assert said == f"1 of the files that are read are links out of {tmp_path / 'data'}, such as notes.md to " + str(
+            (tmp_path / "private.md").resolve()
+        )
 
     def test_links(self, tmp_path: Path) -> None:
         """Those to files, and the folder itself, are followed; those to folders inside of it could be circles."""

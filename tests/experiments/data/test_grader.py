@@ -53,6 +53,25 @@ def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) ->
             source.examples  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("names", "fields"),
+    [
+        (("question", "answer"), {}),
+        (("prompt", "completion"), {}),
+        (("instruction", "output"), {}),
+        (("asked", "gold"), {"question": "asked", "answer": "gold"}),
+        (("asked", "gold"), {"question": "asked", "answer": "{gold}"}),
+    ],
+)
+def test_a_whole_number_is_that_of_an_option_whatever_its_column(
+    names: tuple[str, str], fields: Any, tmp_path: Path
+) -> None:
+    row = {names[0]: "q", names[1]: 1, "options": ["1", "2", "0"]}
+    (item,) = LocalFile(path=str(write(tmp_path / "a.jsonl", [row])), grader="choice", **fields).examples
+    assert isinstance(item, Item)
+    assert (item.answer, Choice().remarks([item])) == ("2", [])
+
+
 @pytest.mark.parametrize("answer", ["1, 2", "1 2345", "1,2,3", "1 23", "2024-01-05", "12:30", "5/1/2024", "3 - 5"])
 def test_an_answer_that_may_be_several_numbers_is_refused(answer: str) -> None:
     with pytest.raises(ConfigError, match=rf"the answer '{answer}' is not read as one number: write 1234\.5"):

@@ -98,6 +98,15 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
     "math after words without spaces": ("math", "-5", {}, ("\u7b54\u6848\u662f-5",), ("\u7b54\u6848\u662f5",)),
     "math of an amount": ("math", "5", {}, (r"Price: \$5", "It costs $5."), (r"Price: \$15",)),
     "groups that take turns": ({"regex": r"#### (.+)|boxed\{(.+?)\}"}, "5", {}, (r"\boxed{5}", "#### 5"), ("#### 4",)),
+    "a group in worked answers": (
+        {"regex": r"#### (.+)"},
+        "48 + 24 = 72\n#### 72",
+        {},
+        ("48 + 24 = 72\n#### 72", "#### 72", "#### 1\nno:\n#### 72."),
+        ("48 + 24 = 72\n#### 24", "72", "####", ""),
+    ),
+    "a group in marked answers": ({"regex": r"\(([A-D])\)"}, "(B)", {}, ("I think (B)", "(A)? No: (B)"), ("B", "(A)")),
+    "a group around the answer": ({"regex": "is ({answer})"}, "what it is", {}, ("is what it is",), ("it is", "is it")),
     "a group that may be empty": ({"regex": r"(\d*)"}, "5", {}, ("5", "5 "), ("6",)),
     "math of small numbers": (
         "math",
@@ -146,6 +155,12 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
         (RIGHT,),
         ("half = lambda x: x / 2", "pass"),
     ),
+    "contained sentence": ("contains", "Paris.", {}, ("It is Paris, I think", "paris", "Paris."), ("Parisian", "")),
+    "contained number with a stop": ("contains", "3.", {}, ("3 apples", "It is 3."), ("3.5", "13")),
+    "contained decimal with a stop": ("contains", "3.5.", {}, ("3.50 m",), ("3", "5")),
+    "contained abbreviation": ("contains", "U.S.", {}, ("The U.S. won",), ("us", "U.S.S.R", "the U.S, I think")),
+    "contained bold answer": ("contains", "**New** York", {}, ("In New York", "**New** York"), ("New Yorker",)),
+    "contained dots": ("contains", "...", {}, ("a ... b",), ("a",)),
     "contained letters": ("contains", "caf\u00e9", {}, ("A cafe\u0301.", "**Caf\u00e9**"), ("cafe",)),
     "spelled number": (
         "numeric",
@@ -265,6 +280,12 @@ def leaves(reply, entry):
 def percent(reply, entry):
     return 50
 
+def above(reply, entry):
+    return 1.0000001
+
+def below(reply, entry):
+    return 0.9999999
+
 def nothing(reply, entry):
     return float("nan")
 
@@ -297,7 +318,6 @@ class TestFunction:
         [
             ("broken", "ZeroDivisionError: division"),
             ("leaves", "SystemExit: 3"),
-            ("percent", "ValueError: it gave 50, not true, false or a number up to 1"),
             ("nothing", "ValueError: it gave nan"),
         ],
     )
@@ -310,6 +330,14 @@ class TestFunction:
     def test_a_number_below_0_is_wrong_too(self, folder: Path) -> None:
         made = task(Function(function=f"{folder / 'mine'}:punishes"), "3", {})
         assert [made.correct(reply, made.test[0]) for reply in ("3", "4")] == [True, False]
+
+    def test_a_scale_that_goes_on_above_1_is_refused_and_rounding_is_not(self, folder: Path) -> None:
+        made = task(Function(function=f"{folder / 'mine'}:percent"), "3", {})
+        with pytest.raises(ConfigError, match=r"mine:percent: it gave 50: give true, false, or a number up to 1"):
+            made.correct("3", made.test[0])
+        for name in ("above", "below"):
+            made = task(Function(function=f"{folder / 'mine'}:{name}"), "3", {})
+            assert made.correct("3", made.test[0])
 
     def test_a_fault_of_the_machine_is_no_wrong_answer(self, folder: Path) -> None:
         made = task(Function(function=f"{folder / 'mine'}:away"), "3", {})

@@ -8,8 +8,10 @@ import os
 import resource
 import signal
 import struct
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import pytest
 from experiments.common.errors import MachineError
 from experiments.data import isolated
 from experiments.data.isolated import Isolated, _checked, supported
+from experiments.data.isolated_graders import Code
 from tests.helpers.hostile import ATTEMPTS, attempt, refused
 
 pytestmark = pytest.mark.skipif(not supported(), reason="needs Linux with seccomp")
@@ -122,6 +125,19 @@ def test_a_busy_machine_makes_no_answer_wrong(monkeypatch: pytest.MonkeyPatch) -
     assert _checked(slow, 0.2, 1 << 32, "", ENTRY) == 0.0
 
 
+def test_a_job_that_is_suspended_has_no_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock goes on meanwhile, and a wait that has an end is over at once."""
+    monkeypatch.setattr(isolated, "PATIENCE", 3)
+    waits = iter([False, True])  # the first one ended while both processes were stopped
+    real = isolated.select.select
+    monkeypatch.setattr(isolated.select, "select", lambda r, w, x, s: real(r, w, x, s) if next(waits) else ([], [], []))
+    read, write = os.pipe()
+    os.write(write, b"+")
+    assert isolated._next(read, 1, 0.2) == b"+"
+    for pipe in (read, write):
+        os.close(pipe)
+
+
 BLOCKED = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPROF, signal.SIGXCPU})\nwhile True: pass"
 
 
@@ -199,3 +215,61 @@ class Unreadable:
 def test_a_server_that_cannot_start_is_no_wrong_answer() -> None:
     with pytest.raises(MachineError, match="process that checks replies has ended"):
         Isolated(Unreadable())("1", ENTRY)
+
+
+def test_ctrl_c_of_a_terminal_reaches_the_program_alone(scorer: Isolated) -> None:
+    """Which ends its step, with all checks; a check that broke off would stop the run as a fault of the machine."""
+    assert scorer("raise PermissionError", ENTRY) == 1.0
+    assert scorer.server is not None
+    assert os.getpgid(scorer.server.pid) != os.getpgid(0)
+
+
+def test_an_interrupted_check_leaves_no_score_for_the_next_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = Isolated(refused, seconds=1.0)
+    assert checks("raise PermissionError", ENTRY) == 1.0
+
+    class Interrupted:
+        def unpack(self, text: bytes) -> None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(isolated, "SCORE", SimpleNamespace(size=0, unpack=Interrupted().unpack))
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):  # before its score was read
+            checks("raise PermissionError", ENTRY)
+    assert checks("1 + 1", ENTRY) == 0.0
+
+
+class Breaks:
+    """A check whose modules cannot be read, for a reason that its answer names."""
+
+    packages = ("lazy_part",)
+
+    def __call__(self, answer: str, entry: dict[str, Any]) -> float:
+        importlib.import_module("lazy_part.more")
+        return 1.0
+
+
+@pytest.mark.parametrize(("error", "wrong"), [("OSError(24, 'x')", False), ("RuntimeError('x')", True)])
+def test_a_module_that_the_machine_cannot_read_makes_no_answer_wrong(
+    error: str, wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """24: too many open files. A module that is broken for any other reason is passed over."""
+    (tmp_path / "lazy_part").mkdir()
+    (tmp_path / "lazy_part" / "__init__.py").write_text("")
+    (tmp_path / "lazy_part" / "more.py").write_text(f"raise {error}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lazy_part", raising=False)
+    if wrong:
+        assert _checked(Breaks(), 1.0, 1 << 32, "x", ENTRY) == 0.0
+    else:
+        with pytest.raises(OSError, match="24"):
+            _checked(Breaks(), 1.0, 1 << 32, "x", ENTRY)
+
+
+def test_a_file_of_the_working_directory_is_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a right reply that imports `statistics` is wrong next to one's own statistics.py, and that is run."""
+    (tmp_path / "statistics.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    tests = {**ENTRY, "metadata": {"tests": "assert f([1, 3]) == 2"}}
+    assert Code(allow=True).scorer()("import statistics\n\nf = statistics.mean", tests) == 1.0
+    assert not (tmp_path / "ran").exists()

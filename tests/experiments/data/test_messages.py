@@ -103,7 +103,11 @@ def test_a_list_for_each_field() -> None:
 
 def test_said() -> None:
     assert said("hi", "user", "prompt", "here") == [USER]
-    assert said([USER], "user", "prompt", "here") == [USER]
+    assert said([USER], "user", "prompt", "here") == said(json.dumps([USER]), "user", "prompt", "here") == [USER]
+    with pytest.raises(BadRow, match=r"here: 'prompt' is not JSON"):
+        said(str([USER]), "user", "prompt", "here")  # as pandas writes a list to CSV
+    for text in ('["role"]', '[{"name": "Ada"}]', "[{x}]", json.dumps(USER)):
+        assert said(text, "user", "prompt", "here") == [{"role": "user", "content": text}]
     assert said(USER, "user", "prompt", "here") == [USER]
     with pytest.raises(BadRow, match=r"here: column 'prompt' is empty"):
         said(None, "user", "prompt", "here")

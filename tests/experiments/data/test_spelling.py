@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.data.spelling import holds, straight, unmarked, without_tags
+from experiments.data.spelling import bare, holds, straight, unmarked, without_tags
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,11 @@ def test_marks_around_words(text: str, expected: str) -> None:
 def test_tags_leave_a_space_and_quotes_become_straight() -> None:
     assert without_tags("x<sup>2</sup>") == "x 2 "
     assert straight("\u201cdon\u2019t\u201d") == '"don\'t"'
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("Paris.", "Paris"), ("**New** York.", "New York"), ("U.S.", "U.S."), ("3.5.", "3.5"), (".", "."), ("**", "**")],
+)
+def test_bare(text: str, expected: str) -> None:
+    assert bare(text) == expected

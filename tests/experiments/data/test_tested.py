@@ -89,6 +89,22 @@ def test_a_share_is_held_out_by_the_hash_of_the_question(make: Callable[..., Mea
         assert measured(task) == measured(without)  # the same hash
 
 
+@pytest.mark.parametrize("make", [file, hub])
+def test_what_is_not_read_of_a_test_set_is_said(make: Callable[..., Measured], folder: Path) -> None:
+    write(
+        folder / "other" / "test.jsonl", [*TEST, TEST[0], {"question": "no", "answer": "NaN"}, {"question": "7 + 1 ="}]
+    )
+    (folder / "other" / "README.md").write_text("# Sums")
+    source = make(folder, test=str(folder / "other"), skip_bad_rows=True)
+    assert source.notes == []
+    described, passed, words, repeated = source.test_notes
+    assert described == "test: not read, because they describe the data: README.md"
+    assert passed.startswith("test: 1 row passed over (")
+    assert words.startswith("test: 1 cell of column 'answer' with the text 'NaN'")
+    assert repeated.startswith("test: 1 of 7 examples repeat an earlier one")
+    assert make(folder, test={"share": 0.5}).test_notes == make(folder).test_notes == []
+
+
 def test_texts_have_test_sets_too(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("one\n\ntwo\n\nthree")
     (tmp_path / "test.txt").write_text("two\n\nfour")

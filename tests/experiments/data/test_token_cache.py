@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.data.encoding import Encoded, Piece
-from experiments.data.token_cache import TokenCache, decoded, size_of, value_of
+from experiments.data.token_cache import TokenCache, decoded, size, size_of, value_of
 from experiments.models.tokens import IGNORED
 
 TOKENS = st.lists(st.tuples(st.integers(0, 2**20), st.booleans()), min_size=2, max_size=20)
@@ -34,6 +34,18 @@ def test_lengths_are_known_without_the_tokens(tmp_path: Path, monkeypatch: pytes
     wanted = {number: dataclasses.replace(size_of(one), new=False) for number, one in made.items()}
     assert cache.sizes([3, 4, 5, 7]) == wanted
     assert (wanted[3].pieces, wanted[3].tokens, wanted[3].left_out) == (2, 303, 2)
+
+
+@given(st.lists(TOKENS, max_size=4), st.integers(0, 10**6), st.binary(max_size=8))
+def test_counts_that_do_not_fit_the_bytes_are_none(
+    pieces: list[list[tuple[int, bool]]], left_out: int, other: bytes
+) -> None:
+    made = Encoded([Piece([i for i, _ in one], [i for i, _ in one]) for one in pieces], left_out)
+    value = value_of(made)
+    assert size(len(value), value[4:12]) == dataclasses.replace(size_of(made), new=False)
+    assert size(len(value) + 1, value[4:12]) is None
+    found = size(len(value), other)
+    assert found is None or min(found.pieces, found.tokens, found.left_out) >= 0
 
 
 def test_a_file_of_another_table_is_made_anew(tmp_path: Path) -> None:

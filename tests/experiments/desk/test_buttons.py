@@ -32,8 +32,22 @@ def test_add_and_clone_show_the_python_that_does_the_same(tmp_path: Path) -> Non
     assert buttons.chosen.options == ("a",)
     buttons.chosen.value, buttons.name.value = "a", "b"
     buttons.fields["layers"].value, buttons.fields["divergence"].value = "8", "cosine"
-    assert ">>> picker.clone('a', 'b', interpolation='dlerp', divergence='cosine')" in said(buttons, "clone")
-    assert buttons.picker.arms["b"]["control"] == {"layers": 4, "interpolation": "dlerp", "divergence": "cosine"}
+    assert ">>> picker.clone('a', 'b', layers=8, divergence='cosine')" in said(buttons, "clone")
+    assert buttons.picker.arms["b"]["control"] == {"layers": 8, "interpolation": "dlerp", "divergence": "cosine"}
+
+
+def test_a_clone_can_go_back_to_a_default_and_keeps_what_nobody_set(tmp_path: Path) -> None:
+    buttons = Buttons(picker(tmp_path, own_arms=False))
+    buttons.picker.add("first", rate=3e-4, layers=4, alpha_start=0.3)
+    buttons.chosen.options, buttons.name.value = ("first",), "second"
+    buttons.chosen.value = "first"
+    buttons.rate.value = "3e-4"
+    buttons.rate.value = "0.001"
+    buttons.fields["alpha_start"].value = "0.4"
+    buttons.fields["alpha_start"].value = "0.5"
+    assert ">>> picker.clone('first', 'second', rate=0.001, alpha_start=0.5)" in said(buttons, "clone")
+    arm = buttons.picker.arms["second"]
+    assert (arm["learning_rates"], arm["control"]) == ([1e-3], {"layers": 4, "alpha_start": 0.5})
 
 
 def test_remove_takes_the_chosen_arm_and_an_error_is_one_line(tmp_path: Path) -> None:

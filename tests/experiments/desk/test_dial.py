@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("ipywidgets")
 
+import ctrl
 from experiments.desk.dial import Dial
 
 
@@ -36,6 +37,25 @@ def test_it_starts_where_the_model_was_trained(dial: Any) -> None:
     assert "1 + 1 = at 0, 8" in shown(dial)  # the base model
     assert "two lines at 0.5" in shown(dial)
     assert "<m>" not in dial.shown.value  # replies are text
+
+
+def test_the_precision_of_the_run_is_that_of_the_replies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def precise(*asked: Any, precision: str) -> pd.DataFrame:
+        return echo(*asked).map(lambda text: f"{text} in {precision}")
+
+    monkeypatch.setattr("experiments.desk.dial.replies_at", precise)
+    model: Any = "m"
+    dial = Dial(model, model, ["1 + 1 ="], tokens=8, precision="fp32")
+    assert "at 0.5, 8 in fp32" in shown(dial)
+    assert "8, precision='fp32')" in shown(dial)
+
+
+def test_alpha_0_of_plerp_is_not_called_the_base_model(monkeypatch: pytest.MonkeyPatch, tiny_llama: Any) -> None:
+    monkeypatch.setattr("experiments.desk.dial.replies_at", echo)
+    model = ctrl.expand(tiny_llama, ctrl.ControlConfig(layers=1, interpolation="plerp", divergence="none"))
+    text = shown(Dial(model, model, ["1 + 1 ="], tokens=8))
+    assert "alpha 0: P a, not the base model" in text
+    assert "base model (alpha 0)" not in text
 
 
 def test_a_turn_shows_the_python_that_it_equals(dial: Any) -> None:

@@ -59,6 +59,13 @@ def test_an_arm_has_the_colour_of_its_method_and_numbers_with_intervals() -> Non
     json.dumps(page)
 
 
+def test_a_point_has_its_own_step_if_one_before_it_is_no_number() -> None:
+    arm = result("a", "full")
+    arm.trajectory.insert(1, {"step": 4, "gain": Estimate(float("nan")), "retention": Estimate(0.9)})
+    (line,) = forgetting_hover([arm])["data"]
+    assert [text.partition("<")[0] for text in line["text"]] == ["step 0", "step 8"]
+
+
 def test_an_arm_without_evaluations_is_left_out() -> None:
     assert forgetting_hover([ArmResult("a", "full", 1e-3, "failed")])["data"] == []
 

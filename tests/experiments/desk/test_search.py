@@ -45,6 +45,18 @@ def test_a_row_for_each_trial_and_a_star_on_the_front(root: Path) -> None:
     assert "6 trials, 5 complete" in page
 
 
+def test_values_have_the_names_of_the_figures_that_were_measured(root: Path) -> None:
+    """The file in the study's folder may have been edited for another study since."""
+    file = root / "studies" / "toy" / "study.yaml"
+    before = file.read_text()
+    write_text(file, before.replace("figure: retention", "figure: kept_accuracy"))
+    try:
+        axis = StudyView("toy", root).front()._repr_mimebundle_()[0][PLOTLY]["layout"]["yaxis"]["title"]["text"]
+    finally:
+        write_text(file, before)
+    assert "retention" in axis
+
+
 def test_a_point_of_the_front_has_the_trials_picks_and_values(root: Path) -> None:
     view = StudyView("toy", root)
     page = view.front()._repr_mimebundle_()[0][PLOTLY]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import multiprocessing
 from pathlib import Path
@@ -126,6 +127,24 @@ def test_weights_code_and_content_count(base: str, tmp_path: Path, monkeypatch: 
     assert BaseCache(tmp_path, model, tokenizer, FP32).place(suite) != first
     monkeypatch.setattr(TextSuite, "version", TextSuite.version + 1)
     assert BaseCache(tmp_path, load_base(base)[0], tokenizer, FP32).place(suite) != first
+
+
+def test_code_of_a_models_own_counts(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With trust_remote_code a base has files of Python: edited, it answers otherwise with the same weights."""
+    model, tokenizer = load_base(base)
+    assert "code" not in BaseCache(tmp_path, model, tokenizer, FP32).key
+    helper = tmp_path / "own_layers.py"
+    helper.write_text("SCALE = 1")
+    code = "from transformers import LlamaForCausalLM\nimport own_layers\n\nclass Own(LlamaForCausalLM):\n    pass\n"
+    (tmp_path / "own_modelling.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = importlib.import_module("own_modelling").Own(model.config)
+    own.load_state_dict(model.state_dict())
+    first = BaseCache(tmp_path, own, tokenizer, FP32).key
+    assert BaseCache(tmp_path, own, tokenizer, FP32).key == first
+    helper.write_text("SCALE = 2")
+    changed = BaseCache(tmp_path, own, tokenizer, FP32).key
+    assert [name for name in first if changed[name] != first[name]] == ["code"]
 
 
 def test_the_room_for_replies_counts(base: str) -> None:

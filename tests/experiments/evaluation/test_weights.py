@@ -44,6 +44,13 @@ def test_expanded(model: PreTrainedModel, expanded: PreTrainedModel) -> None:
     assert (found[expanded.control.layers] > 0).all()
 
 
+def test_learned_relaxed_norms_are_no_weights_of_the_base(model: PreTrainedModel, base: str) -> None:
+    relaxed = ctrl.expand(load_base(base)[0], ControlConfig(layers=2, norm_mix="learned"))
+    assert (update_sizes(model, relaxed) == 0).all()
+    perturb(relaxed, size=0.05)
+    assert (update_sizes(model, relaxed)[relaxed.control.layers] > 0).all()
+
+
 @pytest.mark.parametrize("init", ["gaussian", "corda"])
 def test_an_adapter_counts_in_its_weight(model: PreTrainedModel, base: str, init: str) -> None:
     """Against the plain model that merging makes. `corda`: the weight below it is not the base's."""

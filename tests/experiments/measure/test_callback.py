@@ -180,6 +180,13 @@ def test_a_broken_limit_stops_the_training_and_the_best_model_keeps_it(tmp_path:
 
 
 @pytest.mark.slow
+def test_a_limit_on_a_figure_that_is_not_measured_is_refused(tmp_path: Path) -> None:
+    """No free replies are asked for: it would never be broken."""
+    hook = callback(tmp_path, limits=["retention_generate >= .9"], stop=True)
+    with pytest.raises(ConfigError, match=r"retention_generate >= 0\.9 would never be broken: no retention_generate"):
+        trained(tiny_model(), tmp_path, hook)
+
+
 def test_measurements_wait_for_their_budget(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     hook = callback(tmp_path, every=1, budget=1e-6)
     with pytest.raises(ConfigError, match="nothing is measured before the training begins"):
@@ -221,6 +228,7 @@ def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(tmp_path:
         ({"budget": 0}, "budget a share of time up to 1"),
         ({"stop": True}, r'stop=True needs limits, for example limits=\["kl <= .1"\]'),
         ({"limits": ["kll <= 1"]}, "no figure 'kll' is measured here"),
+        ({"changes": {"kept.aa_floor": True}}, "kept.aa_floor: a training asks nothing in other words, so it has no"),
         ({"suites": ["kept", "drifd"]}, "did you mean 'drift'"),
         ({"changes": {"kept.item": 4}}, "did you mean 'items'"),
     ],

@@ -52,6 +52,23 @@ def test_a_question_is_asked_greedily_and_a_think_block_is_no_part_of_the_reply(
     assert one.reply("what?", 7) == "42\n"  # as a model here: flips compare the texts of wrong replies
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("http://gpu-box:8000/v1", True), ("https://gpu-box/v1", False), ("http://127.0.0.1:8000/v1", False),
+     ("http://[::1]:8000/v1", False), ("http://localhost/v1", False)],
+)  # fmt: skip
+def test_a_key_that_goes_to_another_machine_without_encryption_is_said(
+    url: str, said: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(endpoint, "_listed", lambda *_: ["m"])
+    Endpoint.opened(f"{url}#m")
+    assert not recwarn
+    monkeypatch.setenv(endpoint.KEY, SECRET)
+    Endpoint.opened(f"{url}#m")
+    assert [url in (text := str(one.message)) and "without encryption" in text for one in recwarn] == [True] * said
+    assert not any(SECRET in str(one.message) for one in recwarn)
+
+
 @pytest.mark.parametrize("fault", [(429, {}, {"Retry-After": "0.001"}), (503, {"error": "busy"}, {}), (500, {}, {})])
 def test_a_server_that_is_busy_is_asked_again(fault: Any, echo: ReplyServer) -> None:
     answers = iter([fault, fault, reply("yes")])

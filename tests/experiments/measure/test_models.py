@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 from transformers import AutoConfig
 
 from experiments.cli.main import main
 from experiments.common.errors import ConfigError
 from experiments.measure.kinds import Base
-from experiments.measure.models import Model, load_tokenizer, read_base, read_models
+from experiments.measure.models import Model, is_of, load_tokenizer, noted_facts, read_base, read_models
 from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
-from tests.helpers.measured import model_folder, tiny_model
+from tests.helpers.measured import model_folder, tiny_model, training_folder
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +55,34 @@ def test_names_and_kinds(base: str, models: dict[str, str]) -> None:
             read(base, models["same"], name)
 
 
+def test_other_rules_for_the_same_words_are_another_tokenizer(base: str, tmp_path: Path) -> None:
+    """A model that learned lower case alone would be asked with the base's tokens, which it has never seen."""
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    (found,) = read(base, model_folder(tmp_path / "lower", tokenizer=tokenizer))
+    assert (found.own, found.left_out) == (True, {})
+    assert found.tokenizer("ABC")["input_ids"] == tokenizer("abc")["input_ids"]
+
+
 def test_another_template_asks_in_the_models_own_words(base: str, tmp_path: Path) -> None:
     """Its tokens are the base's, so distributions are compared."""
     (found,) = read(base, model_folder(tmp_path / "instruct", tokenizer=byte_tokenizer(QWEN3)))
     assert (found.own, found.left_out, found.extra) == (True, {}, 0)
     assert found.tokenizer.chat_template == QWEN3
+
+
+def test_another_tokenizer_above_the_checkpoints_is_another_model(base: str, tmp_path: Path) -> None:
+    """Trainer writes it there: its files are not those of a checkpoint, but the model is asked with it."""
+    folder = training_folder(tmp_path / "out")
+    (found,) = read(base, folder)
+    noted = noted_facts(found)
+    assert is_of(noted, found)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = f"Be brief.{tokenizer.chat_template}"
+    tokenizer.save_pretrained(folder)
+    (found,) = read(base, folder)
+    assert not is_of(noted, found)
+    assert is_of({name: value for name, value in noted.items() if name != "tokenizer"}, found)  # of an earlier version
 
 
 def test_added_tokens_are_counted(base: str, models: dict[str, str]) -> None:

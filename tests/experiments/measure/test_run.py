@@ -209,6 +209,15 @@ def test_tasks_of_lm_eval_count_as_kept(
     (folder,) = (file.parent for file in tmp_path.glob("mlruns/runs/*/report.txt"))
     records = read_records(folder / "arms" / "same" / "items-1.jsonl")
     assert {(r.suite, r.task) for r in records} == {("kept", "colours"), ("kept", "sums")}
+    assert main([*words, "--lm-eval", "colours", "sums"]) == 0
+    assert "have changed" not in capsys.readouterr().out
+    task = Path(tasks) / "colours.yaml"
+    task.write_text(task.read_text().replace("The colour of", "One sees the colour of"))
+    assert main([*words, "--lm-eval", "colours", "sums"]) == 0
+    said = (
+        "the questions, or the code that asks them, have changed since the measurement of same, perturbed; the figures"
+    )
+    assert f"warning: lm_eval: {said}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_weights_in_bf16_on_a_named_device(base: str, models: dict[str, str], tmp_path: Path) -> None:

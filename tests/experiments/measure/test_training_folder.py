@@ -37,3 +37,14 @@ def test_two_trainings_at_once_do_not_measure_in_one_folder(tmp_path: Path) -> N
     release(folder)
     with other, pytest.raises(ConfigError, match=r"another training is measured in .*out now: take another folder"):
         hold(folder)
+
+
+@pytest.mark.parametrize("note", [{}, {"command": "callback", "digest": ""}, {"command": "soften"}, {"digest": "4f1a"}])
+def test_a_training_does_not_replace_the_base_of_a_measurement(note: dict[str, str], tmp_path: Path) -> None:
+    write_json(tmp_path / "measure.json", note)
+    if note in ({}, {"command": "callback", "digest": ""}):
+        hold(tmp_path)
+        release(tmp_path)
+        (tmp_path / "config.yaml").write_text("name: a run")
+    with pytest.raises(ConfigError, match="holds a run or a measurement, whose records would be replaced"):
+        hold(tmp_path)

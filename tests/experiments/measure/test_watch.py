@@ -115,8 +115,22 @@ def test_a_training_that_goes_on_keeps_its_best_model_and_drops_what_came_later(
     assert again.budget.longest > 0
     assert [file.name for file in again.arm.glob("items-*")] == ["items-2.jsonl"]
     assert isinstance(LlamaForCausalLM.from_pretrained(tmp_path / "best"), LlamaForCausalLM)
+    again.write()
     assert Watch.begun(tmp_path, CONFIG, suites(), model, 1.0).best is None  # another training
+    assert not (again.arm / "result.json").exists()  # which lists would show as the result of this one
     assert not list(again.arm.glob("items-*"))
+
+
+def test_a_training_does_not_go_on_with_another_template(tmp_path: Path) -> None:
+    """Else what the template changes in its replies would count as forgotten or gained."""
+    model = tiny_model()
+    Watch.begun(tmp_path, CONFIG, suites(), model, 1.0)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|im_start|>", "# ")
+    other = Suites.drawn(CONFIG.evaluation, SuiteContext(0, ""), tokenizer, ())
+    with pytest.raises(ConfigError, match=r"kept: the questions, their grader, the tokenizer or its chat template are"):
+        Watch.resumed(tmp_path, CONFIG, other, model, 1.0, step=2)
+    assert Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2).points == {}
 
 
 @pytest.mark.slow
@@ -143,6 +157,9 @@ def test_what_is_damaged_after_the_step_is_deleted_anyway_and_older_folders_go_o
     (first.arm / "items-4.jsonl").write_text("")
     for step in (2, 6):  # later it goes on without the step that was deleted
         assert list(Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step).points) == [2]
+    (first.arm / "digests.json").write_text("{")  # it vouches for nothing
+    with pytest.raises(DamagedError, match=r"digests.json is damaged .*: bring it back, or take another folder"):
+        Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2)
     (first.arm / "digests.json").unlink()
     note = read_json(tmp_path / "base" / "state.json")
     write_json(tmp_path / "base" / "state.json", {k: v for k, v in note.items() if k != "items"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,7 @@ def test_the_sentence_counts_what_was_lost_and_won() -> None:
         (Estimate(0.5, 0.4, 0.6), "it forgot"),
         (Estimate(1.5, 1.4, 1.6), "it knows more than before"),
         (Estimate(0.9, 0.8, 1.0), "forgetting is not shown (the interval holds 1)"),
+        (Estimate(math.nan, math.nan, math.nan), "since the base had none right that could be lost"),
     ],
 )
 def test_the_verdict_is_of_the_interval(retention: Estimate, verdict: str) -> None:

@@ -156,6 +156,14 @@ def test_what_the_model_cannot_have_is_refused_with_the_error_of_peft() -> None:
         Peft.model_validate({"type": "c3a", "block_size": 8}).prepare(tiny(), context())
     with pytest.raises(ConfigError, match=r"modules_to_save: no module is called 'lm_haed': did you mean 'lm_head'\?"):
         Peft.model_validate({"type": "lora", "modules_to_save": ["lm_haed"]}).prepare(tiny(), context())
+    with pytest.raises(ConfigError, match=r"target_modules: no module is called 'k_prjo': did you mean 'k_proj'\?"):
+        Peft.model_validate({"type": "lora", "target_modules": ["q_proj", "k_prjo"]}).prepare(tiny(), context())
+    for layers in (99, [0, 99]):
+        with pytest.raises(ConfigError, match=r"layers_to_transform=99: the model has \d+ layers, 0 to"):
+            Peft.model_validate({"type": "lora", "layers_to_transform": layers}).prepare(tiny(), context())
+    fine = {"target_modules": ["q_proj", "mlp.up_proj"], "layers_to_transform": [0]}
+    Peft.model_validate({"type": "lora", **fine}).prepare(tiny(), context())
+    Peft.model_validate({"type": "lora", "target_modules": "all-linear"}).prepare(tiny(), context())
 
 
 @pytest.mark.parametrize("start", [True, "gaussian", "pissa", "olora", "orthogonal", "mica"])

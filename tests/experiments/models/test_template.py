@@ -65,6 +65,16 @@ class TestSystem:
         with pytest.raises(ModelError, match=r"refuses it \(no system turns\)"):
             set_template(plain_tokenizer, "x")
 
+    def test_one_that_leaves_it_out(self) -> None:
+        without = CHATML.replace("for m in messages", "for m in messages if m['role'] != 'system'")
+        assert without != CHATML
+        with pytest.raises(ModelError, match=r"data\.system='Be brief\.': .*leaves it out: data\.merge_system: true"):
+            set_template(byte_tokenizer(without), "Be brief.")
+        set_template(byte_tokenizer(without), "Be brief.", merge_system=True)
+        set_template(byte_tokenizer(without), "")
+        trimmed = CHATML.replace("m['content']", "m['content'] | trim")
+        set_template(byte_tokenizer(trimmed), " Be \n brief. ")
+
 
 class TestNamed:
     @pytest.mark.parametrize("system", [None, "Be brief."])

@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,19 @@ def test_a_plan_fits_a_roomy_device(given: ExperimentConfig) -> None:
     text = plan_text(plan, 0.4)
     assert "fits         training.micro_batch up to 8" in text
     assert "all 2 arms: " in text
-    assert "no times: give --gpu" in text
+    assert "no times: give --gpu" in plan_text(
+        replace(plan, config=given.model_copy(update={"precision": "auto"})), 0.4
+    )
     assert arm.seconds(ROOMY, 0.4) is None
+
+
+def test_a_run_in_fp32_has_no_times_by_the_speed_of_bf16(given: ExperimentConfig) -> None:
+    """An H100 has 989 TFLOP/s in bf16 and 67 in fp32."""
+    plan = plan_run(given, GPUS["h100-80gb"], length=16)
+    text = plan_text(plan, 0.4)
+    assert "no times: the speeds of GPUs here are those of bf16, and precision is fp32" in text
+    assert "TFLOP/s" not in text
+    assert "tokens/s" not in text
 
 
 def test_smaller_devices_need_smaller_micro_batches_then_other_changes(given: ExperimentConfig) -> None:
@@ -95,7 +107,9 @@ def test_more_devices_and_times(given: ExperimentConfig) -> None:
     assert slow
     assert fast
     assert slow > fast
-    assert f"{gpu.flops / 1e12:.0f} TFLOP/s" in plan_text(plan_run(given, gpu), 0.4)  # type: ignore[operator]
+    assert f"{gpu.flops / 1e12:.0f} TFLOP/s" in plan_text(
+        plan_run(given.model_copy(update={"precision": "bf16"}), gpu), 0.4
+    )  # type: ignore[operator]
     with pytest.raises(ConfigError, match=r"training\.batch_size=8 does not divide by the 3 processes"):
         plan_run(given, gpu, 3)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from experiments.evaluation.suite import Suite, SuiteContext
 from experiments.evaluation.suites import SUITES
 from experiments.records import Record
@@ -29,6 +31,13 @@ def test_a_lost_reply_is_shown_as_it_was_written() -> None:
     reply = Turned("json", "a", "", '{"a": 1}', "Sure!")
     assert lost_answers([before], [after], {}) == [reply]
     assert lost_answers([*BASE, before], [*AFTER, after], {})[1:2] == [reply]  # in turn with those of choices
+
+
+@pytest.mark.parametrize("answer", ["Rome", "[0]"])
+def test_the_answer_of_an_lm_eval_task_may_be_a_text_or_a_list(answer: str) -> None:
+    base, after = ([replace(one, answer=answer) for one in side] for side in (BASE, AFTER))
+    assert lost_answers(base, after, {}) == lost_answers(BASE, AFTER, {})
+    assert won_answers(after, base, {}) == won_answers(AFTER, BASE, {})
 
 
 def test_every_record_of_questions_has_its_text() -> None:

@@ -108,6 +108,11 @@ def test_tables_show_what_is_there_and_are_left_out_where_nothing_is() -> None:
     further, cost = further_table([full, bare]), cost_table([full, bare])
     assert further is not None
     assert further.rows == (("full 1e-3", ".25 [.20,.30]"),)
+    both = text_result("full", 0.1, 0.9)
+    both.scorecard["gain"] = Estimate(0.5, 0.4, 0.6)
+    second = further_table([both])
+    assert second is not None
+    assert (second.head, second.rows) == (("arm", "gain, nats"), (("full 1e-3", "+.10 [.09,.11]"),))
     assert cost is not None
     assert cost.rows == (("full 1e-3", "2,048", "512", "7"),)
     part = {"name": "gcd", "replayed": True, "share": 0.26, "asked": 0.25, "tokens": 1024, "pieces": 9, "epochs": 1}

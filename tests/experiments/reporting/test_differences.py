@@ -10,9 +10,10 @@ import pytest
 
 from experiments.comparison.compare import compare
 from experiments.comparison.inputs import read_runs
-from experiments.records import ArmResult
-from experiments.reporting.differences import HEAD, ArmDifferences, arm_differences
+from experiments.records import ArmResult, Estimate
+from experiments.reporting.differences import HEAD, ArmDifferences, arm_differences, differences_table
 from experiments.scorecard import scorecard
+from experiments.scorecard.differences import Difference
 from tests.helpers.planted_run import ARMS, write_run
 
 DRAWS = 200
@@ -60,3 +61,9 @@ def test_they_are_written_as_mlflow_reads_tables_and_as_a_page(tmp_path: Path, f
     assert {"nfr"} <= {row["figure"] for row in rows}
     page = (tmp_path / "comparison.html").read_text()
     assert f"Differences to {found.reference}" in page
+
+
+def test_a_small_difference_of_distances_is_not_written_as_none() -> None:
+    one = Difference("a", "kl", Estimate(0.0003, 0.0001, 0.0006), 0.0001, 0.0002)
+    rows = differences_table([one, replace(one, figure="gain")], "b", "arm").rows
+    assert [row[2] for row in rows] == ["+.0003 [.0001,.0006]", ".000 [.000,.001]"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 
-from experiments.records import Estimate
+from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.tables import arms_table, format_table, retention_table, table_csv
 from experiments.scorecard.figures import FIGURES
 from tests.helpers.invented_arms import BASE, TASKS, six, untrained
@@ -53,6 +53,13 @@ def test_the_best_arms_are_marked_and_a_failed_one_says_why() -> None:
     wide = arms_table(six(), columns=[FIGURES["retention"]], costs={"minutes": list("abcdef")})
     assert wide.head == ("arm", "lr", "retention", "minutes", "tok/s", "GB")
     assert wide.rows[1] == ("full", "1e-4", ".88 [.85,.91]", "b", "612", "2.3")
+
+
+def test_a_model_that_was_only_measured_has_no_learning_rate() -> None:
+    one = ArmResult("theirs", MEASURED, 0.0, "finished", scorecard=BASE)
+    assert arms_table([one]).rows[0][:2] == ("theirs", "-")
+    rows = csv.DictReader(io.StringIO(table_csv(BASE, [one])))
+    assert [(row["arm"], row["learning_rate"]) for row in rows] == [("base", ""), ("theirs", "")]
 
 
 def test_retention_by_task_is_tinted() -> None:

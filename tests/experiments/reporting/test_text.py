@@ -12,7 +12,15 @@ from experiments.common.printable import escaped
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.summary import summary
 from experiments.reporting.tables import arms_table, format_table
-from experiments.reporting.text import format_number, gain_name, gain_text, label, rate_text, with_interval
+from experiments.reporting.text import (
+    format_number,
+    gain_name,
+    gain_text,
+    hover_number,
+    label,
+    rate_text,
+    with_interval,
+)
 from tests.helpers.invented_arms import text_result
 
 
@@ -34,6 +42,16 @@ def test_intervals_have_as_many_places_as_their_value() -> None:
     assert with_interval(None) == "-"
     nats = [with_interval(Estimate(v, v, v), places=(3, 2, 1)) for v in (0.0042, 0.0996, 0.58, 0.996, 8.47)]
     assert nats == [".004 [.004,.004]", ".10 [.10,.10]", ".58 [.58,.58]", "1.0 [1.0,1.0]", "8.5 [8.5,8.5]"]
+
+
+def test_a_small_distance_is_not_written_as_none() -> None:
+    """A KL of .0003 is no .000: nothing would have moved. What is smaller than rounding is."""
+    texts = [with_interval(Estimate(v, v / 2, 2 * v), places=(3, 2, 1)) for v in (0.0003, 0.00004, 0.0001, 1e-8, 0)]
+    assert texts == [
+        ".0003 [.0001,.0006]", ".00004 [.00002,.00008]", ".0001 [.0001,.0002]", ".000 [.000,.000]", ".000 [.000,.000]",
+    ]  # fmt: skip
+    assert format_number(0.0003) == ".00"  # a rate
+    assert [hover_number(v) for v in (0.0003, -0.0003, 1e-9, 0.9)] == ["0.0003", "-0.0003", "0.000", "0.900"]
 
 
 def test_learning_rates_read_as_they_are_written() -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from experiments.records import Estimate, Record
-from experiments.runs.arm_records import ArmRecords
+from experiments.runs.arm_records import MEASURED, ArmRecords, is_whole
 
 
 def records(right: int) -> list[Record]:
@@ -61,3 +61,16 @@ def test_an_evaluation_that_is_repeated_replaces_its_figures(tmp_path: Path) -> 
     assert once.figures()[2] == {"kept_accuracy": Estimate(0.25)}
     once.write(2, records(4))
     assert once.figures()[2] == {"kept_accuracy": Estimate(1.0)}
+
+
+def test_records_whose_note_is_damaged_are_not_known_to_be_whole(tmp_path: Path) -> None:
+    """Earlier versions wrote no note; one that cannot be read says nothing about records that may be others."""
+    arm_records(tmp_path, []).write(2, records(1))
+    file, note = tmp_path / "items-2.jsonl", tmp_path / MEASURED
+    assert is_whole(file)
+    whole = note.read_text()
+    for damage in ("", whole[: len(whole) // 2], "\0" * len(whole), "[]"):
+        note.write_text(damage)
+        assert not is_whole(file)
+    note.unlink()
+    assert is_whole(file)

@@ -14,7 +14,7 @@ from experiments.common.files import write_json
 from experiments.common.hashing import file_digest
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
-from experiments.runs.base_records import TIMING, check_weights, is_whole
+from experiments.runs.base_records import ITEMS, STATE, TIMING, BaseFolder, check_weights, is_whole
 from experiments.runs.baseline import MeasuredBase
 from tests.helpers.byte_level import byte_llama
 
@@ -61,3 +61,26 @@ def test_a_file_is_whole_as_it_was_written(tmp_path: Path) -> None:
     assert is_whole(file)
     file.write_text("{ }")
     assert not is_whole(file)
+    file.with_name(TIMING).write_text("{")  # damaged: it vouches for nothing
+    assert not is_whole(file)
+
+
+def test_a_base_that_other_libraries_measured_is_said(tmp_path: Path) -> None:
+    """The cache has them in its key; a folder of `measure` may get another model months later."""
+    folder = tmp_path / "base"
+    write_json(folder / STATE, {"kept": {}})
+    (folder / ITEMS).touch()
+    files = {name: file_digest(folder / name) for name in (STATE, ITEMS)}
+    suites: Any = SimpleNamespace(prepare=lambda *_: None)
+    cache: Any = SimpleNamespace(key={"torch": "2.9", "transformers": "5.1", "device": "cpu"})
+    model: Any = None
+    base = BaseFolder(folder, suites, model, Precision("fp32"), cache)
+    for measured_with, said in (
+        ({}, ""),  # by an earlier version
+        (cache.key, ""),
+        ({**cache.key, "transformers": "5.0", "device": "cuda"}, "transformers 5.0, and transformers is 5.1 here; dev"),
+    ):
+        lines: list[str] = []
+        note(tmp_path, files=files, **({"with": measured_with} if measured_with else {}))
+        base.measured(lines.append)
+        assert [said in line for line in lines] == [True] * bool(said)

@@ -119,6 +119,9 @@ def test_the_base_is_not_asked_for_where_nothing_is_replayed(base: str, tokenize
     assert len(ExperimentData(config, tokenizer, never).rows(config.arms[0])) == 16
     with pytest.raises(AssertionError, match="the base model was asked for"):
         _ = ExperimentData(small_config(base, data={"old": SELF}, arms=arms(0.1)), tokenizer, never).old
+    for loaded in ("", "eager"):
+        config = small_config(base, data={"old": SELF}, **({"attention": loaded} if loaded else {}))
+        assert ExperimentData(config, tokenizer, never).context.loaded == loaded
 
 
 @pytest.mark.parametrize("regime", ["sft", "cpt"])

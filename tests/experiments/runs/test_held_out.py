@@ -12,6 +12,7 @@ from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, parse_config
 from experiments.data.encoding import Encoder
 from experiments.data.files import LocalFile
+from experiments.data.isolated import supported
 from experiments.data.items import NewTask, NewText
 from experiments.runs.data import ExperimentData
 from experiments.runs.held_out import asked, remarks
@@ -103,3 +104,44 @@ def test_other_answers_to_a_measured_question_are_said(
     ]
     graded = LocalFile(path=str(write(tmp_path / "b.jsonl", [{"question": "q", "answer": "2 or 3"}])), grader="numeric")
     assert "several numbers" in remarks(graded, graded.sample(1, 0))[0]
+
+
+@pytest.mark.parametrize(
+    ("grader", "words", "said"),
+    [
+        (None, 21, "must be all of them"),
+        ("exact", 21, "must be all of them"),
+        ("contains", 21, "must have all of them"),
+        (None, 20, ""),
+        ("likelihood", 21, ""),
+        ({"regex": "#### (.+)"}, 21, ""),
+    ],
+)
+def test_answers_that_hardly_a_reply_equals_are_said(grader: Any, words: int, said: str, tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "answer": "a " * words if i < 7 else "b"} for i in range(12)]
+    source = LocalFile(path=str(write(tmp_path / "a.jsonl", rows)), grader=grader)
+    found = [line for line in remarks(source, source.sample(99, 0)) if "words" in line]
+    assert bool(found) is bool(said)
+    assert said in "".join(found)
+    if found:
+        assert found[0].startswith("source a: 7 of 12 measured answers have more than 20 words, such as 'a a ")
+
+
+@pytest.mark.skipif(not supported(), reason="processes without rights need Linux")
+@pytest.mark.parametrize(
+    ("grader", "answer", "wrong"),
+    [
+        ({"regex": r"is {answer}\b"}, "5", True),
+        ({"regex": "#### (.+)"}, "2 + 3\n#### 5", False),
+        ({"code": {"allow": True}}, "    return x // 2", True),  # the body alone
+        ({"code": {"allow": True}}, "def half(x):\n    return x // 2", False),
+    ],
+)
+def test_answers_that_are_wrong_replies_themselves_are_said(
+    grader: Any, answer: str, wrong: bool, tmp_path: Path
+) -> None:
+    rows = [{"question": f"q{i}", "answer": answer, "tests": "assert half(4) == 2"} for i in range(3)]
+    source = LocalFile(path=str(write(tmp_path / "a.jsonl", rows)), grader=grader)
+    found = remarks(source, source.sample(99, 0))
+    said = "source a: the data's own answer is a wrong reply to 3 of the first 3 measured questions, such as"
+    assert [line.startswith(said) for line in found] == [True] * wrong

@@ -13,6 +13,7 @@ from experiments.reporting.details import overlap_table
 from experiments.runs.data import ExperimentData
 from experiments.runs.overlap import Searched, search
 from experiments.runs.run import run_experiment
+from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.question_files import write
 from tests.helpers.run_data import never
 from tests.helpers.small_run import draw_suites, small_values
@@ -72,6 +73,11 @@ def test_all_sources_are_searched(
     assert table is not None
     assert len(table.rows) == 7
     assert overlap_table([]) is None
+    (tmp_path / "tale.txt").write_text(STORY)  # the same rows by another name
+    (story,) = config.data.old
+    old = (story.model_copy(update={"path": str(tmp_path / "tale.txt")}),)
+    renamed = config.model_copy(update={"data": config.data.model_copy(update={"old": old})})
+    assert {one.source for one in searched(renamed, tokenizer, tmp_path).overlaps} == {"train", "again", "tale"}
     monkeypatch.setattr("experiments.runs.overlap._search", never)  # read again, not searched
     assert searched(config, tokenizer, tmp_path) == found
 
@@ -107,6 +113,23 @@ def test_rows_that_a_source_holds_out_of_its_own_are_no_loss(
         return searched(parse_config(values), tokenizer, tmp_path)
 
     assert found() == found(test={"share": 0.5}) == Searched()
+
+
+@pytest.mark.slow
+def test_tasks_of_lm_eval_are_searched_too(tokenizer: PreTrainedTokenizerBase, base: str, tmp_path: Path) -> None:
+    rows = [
+        {"question": "The COLOUR of the sea is:", "answer": "blue"},
+        {"question": "What is 1 + 4? Answer:", "answer": "5"},
+    ]
+    values = small_values(base, arms=FULL)
+    values["data"] = {"new": {"source": "file", "path": str(write(tmp_path / "train.jsonl", [*TRAIN, *rows]))}}
+    settings = {"new": ["sums"], "kept": ["colours"], "include_path": write_tasks(tmp_path / "tasks")}
+    values["evaluation"]["suites"] = {"new": {}, "lm_eval": settings}
+    found = searched(parse_config(values), tokenizer, tmp_path)
+    assert {(one.suite, one.task, one.items, one.same) for one in found.overlaps} == {
+        ("new", "sums", 8, 1),
+        ("kept", "colours", 8, 1),
+    }
 
 
 @pytest.mark.slow

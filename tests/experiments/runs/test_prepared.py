@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +15,12 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ExperimentConfig
+from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suites.text import TextSuite
 from experiments.models.tokens import IGNORED
-from experiments.records import ArmResult
+from experiments.records import ArmResult, Record
 from experiments.runs.base_records import check_tokenizer
+from experiments.runs.baseline import cut_off, without_room
 from experiments.runs.prepared import _check_sources, prepare
 from experiments.runs.result_file import write_result
 from experiments.runs.run import run_experiment, run_folder
@@ -96,6 +100,55 @@ def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, 
         f"source data: 1 row passed over ({tmp_path / 'data' / 'sums.jsonl'}, line 31: column 'answer' is empty)",
         "measuring the base model (results of earlier runs are reused) ...",
     ]
+    (tmp_path / "data" / "sums.jsonl").rename(tmp_path / "test.jsonl")
+    (tmp_path / "data" / "sums.jsonl").write_text(
+        "\n".join(json.dumps({"question": row["question"] + "?", "answer": "0"}) for row in rows)
+    )
+    assert said(skip_bad_rows=True, test=str(tmp_path / "test.jsonl"))[2] == (
+        f"source data: test: 1 row passed over ({tmp_path / 'test.jsonl'}, line 31: column 'answer' is empty)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "right", "said"),
+    [
+        ("kept", None, 0, "kept task t (f): the base model has 0 of 9 answers right, no more"),
+        ("kept", None, 1, ""),
+        (
+            "kept",
+            ("a", "b", "c"),
+            3,
+            "kept task t (f): the base model has 3 of 9 answers right, no more than by guessing",
+        ),
+        ("kept", ("a", "b", "c"), 4, ""),
+        ("kept", ("a", "b", "c"), 9, ""),
+        ("new", None, 9, "new task t: the base model has all 9 answers right already: there is nothing to gain"),
+        ("new", None, 8, ""),
+        ("new", None, 0, ""),
+        ("instructions", None, 0, ""),
+    ],
+)
+def test_tasks_that_can_show_nothing_are_said(
+    suite: str, options: tuple[str, ...] | None, right: int, said: str
+) -> None:
+    records = [Record(suite, "t", "f", str(i), correct=int(i < right), options=options) for i in range(9)]
+    found = list(without_room([*records, Record(suite, "texts", "nll", "1", value=1.0, tokens=3)]))
+    assert bool(found) is bool(said)
+    assert said in "".join(found)
+    other = [replace(one, form="g", correct=int(suite == "kept")) for one in records]  # another way of asking
+    assert len(list(without_room([*records, *other]))) == (suite == "kept" and bool(said))
+
+
+@pytest.mark.parametrize(("suite", "size", "said"), [("new", 9, True), ("kept", 9, True), ("new", 7, False)])
+def test_replies_that_may_be_cut_are_said(suite: str, size: int, said: bool) -> None:
+    suites = Suites({suite: SimpleNamespace(name=suite, limits={"t": 9})})  # type: ignore[dict-item]
+    records = [Record(suite, "t", "generate", str(i), correct=0, reply="x" * (size if i < 2 else 3)) for i in range(9)]
+    others = [replace(one, task="other", reply="x" * 99) for one in records]
+    found = list(cut_off([*records, *others], suites, byte_tokenizer()))
+    assert len(found) == said
+    assert not found or found[0].startswith(f"{suite} task t: 2 of 9 replies of the base model have the 9 tokens that")
+    assert ("max_tokens" in "".join(found)) == (said and suite == "new")
+    assert list(cut_off([*records[2:] * 3, *records[:2]], suites, byte_tokenizer())) == []  # a few
 
 
 def test_template_options_reach_all_prompts(tmp_path: Path) -> None:

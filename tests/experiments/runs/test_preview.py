@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import experiments
+from experiments.common.printable import CODES
 from experiments.config import ExperimentConfig
 from experiments.runs.preview import pieces, preview
 from tests.helpers.byte_level import byte_base, byte_tokenizer
@@ -100,3 +101,14 @@ def test_an_example_of_several_rows(tmp_path: Path, chats: Path) -> None:
 def test_what_is_made_in_the_run_is_said(base_of_bytes: str, chats: Path) -> None:
     (_, written) = preview(config_of(base_of_bytes, chats, length=128, old={"source": "self"})).sources
     assert (written.name, written.facts) == ("old: self", ("written by the base model when the run starts",))
+
+
+def test_text_of_others_has_no_codes_that_a_terminal_obeys(base_of_bytes: str, tmp_path: Path) -> None:
+    hostile = "\x1b]0;title\x07 \x1b[2J \u202egnp.exe"
+    row = {"messages": [{"role": "user", "content": hostile}, {"role": "assistant", "content": hostile}]}
+    file = tmp_path / "a\x1b[2J.jsonl"
+    file.write_text(json.dumps(row))
+    found = experiments.preview(config_of(base_of_bytes, file, length=128))
+    shown = [str(found), found._repr_html_(), *(text for text, _ in pieces(found.sources[0].rows[0]))]
+    assert not any(CODES.search(text) for text in shown)
+    assert "\\x1b" in shown[0]

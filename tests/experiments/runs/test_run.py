@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from experiments.common.errors import ConfigError, MachineError, RunError, Stopped
+from experiments.evaluation.suites.kept import KeptSuite
 from experiments.posthoc.run import posthoc
 from experiments.runs.run import errors_explained, run_experiment, run_folder
 from experiments.scorecard import scorecard
@@ -71,6 +72,10 @@ def test_a_second_call_trains_nothing(store: Path, base: str, monkeypatch: pytes
     assert len(outcome.results) == 2
     assert not outcome.failed
     assert any("finished already" in line for line in said)
+    assert not any("have changed" in line for line in said)
+    monkeypatch.setattr(KeptSuite, "version", 99)  # as another version of the bench
+    assert run_experiment(small_config(base), store, say=said.append).results == outcome.results
+    assert any(line.startswith("warning: kept: the questions, or the code that asks them") for line in said)
 
 
 def test_the_same_config_gives_the_same_bits_and_each_evaluation_is_scored_once(

@@ -9,7 +9,7 @@ import pytest
 from experiments.common.errors import ConfigError
 from experiments.common.paths import SHIPPED
 from experiments.config import load_config, parse_config
-from experiments.runs.unused import check_fields, check_settings, unused_fields
+from experiments.runs.unused import check_fields, check_settings, notes, unused_fields
 
 ARM = {"name": "a", "method": "full", "learning_rates": [1e-3]}
 OLD = {"old": {"source": "reasoning_gym", "name": "spell_backward"}}
@@ -58,6 +58,45 @@ def test_control_has_an_effect_on_what_is_expanded(arm: dict[str, Any], said: st
     found = faults(arm)
     assert bool(found) is bool(said)
     assert said in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        ({"interpolation": "lerp"}, "no copies have gates"),
+        ({"alpha": "learned"}, "no copies have gates"),
+        ({"structure": "stack"}, "no copies have gates"),
+        ({"interpolation": "gate"}, ""),
+        ({"interpolation": "dlerp"}, ""),
+        ({"norm_mix": "learned"}, ""),
+    ],
+)
+def test_a_rate_of_gates_needs_some(control: dict[str, Any], said: str) -> None:
+    found = faults({"method": None, "train": {"control": control}}, training={"rates": {"gates": 10}})
+    assert bool(found) is bool(said)
+    assert said in "".join(found)
+    assert "no arm trains copies" in faults({}, training={"rates": {"gates": 10}})[0]
+
+
+@pytest.mark.parametrize(("every", "steps", "idle"), [(10, 9, True), (10, 10, False), (3, 9, False)])
+def test_slow_weights_that_are_never_averaged_are_said(every: int, steps: int, idle: bool) -> None:
+    """Not refused: a run is tried with two steps first."""
+    forms = {"method": "mer", "options": {"every": every}}, {"average": {"mer": {"every": every}}}
+    short, product = ({"name": "a", "learning_rates": [1e-3], **form} for form in forms)
+    for arm in (short, product):
+        config = parse_config({"name": "x", "arms": [arm], "training": {"steps": steps}})
+        said = f"arm a: mer averages nothing, since every={every} is beyond the {steps} steps"
+        assert list(notes(config)) == [said] * idle
+
+
+def test_old_text_is_not_measured() -> None:
+    old = {"source": "file", "path": "x.jsonl", "grader": "contains", "test": {"share": 0.5}}
+    said = [
+        f"data.old: source x: {name} has no effect: the sources of data.new are measured" for name in ("test", "grader")
+    ]
+    assert faults({"replay": 0.1}, data={"old": old}) == said
+    assert faults({"replay": 0.1}, data={"old": {**OLD["old"], "test": {"seed": 1}}})[0].endswith("are measured")
+    assert not faults({"replay": 0.1}, data={"old": {**old, "grader": "choice", "test": None}})
 
 
 def test_a_config_that_a_run_wrote_has_the_same_faults() -> None:

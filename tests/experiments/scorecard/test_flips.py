@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.scorecard import aa_floor, scorecard
-from experiments.scorecard.flips import COUNTS, counts, with_unseen
+from experiments.scorecard.flips import COUNTS, answers_key, counts, distinct_keys, with_unseen
 from tests.helpers.planted_run import kept
 
 
@@ -96,3 +96,14 @@ def test_missed_flips_of_few_questions_leave_the_base_some_answers(right: float,
     found = with_unseen(still, size, (0, 0))
     assert found["before"].min() >= min(right, size)
     assert found["before"].max() <= 8
+
+
+def test_arms_that_answer_the_same_questions_rightly_have_keys_of_their_own() -> None:
+    one = [kept(i, i % 3) for i in range(6)]
+    other = [kept(i, 2 * (i % 3) % 3) for i in range(6)]  # options 1 and 2, both wrong, are exchanged
+    keys = distinct_keys(
+        {"one": one, "other": other, "same": one[::-1], "again": other, "worse": [kept(0, 1), *one[1:]]}
+    )
+    assert answers_key(one) == answers_key(other) == keys["one"] == keys["same"]
+    assert keys["other"] == keys["again"]
+    assert len(set(keys.values())) == 3

@@ -72,6 +72,17 @@ def test_flips_above_the_floor_are_zero_for_a_model_that_only_flips_as_the_base_
     assert (worse["nfr_above_floor"].low or 0) > 0.05
 
 
+def test_a_model_that_answers_as_the_reworded_base_may_still_flip_more() -> None:
+    """Of 120 questions: the same answers again are no proof that none would be lost."""
+    base, model = ([kept(i, wrong if i % 4 == 0 else 0, "facts") for i in range(120)] for wrong in (1, 2))
+    above = aa_floor(base, base, model, draws=1000)["nfr_above_floor"]
+    assert above.value == 0
+    assert above.low is not None
+    assert above.high is not None
+    assert above.low < -0.005
+    assert above.high > 0.005
+
+
 def test_the_floor_leaves_out_tasks_that_were_not_asked_again() -> None:
     base = [r for r in base_records(np.random.default_rng(0), 100) if r.suite == "kept"]
     harness = [Record("kept", "arc_challenge", "lm_eval", str(i), correct=1) for i in range(50)]

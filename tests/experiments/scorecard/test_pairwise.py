@@ -77,7 +77,7 @@ def test_arms_of_unequal_numbers_of_seeds_are_compared_by_their_means() -> None:
     worse = trained(np.random.default_rng(1), BASE, 0.3, 0.0)
     three, two = (net_correct([(BASE, worse)] * count) for count in (3, 2))
     assert three == two
-    assert any(three.values())
+    assert any(won or lost for won, lost in three.values())
     draws = np.array([0.2, *[0.1] * 100])  # of a difference that the bootstrap finds
     assert paired_p("retention", draws, np.zeros(101), three, two) == 1
     half = net_correct([(BASE, worse), (BASE, BASE)])
@@ -100,6 +100,21 @@ def test_few_questions_that_differ_are_judged_by_the_exact_test(count: int, sign
     drawn = [drawn_over_seeds([(BASE, after)], 10_000, 0)["retention"] for after in (BASE, worse)]
     assert bootstrap_p(drawn[0] - drawn[1]) < 0.0625
     assert bool(significant_pairs({"same": [(BASE, BASE)], "worse": [(BASE, worse)]})["retention"]) == significant
+
+
+def test_flips_are_judged_by_the_answers_that_flipped() -> None:
+    """An arm that lost 10 answers and won 10 others keeps its retention; the lost ones are shown all the same."""
+    own = [i for i, r in enumerate(BASE) if r.suite == "kept"]
+    turned = {i for mark in (0, 1) for i in [i for i in own if BASE[i].correct == mark][:10]}
+    after = [kept(int(r.item), r.correct or 0, r.task) if i in turned else r for i, r in enumerate(BASE)]
+    arms = {"same": [(BASE, BASE)], "turned": [(BASE, after)]}
+    both = frozenset(("same", "turned"))
+    found = significant_pairs(arms, 2_000)
+    assert (found["nfr"], found["pfr"], found["retention"]) == ({both}, {both}, frozenset())
+    answers = {name: net_correct(runs) for name, runs in arms.items()}
+    drawn = {name: drawn_over_seeds(runs, 2_000, 0)["nfr"] for name, runs in arms.items()}
+    p = paired_p("nfr", drawn["turned"], drawn["same"], answers["turned"], answers["same"])
+    assert p == pytest.approx(max(2 * 0.5**10, bootstrap_p(drawn["turned"] - drawn["same"])))
 
 
 def asked_otherwise(runs: Seeds, **changes: object) -> Seeds:

@@ -14,7 +14,13 @@ from experiments.scorecard import (
     stability_gap,
 )
 from experiments.scorecard.bootstrap import Array, estimate
-from experiments.scorecard.trajectory import Trajectory, drawn_trajectory, value_at
+from experiments.scorecard.trajectory import (
+    Trajectory,
+    drawn_trajectory,
+    harmonic_averages,
+    trajectory_figures,
+    value_at,
+)
 from tests.helpers.planted_run import base_records, trained
 
 
@@ -57,6 +63,20 @@ def test_matched_retention_of_records_has_an_interval_around_its_point() -> None
     assert 0.1 < difference.low < difference.value
 
 
+def test_the_harmonic_average_knows_that_the_highest_gain_is_uncertain_too() -> None:
+    """Two arms of equal gain .4 +- .1, whose errors are independent: their ratio varies more than one gain."""
+    rng = np.random.default_rng(0)
+    gains = {name: np.concatenate([[0.4], rng.normal(0.4, 0.05, 4000)]) for name in "ab"}
+    kept = np.ones((2, 4001))
+    paths = {name: path(np.stack([np.zeros(4001), gain]), kept) for name, gain in gains.items()}
+    found = {name: estimate(values) for name, values in harmonic_averages(paths, list("ab")).items()}
+    assert [one.value for one in found.values()] == [1, 1]
+    alone = estimate(2 * gains["b"] / (gains["b"] + 0.4))
+    assert found["a"].low == pytest.approx(alone.low, abs=0.01)  # that of its own gain: another may be the highest
+    assert (1 - found["b"].low) > 1.25 * (1 - alone.low)  # type: ignore[operator]
+    assert harmonic_averages(paths, []) == {}
+
+
 def test_area_is_the_mean_height_of_the_envelope() -> None:
     gain, retention = column(0, 0.4), column(1, 0.6)
     assert envelope_area(gain, retention, 0.4) == pytest.approx(0.8, abs=1e-6)
@@ -82,6 +102,18 @@ def test_hypervolume_is_the_dominated_area_counted_on_a_grid(points: list[tuple[
     for g, r in points:
         inside |= (x <= g) & (y <= r)
     assert hypervolume(gain, retention, low)[0] == pytest.approx(inside.mean() * 1.2, abs=0.02)
+
+
+def test_the_interval_of_an_area_does_not_go_below_nothing() -> None:
+    """An arm that gained nothing: what is subtracted for the luck of the highest point is more than there is."""
+    rng = np.random.default_rng(0)
+    gain = np.concatenate([np.zeros((3, 1)), rng.normal(0, 0.2, (3, 400))], axis=1)
+    gain[0] = 0
+    path = Trajectory((0, 1, 2), gain, np.ones_like(gain), np.zeros_like(gain))
+    found = estimate(trajectory_figures({"a": path})[1]["a"]["hypervolume"])
+    assert (found.value, found.low) == (0, 0)
+    assert found.high is not None
+    assert found.high > 0.2
 
 
 def test_stability_gap_is_the_deepest_fall_and_the_step_of_recovery() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,24 @@ def test_other_tensors_are_refused(change: str, match: str, folders: tuple[Path,
     save_file(values, tmp_path / ("model.safetensors" if change != "bin" else "other.safetensors"))
     with pytest.raises(ConfigError, match=match):
         WeightPath(folders[0], tmp_path)
+
+
+def test_no_file_of_elsewhere_is_copied(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    """A folder of others may link to a private file. Links inside of it, and those of the Hub's cache, are as ever."""
+    model, blob, private = tmp_path / "model", tmp_path / "models--a--b" / "blobs" / "4f1a", tmp_path / "private.txt"
+    shutil.copytree(folders[1], model)
+    for file in (blob, private):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    (model / "of_hub.json").symlink_to(blob)
+    (model / "own.json").symlink_to("config.json")
+    WeightPath(folders[0], model).write(0.5, tmp_path / "to")
+    assert {"of_hub.json", "own.json"} <= {file.name for file in (tmp_path / "to").iterdir() if not file.is_symlink()}
+    (model / "notes.txt").symlink_to(private)
+    with pytest.raises(
+        ConfigError, match=r"notes\.txt is a link to .*private\.txt, which is not in the model's folder"
+    ):
+        WeightPath(folders[0], model)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "bloom", "gpt_neox", "mamba", "gemma3_text", "lfm2"])

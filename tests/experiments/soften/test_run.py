@@ -29,6 +29,7 @@ from tests.helpers.measured import (
     model_folder,
     other_tokenizer_folder,
     tiny_model,
+    training_folder,
 )
 
 QUICK = {**SMALL, "new_items": 12}
@@ -62,6 +63,7 @@ def softened(folder: Path, base: str, new: Path) -> Callable[..., Softened]:
 
 MODELS = {
     "model": lambda folder, base: model_folder(folder, noise=0.2),
+    "training": lambda folder, base: training_folder(folder),  # with the tokenizer above the checkpoints
     "adapter": adapter_folder,
     "expansion": lambda folder, base: expansion_folder(folder),
 }
@@ -79,7 +81,9 @@ def test_every_kind_becomes_a_plain_model(
     start, end = load_model(base).state_dict(), AutoModelForCausalLM.from_pretrained(_end(found, model)).state_dict()
     for name, tensor in plain.items():
         torch.testing.assert_close(tensor, torch.lerp(start[name], end[name], found.alpha), rtol=1e-6, atol=1e-7)
-    AutoTokenizer.from_pretrained(tmp_path / "soft")
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "soft").get_vocab() == AutoTokenizer.from_pretrained(base).get_vocab()
+    )
     card = (tmp_path / "soft" / "README.md").read_text()
     assert f"alpha {found.alpha:g}" in card
     assert "| gain |" in card
@@ -91,7 +95,8 @@ def test_every_kind_becomes_a_plain_model(
 
 def _end(found: Softened, model: str) -> str:
     merged = found.folder / "merged"
-    return str(merged) if merged.is_dir() else model
+    last = Path(model) / "checkpoint-20"
+    return str(merged) if merged.is_dir() else str(last) if last.is_dir() else model
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_a_run_has_a_row_for_each_step_and_figure(tmp_path: Path) -> None:
         assert set(table["seed"]) == {0}
         assert table.query("step == 20 and figure == 'gain'")[["low", "high"]].to_numpy().tolist() == [[0.4, 0.6]]
         assert table["trial"].isna().all()
-    assert len(frame(root=tmp_path)) == len(frame("demo", folder, root=tmp_path)) == 5  # one run, named twice
+    assert len(frame(root=str(tmp_path))) == len(frame("demo", folder, root=tmp_path)) == 5  # one run, named twice
 
 
 def test_without_runs_the_table_is_empty_and_typed(tmp_path: Path) -> None:

@@ -132,6 +132,17 @@ def test_a_budget_of_hours_ends_a_grid_and_what_follows_is_done(
     assert [t.state for t in run_study(more, tmp_path, say=said.append).trials()] == ["complete"] * 6
 
 
+def test_a_study_says_that_it_goes_on_with_other_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first trials were trained with the packages of its start."""
+    monkeypatch.setattr(launch, "run_trial", lambda study, number, picks, *_: run_at_rate(number, picks, None))
+    said: list[str] = []
+    for version, hours in (("2.1", 1e-9), ("2.2", 1.0)):
+        monkeypatch.setattr("experiments.tracking.tracker.code_tags", lambda v=version: {"version/torch": v})
+        run_study(toy_study(budget={"hours": hours}), tmp_path, say=said.append)
+    found = [line for line in said if "began with" in line]
+    assert found == ["toy began with torch 2.1, and goes on with 2.2: its trials may differ for that"]
+
+
 def running(store: Store) -> Any:
     [last] = store.trials()[5:]
     last.state = "running"

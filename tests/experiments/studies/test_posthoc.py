@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.queue import Store
 from experiments.studies.report.paper import compared
 from experiments.studies.report.readings import matched_gain
+from experiments.studies.report.write import _csv
 from experiments.studies.selection import choose
 from experiments.studies.trial_results import result_of
 from tests.helpers.planted_study import odd
@@ -43,6 +46,8 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     base = odd(here / run["folder"] / "base" / "items.jsonl")
     right = [r.correct for r in base if r.suite == "kept" and r.correct is not None]
     assert row.result.scorecard["kept_accuracy"].value == pytest.approx(sum(right) / len(right))
+    costs = [next(csv.DictReader(io.StringIO(_csv([one]))))["seconds"] for one in (chosen, row)]
+    assert (float(costs[0]), costs[1]) == (chosen.trial.seconds, "")  # of its training, which the operation had not
     assert "merged" not in matched_gain([*arms, row], here)  # two points are no trajectory
     assert "lerp8-mse-merged" in compared([*arms, row]).index
     for each in here.glob("runs/*"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.tracking.client import key
 from experiments.tracking.machine import code_diff, code_tags, hardware_tags
 from experiments.tracking.run import flatten
 from experiments.tracking.tracker import Tracker
@@ -93,7 +94,7 @@ def test_params_are_flattened_and_cut_to_what_the_store_takes(root: Path) -> Non
     flat = flatten(nested)
     assert flat["arms.0.name"] == "full"
     assert json.loads(flat["arms.0.lr"]) == [1e-3, 1e-4]
-    assert flat["task.a b_"] == "None"
+    assert flat[key("task.a b?")] == "None"
     assert len(flat["long"]) == 6000
     assert flat["long"].endswith("x...")
     tracker = Tracker(root, "demo")

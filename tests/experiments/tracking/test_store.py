@@ -14,6 +14,7 @@ import pytest
 
 from experiments.common.commands import command
 from experiments.common.errors import TrackingError
+from experiments.tracking.client import key
 from experiments.tracking.journal import Journal
 from experiments.tracking.store import TrackingStore, last_line
 from experiments.tracking.sync import sync
@@ -120,3 +121,21 @@ def test_a_full_disk_is_no_reason_to_move_the_store_away(tmp_path: Path) -> None
     said = str(TrackingStore(tmp_path).unusable(OSError(28, "No space left on device")))
     assert "No space left on device\nNothing recorded is lost: run the same command again" in said
     assert "Moving mlflow.db away" in str(TrackingStore(tmp_path).unusable(RuntimeError("file is not a database")))
+
+
+def test_two_names_never_share_a_key() -> None:
+    """The figures of tasks c+ and c# would be one series, and long names that differ at their end one value."""
+    names = ["retention/c+", "retention/c#", "retention/c_", f"{'x' * 260}a", f"{'x' * 260}b", "x" * 250]
+    keys = [key(name) for name in names]
+    assert len(set(keys)) == len(names)
+    assert max(map(len, keys)) == 250
+    assert keys[2] == "retention/c_"
+    assert all(set(one) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-/") for one in keys)
+
+
+def test_no_advice_of_mlflow_repeats_a_password(tmp_path: Path) -> None:
+    """It does so without the URI around it."""
+    store = TrackingStore(tmp_path, "databricks://bob:S3CRET@host")
+    said = str(store.unusable(ValueError("use 'databricks secrets put-secret bob S3CRET@host-token'")))
+    assert "put-secret bob ***@host-token" in said
+    assert "S3CRET" not in said

@@ -28,6 +28,9 @@ PLAIN = "Basic understanding, hf_hub_download_of_a_file, sk-learn, password="
             "postgresql://db/x?user=me&password=***&sslmode=require",
         ),
         ("API request to http://bob:S3CRET@h:9/api failed (S)", "API request to http://bob:***@h:9/api failed (S)"),
+        ("http//bob:S3CRET@host:9", "http//bob:***@host:9"),  # mistyped
+        ("got unsupported URI 'postgres:/bob:S3CRET@db/x'", "got unsupported URI 'postgres:/bob:***@db/x'"),
+        ("models:/name@champion, me/name@main, a/b:c", "models:/name@champion, me/name@main, a/b:c"),
         ("http://h?access_token=S3CRET", "http://h?access_token=***"),
         ("http://h?a?b=1&x?my_KEY=S3CRET", "http://h?a?b=1&x?my_KEY=***"),
         ("sqlite:////a/b@c/mlflow.db", "sqlite:////a/b@c/mlflow.db"),
@@ -40,6 +43,8 @@ PLAIN = "Basic understanding, hf_hub_download_of_a_file, sk-learn, password="
         ("the key sk-proj-S3CRET_S3CRET_S3CRET is wrong", "the key sk-*** is wrong"),
         ("{'Authorization': 'Bearer S3CRETS3CRET.x'}", "{'Authorization': 'Bearer ***'}"),
         ("Authorization: Basic Ym9iOlMzQ1JFVA==", "Authorization: Basic ***"),
+        ("+export MLFLOW_TRACKING_PASSWORD=S3CRET", "+export MLFLOW_TRACKING_PASSWORD=***"),  # a line of a diff
+        ("-OPENAI_API_KEY='S3CRET' PGPASSWORD=S3CRET", "-OPENAI_API_KEY='***' PGPASSWORD=***"),
         (PLAIN, PLAIN),
     ],
 )

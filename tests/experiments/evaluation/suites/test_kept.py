@@ -34,6 +34,13 @@ def test_a_reply_answers_what_it_names_first(reply: str, option: int | None) -> 
     assert named_first(reply, OPTIONS) == option
 
 
+@pytest.mark.parametrize("reply", ["Mali", "It is Mali.", "**Mali**, I think"])
+def test_options_may_end_with_a_full_stop_and_be_marked(reply: str) -> None:
+    assert named_first(reply, ("Guinea.", "**Mali**.", "3.5.")) == 1
+    assert named_first("3.5 m", ("Guinea.", "Mali.", "3.5.")) == 2
+    assert named_first("", ("**", "Mali.")) is None
+
+
 def kept_config(base: str, generated: bool) -> ExperimentConfig:
     values = small_values(base)
     values["evaluation"]["suites"] = {"kept": {"items": 4, "generated": generated}}

@@ -142,6 +142,7 @@ class TestMeasure:
         none = harness(folder, tokenizer)
         two = harness(folder, tokenizer, fewshot=2)
         assert of(measured(none, model), "colours")[0].scores != of(measured(two, model), "colours")[0].scores
+        assert measured(two, model) == measured(two, model)  # the same examples, for base and arms
         prompt = two.loaded["colours"].instances[0].arguments[0]
         assert prompt.count("The colour of") == 3
         assert none.loaded["colours"].instances[0].arguments[0].count("The colour of") == 1

@@ -51,6 +51,27 @@ class TestConfig:
             harness(folder, tokenizer, **settings)
         assert harness(folder, tokenizer, **settings, run_code=True).size == 16
 
+    def test_code_that_a_tasks_functions_import_is_in_the_key_of_the_cache(
+        self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The base's answers that old code graded would be compared with those that new code grades."""
+        monkeypatch.syspath_prepend(str(tmp_path))
+        write_tasks(tmp_path)
+        helper = tmp_path / "helper_of_sums.py"
+        helper.write_text("def right(doc, results): return {'acc': 1.0}\n")
+        (tmp_path / "utils_of_sums.py").write_text("import helper_of_sums\n\ndef grade(doc, results):\n"
+                                                   "    return helper_of_sums.right(doc, results)\n")  # fmt: skip
+        task = tmp_path / "sums.yaml"
+        own = task.read_text().replace("metric: exact_match", "metric: acc")
+        task.write_text(own + "process_results: !function utils_of_sums.grade\n")
+        settings = {"include_path": str(tmp_path), "run_code": True}
+        before = harness(folder, tokenizer, **settings).content()
+        assert harness(folder, tokenizer, **settings).content() == before
+        helper.write_text("def right(doc, results): return {'acc': 0.0}\n")
+        after = harness(folder, tokenizer, **settings).content()
+        assert after["tasks"]["sums"] != before["tasks"]["sums"]
+        assert after["tasks"]["colours"] == before["tasks"]["colours"]
+
     @pytest.mark.parametrize("metrics", [["bypass"], ["bleu"]])
     def test_a_task_that_says_of_no_item_whether_it_is_right(
         self, folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path, metrics: list[str]
@@ -122,6 +143,22 @@ class TestConfig:
         contents.append(content(include_path=own, run_code=True))
         assert contents[0] == contents[1]
         assert len(set(contents)) == 3
+
+    def test_examples_of_ones_own_tasks_are_in_the_key_of_the_cache(
+        self, tokenizer: PreTrainedTokenizerBase, folder: Path, tmp_path: Path
+    ) -> None:
+        own, found = write_tasks(tmp_path), []
+        shots, file = tmp_path / "shots.jsonl", tmp_path / "colours.yaml"
+        values = yaml.safe_load(file.read_text()) | {"fewshot_split": "shots"}
+        values["dataset_kwargs"]["data_files"]["shots"] = str(shots)
+        file.write_text(yaml.safe_dump(values))
+        for colour in (0, 1, 1):
+            docs = [{"thing": f"thing {i}", "colour": colour} for i in range(4)]
+            shots.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+            settings = {"new": [], "kept": ["colours"], "include_path": own}
+            found.append([harness(folder, tokenizer, fewshot=n, **settings).content() for n in (0, 2)])
+        assert found[1] == found[2]
+        assert [found[0][i] == found[1][i] for i in (0, 1)] == [True, False]
 
     def test_the_batch_size_is_in_no_digest_unless_it_is_given(self, folder: Path) -> None:
         given, automatic = config_of(folder, batch_size=8), config_of(folder)

@@ -1,0 +1,81 @@
+"""Digests of what the trials of a study must have in common: files of data, kept tasks, the template, the base model.
+
+Each trial is a run of its own, with a folder of its own. So a file that is edited between two of them is nobody's
+change: both runs are whole, and their figures would be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.common.files import read_note
+from experiments.common.hashing import json_digest
+from experiments.common.owner import SOURCES
+from experiments.config import ExperimentConfig, run_config
+from experiments.data.files import LocalFile
+from experiments.data.hub import HuggingFace
+from experiments.data.procedural import ReasoningGym
+from experiments.data.source import Source
+from experiments.evaluation.cache import tokenizer_digest
+from experiments.models.weights_digest import weights_digest
+from experiments.runs.base_records import TIMING
+from experiments.runs.prepared import Inputs
+from experiments.tracking.machine import process_tags
+
+Agree = Callable[[Mapping[str, str]], None]  # gets `digests_of`; raises RunError if another trial has others
+
+
+def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
+    """Return the digests by what they are of: what the config says of it, and a digest of all of its settings there.
+
+    Trials may search these, so only equal settings must give equal digests. root: of the cache. What the base model
+    writes is left out, since it depends on the machine; so do the digests of `datasets`, which are compared on one.
+    """
+    sources = (*inputs.data.new, *inputs.data.old)
+    weights = weights_digest(inputs.model, root / "cache" / "base" / "weights.json")
+    base = {"weights": weights, "tokenizer": tokenizer_digest(inputs.tokenizer)}
+    tags = process_tags()
+    return _digests(inputs.config, sources, inputs.digests, base, tags.get("machine_id", tags["host"]))
+
+
+def digests_noted(run: Path) -> dict[str, str]:
+    """Return those that the folder of a run notes. Raises ConfigError."""
+    config = run_config(run)
+    sources = (*config.data.new, *config.data.old)
+    return _digests(config, sources, read_note(run / SOURCES), read_note(run / "base" / TIMING), "")
+
+
+def named(keys: Sequence[str]) -> str:
+    """Return what digests are of, for a message."""
+    return ", ".join(dict.fromkeys(key.rpartition(" ")[0] for key in keys))
+
+
+def _digests(
+    config: ExperimentConfig, sources: Sequence[Source], noted: Mapping[str, str], base: Mapping[str, Any], machine: str
+) -> dict[str, str]:
+    """noted: digests as `Inputs` has them. machine: an id; empty if nothing of `datasets` can be compared."""
+    found: dict[str, str] = {}
+    for i, source in enumerate(sources):
+        own = [noted.get(f"{i} {name}", "") for name in (source.label, f"the files of {source.label}")]
+        settings = source.model_dump(mode="json", exclude={"share"})
+        if isinstance(source, LocalFile) and own[0]:
+            found[_key(source.path, settings)] = json_digest(own)
+        elif isinstance(source, ReasoningGym) and own[0]:  # of the version of its package too
+            found[_key(f"task {source.name}", settings)] = json_digest(own)
+        elif isinstance(source, HuggingFace) and machine:
+            found[_key(source.name, [settings, machine])] = json_digest(own)
+    for one in config.evaluation.kept_files:
+        if digest := noted.get(f"kept {one.task}"):
+            found[_key(one.path, one.model_dump(mode="json"))] = digest
+    names = {"weights": "base_model", "tokenizer": "the tokenizer or chat template of"}
+    for part, name in names.items():
+        if part in base and not (part == "weights" and config.quantised):  # packed in the way of a device
+            chats = config.data.chat_settings if part == "tokenizer" else None
+            found[_key(f"{name} {config.base_model}", [config.base_model, chats])] = str(base[part])
+    return found
+
+
+def _key(name: str, settings: Any) -> str:
+    return f"{name} {json_digest(settings)[:12]}"

@@ -1,0 +1,72 @@
+"""The base of a published checkpoint: its config is compared, settings of generation and the mode are as usual."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import ctrl
+from ctrl.published_base import GENERATION_FILE
+from tests.helpers.architectures import build
+from tests.helpers.families import perturb
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
+
+ENDS = [5, 7]
+
+
+def ending(model: PreTrainedModel) -> PreTrainedModel:
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = ENDS  # type: ignore[attr-defined]
+    return model
+
+
+def ends(model: PreTrainedModel) -> object:
+    return model.generation_config.eos_token_id  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("structure", ["concat", "stack"])
+def test_settings_of_generation_and_eval_mode_come_back(structure: str, tmp_path: Path) -> None:
+    model = ending(disturbed(structure=structure))
+    ctrl.export_published(model, tmp_path)
+    again = ctrl.load_published(tmp_path)
+    assert not again.training
+    assert ends(again) == ENDS
+    (tmp_path / GENERATION_FILE).unlink()
+    assert ends(ctrl.load_published(tmp_path, base=ending(tiny()))) == ENDS
+    ending(tiny()).save_pretrained(tmp_path / "base")
+    assert ends(ctrl.load_published(tmp_path, base=tmp_path / "base")) == ENDS
+
+
+@pytest.mark.parametrize("noted", [False, True])
+@pytest.mark.parametrize("structure", ["concat", "stack"])
+def test_a_base_that_computes_something_else_is_said(structure: str, noted: bool, tmp_path: Path) -> None:
+    ctrl.export_published(disturbed(structure=structure), tmp_path)
+    other = tiny()
+    other.config.rope_parameters["rope_theta"] = 77.0
+    other.save_pretrained(tmp_path / "base")
+    path = tmp_path / "config.json"
+    if noted:
+        values = json.loads(path.read_text())
+        values["expansion"]["expanded_from"] = str(tmp_path / "base")
+        path.write_text(json.dumps(values))
+    with pytest.warns(UserWarning, match=r"configs that compute different things: .*rope_theta is 10000.0 there, 77"):
+        again = ctrl.load_published(tmp_path, base=None if noted else other)
+    assert again(IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe", "codegen", "gemma3n_text"])
+def test_a_base_in_a_half_type_comes_back_as_it_was(family: str, tmp_path: Path) -> None:
+    """Its routers may be in fp32, and its tables of positions are made of numbers that are not rounded."""
+    build(family).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=[1, 3]))
+    perturb(model)
+    ctrl.export_published(model, tmp_path / "export")
+    again = ctrl.load_published(tmp_path / "export")
+    state = again.state_dict()
+    assert {name: tensor.dtype for name, tensor in model.state_dict().items()} == {n: state[n].dtype for n in state}
+    assert torch.equal(again(IDS).logits, model(IDS).logits)

@@ -1,0 +1,86 @@
+"""What the trials of a study must have in common has a digest: of its content, by its settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from experiments.common.errors import RunError
+from experiments.data import procedural
+from experiments.runs.prepared import read_inputs
+from experiments.runs.run import run_experiment
+from experiments.runs.same_data import digests_noted, digests_of, named
+from tests.helpers.byte_level import byte_base
+from tests.helpers.small_run import small_config
+
+
+def quiet(text: str) -> None: ...
+
+
+def rows(file: Path, answer: str) -> str:
+    lines = [json.dumps({"question": f"{i} + 1", "answer": f"{answer}{i}"}) for i in range(12)]
+    file.write_text("\n".join(lines))
+    return str(file)
+
+
+def test_digests_follow_the_content_of_files_and_of_the_base(tmp_path: Path) -> None:
+    base, file, kept = byte_base(tmp_path / "base"), tmp_path / "own.jsonl", tmp_path / "kept.jsonl"
+    data = {"new": {"source": "file", "path": rows(file, "")}, "length": 128}
+    evaluation: dict[str, Any] = {"suites": ["kept"], "kept_tasks": [rows(kept, "")], "kept_items": 4, "new_items": 2}
+    arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
+
+    def digests(**changes: Any) -> dict[str, str]:
+        config = small_config(base, data=data, evaluation=evaluation, arms=arms, **changes)
+        return digests_of(read_inputs(config, tmp_path / "root", quiet), tmp_path / "root")
+
+    first = digests()
+    words = f"the tokenizer or chat template of {base}"
+    assert named(list(first)) == f"{file}, {kept}, base_model {base}, {words}"
+    assert digests(seed=1, training={"steps": 2, "batch_size": 4}) == first
+    rows(file, "1")
+    rows(kept, "1")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.5)
+    model.save_pretrained(base)
+    second = digests()
+    assert second.keys() == first.keys()
+    assert [key for key in first if first[key] == second[key]] == [list(first)[-1]]
+
+    def refuses(found: Any) -> None:
+        raise RunError(f"{len(found)} digests")
+
+    with pytest.raises(RunError, match="4 digests"):
+        run_experiment(
+            small_config(base, data=data, evaluation=evaluation, arms=arms), tmp_path / "new", say=quiet, agree=refuses
+        )
+    assert {path.name for path in (tmp_path / "new").iterdir()} <= {"cache"}
+
+
+@pytest.mark.slow
+def test_a_run_notes_the_digests_that_it_began_with(tmp_path: Path) -> None:
+    base, seen = byte_base(tmp_path / "base"), dict[str, str]()
+    data = {"new": {"source": "file", "path": rows(tmp_path / "own.jsonl", "")}, "length": 128}
+    evaluation: dict[str, Any] = {"suites": ["kept"], "kept_tasks": [rows(tmp_path / "kept.jsonl", "")], "new_items": 2}
+    training = {"steps": 1, "batch_size": 4, "warmup_steps": 1}
+    arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
+    config = small_config(base, data=data, evaluation={**evaluation, "kept_items": 4}, arms=arms, training=training)
+    done = run_experiment(config, tmp_path / "root", say=quiet, agree=seen.update)
+    assert digests_noted(done.folder) == seen
+
+
+def test_another_version_of_a_generator_asks_other_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(
+        byte_base(tmp_path / "base"), evaluation={"suites": ["kept"], "kept_items": 4, "new_items": 2}
+    )
+    found = []
+    for version in ("0.1.0", "0.1.1"):
+        monkeypatch.setattr(procedural.importlib.metadata, "version", lambda name, v=version: v)
+        found.append(digests_of(read_inputs(config, tmp_path / "root", quiet), tmp_path / "root"))
+    first, second = found
+    assert [key.rpartition(" ")[0] for key in first if first[key] != second[key]] == ["task chain_sum"]
