@@ -50,7 +50,7 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     sums = exact_sums(model)  # once: they read the whole base
     names = trained_names(model, sums)
     state = model.state_dict() if state_dict is None else state_dict
-    meta = {"format": FORMAT, **description(model, sums)}
+    meta = {"format": FORMAT, **description(model, sums), "ends": ends(model)}
     # not of what is saved whole: new rows of embeddings that trained may start with other values in each process
     meta["base"]["sums"] = {name: total for name, total in meta["base"]["sums"].items() if name not in names}
     meta["base"] |= {"rest": rest_print(model.control.samples, names), "own_head": own_head(model) is not None}
@@ -87,7 +87,10 @@ def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `base` (facts of the base model) and `control` (the config). Raises CheckpointError if that fails."""
+    """Read `base` (facts of the base model), `control` (the config) and `ends` (see `ends`; None in older folders).
+
+    Raises CheckpointError if that fails.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is not a folder written by ctrl.save")
@@ -102,7 +105,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             getattr(torch, str(base["dtype"]).removeprefix("torch."), 0), torch.dtype
         ):
             raise ValueError(f"base.dtype {base['dtype']!r} is no dtype of torch")
-        return {"base": base, "control": meta["control"]}
+        known = None if meta.get("ends") is None else [int(end) for end in meta["ends"]]
+        return {"base": base, "control": meta["control"], "ends": known}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
 
@@ -186,6 +190,12 @@ def _frozen(model: Any, names: list[str]) -> list[str]:
     if any(state[name].requires_grad for name in added & own):
         added -= own
     return [name for name in names if name not in added and not state[name].requires_grad]
+
+
+def ends(model: Any) -> list[int]:
+    """List the tokens at which `generate` stops: trainers add the end of turn of a chat template to those of a base."""
+    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if known is None else [int(end) for end in (known if isinstance(known, list | tuple) else [known])]
 
 
 def base_facts(model: nn.Module) -> dict[str, Any]:

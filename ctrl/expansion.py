@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from ctrl.attention_rows import keep_rows
 from ctrl.control import Control
-from ctrl.control_model import ControlModel, control_class
+from ctrl.control_model import FORWARDS, ControlModel, control_class
 from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
@@ -37,12 +37,14 @@ class Part:
 class Expansion:
     """All that an expanded model has and its base has not: the trained parts, with their settings.
 
-    head: values of the head that trained with them, see `ctrl.structure.head_parameters`.
+    head: values of the head that trained with them, see `ctrl.structure.head_parameters`. unfrozen: parameters of the
+    base that train; None if it was never on a model.
     """
 
     control: Control
     parts: list[Part] = field(repr=False)
     head: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    unfrozen: frozenset[str] | None = field(default=None, repr=False)
 
 
 def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
@@ -62,6 +64,9 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
         parameter.requires_grad_(True)
         if name in expansion.head:
             parameter.data.copy_(expansion.head[name])
+    if expansion.unfrozen is not None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in expansion.unfrozen)
     for part in expansion.parts:
         _add(layers[part.index], part, control)
     for inner in _inner_models(model):
@@ -69,7 +74,8 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
     become(model, control_class(type(model)))
     model.control = control  # type: ignore[assignment]
     keep_as_in_training(model)
-    control.trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    control.trained = control.trained or found  # of the first time: parts may have been frozen since
     control.owner = weakref.ref(model)
     control.looked = False  # an optimizer that was made before holds other weights
     control.look_from(next(model.parameters()).device)
@@ -90,7 +96,8 @@ def take_off(model: Any) -> Expansion:
             delattr(layer, name)
         become(layer, class_before(layer, ExpandedLayer))
     head = {name: parameter.detach().clone() for name, parameter in head_parameters(model).items()}
-    expansion = Expansion(model.control, parts, head)
+    unfrozen = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    expansion = Expansion(model.control, parts, head, unfrozen)
     model.control.owner = None
     del model.control
     become(model, class_before(model, ControlModel))
@@ -128,7 +135,7 @@ def become(module: nn.Module, cls: type[nn.Module]) -> None:
     Hooks of accelerate that move tensors between devices stay, now around the forward of the new class.
     """
     module.__class__ = cls
-    for name in ("forward", "_original_forward", "_old_forward"):
+    for name in FORWARDS:
         vars(module).pop(name, None)
     if (hook := vars(module).get("_hf_hook")) is not None:
         importlib.import_module("accelerate.hooks").add_hook_to_module(module, hook)

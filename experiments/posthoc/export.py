@@ -96,7 +96,7 @@ def export(
     dtype = dtype or (stored_dtype(config) if form == "merged" else "fp32")
     if form == "merged":
         model = model.to(DTYPES[dtype])
-        _stops(model, tokenizer)
+    _stops(model, tokenizer)
     with errors_explained(to.parent), whole_folder(to) as part:
         model.save_pretrained(part)
         if form == "trained":

@@ -155,7 +155,7 @@ def _shared_keys(model: PreTrainedModel) -> None:
 def _other_names(model: PreTrainedModel) -> None:
     for layer in decoder_layers(model):
         layer.mlp.odd = layer.mlp.down_proj
-        layer.mlp.forward = lambda x, mlp=layer.mlp: mlp.odd(x)
+        layer.mlp.forward = types.MethodType(lambda mlp, x: mlp.odd(x), layer.mlp)
         del layer.mlp.down_proj
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from typing import Any
 
 import pytest
@@ -113,7 +114,7 @@ def test_experts_in_a_list_keep_training() -> None:
     for layer in base.model.layers:
         experts = torch.nn.ModuleList(copy.deepcopy(layer.mlp) for _ in range(8))
         layer.mlp.experts = experts
-        layer.mlp.forward = lambda x, experts=experts: experts[0](x)
+        layer.mlp.forward = types.MethodType(lambda mlp, x: mlp.experts[0](x), layer.mlp)
         del layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj
     model = ctrl.expand(base, ControlConfig(layers=1))
     assert all(p.requires_grad for p in expanded_layers(model)[0].expanded.parameters())

@@ -47,6 +47,29 @@ def test_reloaded_equals_saved(tmp_path: Path, kwargs: dict[str, object]) -> Non
     assert not torch.equal(again(IDS).logits, tiny().eval()(IDS).logits)
 
 
+def test_replies_end_where_those_of_the_saved_model_did(tmp_path: Path) -> None:
+    """A trainer adds a chat template's end of turn to the ends of a base, in memory alone."""
+    tiny().save_pretrained(tmp_path / "base")
+    base, folder = str(tmp_path / "base"), tmp_path / "trained"
+    model = disturbed()
+    ctrl.save(model, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = ctrl.load(tiny().eval(), folder).generation_config
+    model.generation_config.eos_token_id = [7, 9]
+    ctrl.save(model, folder)
+    assert ctrl.load(base, folder).generation_config.eos_token_id == [7, 9]
+    with pytest.warns(UserWarning, match=r"eos_token_id=\[7, 9\], this base has .* stops at other tokens"):
+        held = ctrl.load(tiny().eval(), folder)
+    assert held.generation_config.eos_token_id == plain.eos_token_id  # the caller's own
+    file = folder / "control_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "ends": ["</s>"]}))
+    with pytest.raises(ctrl.CheckpointError, match="not a control config"):
+        ctrl.load(base, folder)
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "ends"}))
+    assert ctrl.load(base, folder).generation_config.eos_token_id == plain.eos_token_id  # a folder from before
+
+
 def test_folders_whose_norms_had_the_layer_s_alpha_compute_as_they_did(tmp_path: Path) -> None:
     """Before each norm had a factor: c was sigmoid(theta)."""
     model = disturbed(norm_mix="learned", alpha_start=0.3)

@@ -94,6 +94,22 @@ def test_expansions_take_turns_on_one_base(tmp_path: Path) -> None:
     assert torch.equal(ctrl.unload(model)(IDS).logits, base()(IDS).logits)
 
 
+def test_what_trains_is_the_same_after_a_turn(tmp_path: Path) -> None:
+    """Parts of the base that were unfrozen train on, parts of copies that were frozen do not."""
+    model, other = grown(1), take_off(grown(2, layers=[0]))
+    model.get_input_embeddings().requires_grad_(True)
+    for layer in expanded_layers(model):
+        layer.expanded.mlp.requires_grad_(False)
+    before = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    former = ctrl.swap(model, other)
+    assert former is not None
+    assert not model.get_input_embeddings().weight.requires_grad
+    ctrl.swap(model, former)
+    loaded = ctrl.load(base(), ctrl.save(model, tmp_path))
+    for one in (model, loaded):
+        assert {name for name, parameter in one.named_parameters() if parameter.requires_grad} == before
+
+
 def test_weights_that_trained_meanwhile_are_kept(tmp_path: Path) -> None:
     model = expanded()
     first = ctrl.swap(model, ctrl.save(disturbed(seed=6), tmp_path / "other"))

@@ -124,6 +124,12 @@ def test_it_stops_where_trained_replies_end(own: object, ends: list[int], tokeni
     assert ends_of(model) == ends  # type: ignore[arg-type]
 
 
+def test_an_expansion_stops_there_too(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.posthoc.export.end_of_turn", lambda tokenizer: 7)
+    out = export(run, "control", 1e-2, tmp_path / "out", form="trained", say=lambda text: None).folder
+    assert 7 in ends_of(ctrl.load(run_config(run).base_model, out))
+
+
 def test_weights_that_were_trained_again_do_not_get_the_earlier_ones_card(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
