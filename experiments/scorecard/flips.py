@@ -64,14 +64,17 @@ def total(sums: Mapping[Any, Array]) -> dict[str, Array]:
 def with_unseen(totals: Mapping[str, Array], size: float, seed: Sequence[int]) -> dict[str, Array]:
     """Add flips that the sample may have missed to each draw: a gamma number of mean `UNSEEN` lost, and one won.
 
+    For corrected flips also one of moves to another wrong option, which count against those lost.
+
     With few flips, weights of the questions alone give intervals that are too short, and of no width without a flip. k
     lost answers then vary as gamma(k + UNSEEN), whose ends are close to those of the exact interval of a rare count.
     size: answers that flip together (`flip_size`). Row 0 stays as it is, and so do the base's answers, unless all (or
     none) are right after training: a missed answer that was won was wrong before.
     """
-    rows = len(totals["n"])
-    lost, won = np.zeros((2, rows))
-    lost[1:], won[1:] = size * np.random.default_rng([*seed]).standard_gamma(UNSEEN, (2, rows - 1))
+    rows, rng = len(totals["n"]), np.random.default_rng([*seed])
+    lost, won, moved = np.zeros((3, rows))
+    lost[1:], won[1:] = size * rng.standard_gamma(UNSEEN, (2, rows - 1))
+    moved[1:] = size * rng.standard_gamma(UNSEEN, rows - 1)
     after = totals["after"] + won - lost
     inside, before = after.clip(0, totals["n"]), totals["before"]
     least = np.minimum(before, size)  # a base that answered some right has not answered none
@@ -81,8 +84,17 @@ def with_unseen(totals: Mapping[str, Array], size: float, seed: Sequence[int]) -
         "lost": totals["lost"] + lost,
         "won": totals["won"] + won,
         "flipped": totals["flipped"] + lost,
+        "corrected": totals["corrected"] + _corrected(totals, lost, moved),
         "after": inside,
     }
+
+
+def _corrected(totals: Mapping[str, Array], lost: Array, moved: Array) -> Array:
+    """Correct missed flips as `counts` does those of an answer: q = 1/(k-1), k: options of the eligible answers."""
+    if not totals["eligible"][0]:
+        return np.zeros_like(lost)
+    q = min(0.5, float(totals["guess"][0] / totals["eligible"][0]))
+    return (1 + q) * (lost - moved * q / (1 - q))
 
 
 def flip_size(pairs: Iterable[Pair]) -> float:

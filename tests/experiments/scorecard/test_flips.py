@@ -98,6 +98,21 @@ def test_missed_flips_of_few_questions_leave_the_base_some_answers(right: float,
     assert found["before"].max() <= 8
 
 
+@pytest.mark.parametrize(("k", "back"), [(3, 1.0), (4, 0.5), (10, 1 / 8)])
+def test_corrected_flips_may_have_been_missed_as_others(k: int, back: float) -> None:
+    """k/(k-1) (lost - moved/(k-2)) of 0.75 missed flips of each kind: .75 k/(k-1) (1 - 1/(k-2)) on the mean."""
+    rows = 20_001
+    still = {name: np.zeros(rows) for name in COUNTS} | {
+        name: np.full(rows, 40.0 * share)
+        for name, share in {"n": 1.0, "before": 0.7, "after": 0.7, "guess": 1 / (k - 1), "eligible": 1.0}.items()
+    }
+    found = with_unseen(still, 1.0, (0, 0))["corrected"]
+    assert found[0] == 0
+    assert found[1:].mean() == pytest.approx(0.75 * k / (k - 1) * (1 - back), abs=0.04)
+    assert found[1:].min() < -back < 2 < found[1:].max()
+    assert not with_unseen({**still, "eligible": np.zeros(rows)}, 1.0, (0, 0))["corrected"].any()
+
+
 def test_arms_that_answer_the_same_questions_rightly_have_keys_of_their_own() -> None:
     one = [kept(i, i % 3) for i in range(6)]
     other = [kept(i, 2 * (i % 3) % 3) for i in range(6)]  # options 1 and 2, both wrong, are exchanged
