@@ -33,7 +33,7 @@ TRIES, WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # seconds, doubled after each try
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds of one reply
 WORKERS = 8  # requests at a time
 # Models here write without a penalty on repetition. vLLM reads one from a model's generation_config.json (Qwen 2.5 has
-# 1.05 to 1.1) unless it is told; llama.cpp had 1.1. Servers that know neither field refuse it or pass over it.
+# 1.05 to 1.1) if a request names none; llama.cpp had 1.1. Servers that know neither field refuse it or pass over it.
 UNCHANGED = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
 UNKNOWN_FIELD = (400, 422)
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)  # replies of models here have none either

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -17,6 +18,17 @@ from experiments.records import ArmResult, Estimate
 from experiments.reporting.tables import table_csv
 
 
+def exported(path: Path, trials: list[dict[str, Any]], rows: list[dict[str, Any]]) -> Path:
+    """Write the trials of a study, in JSON nested, in tables as rows."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
+    elif path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path, index=False)
+    return path
+
+
 @pytest.mark.parametrize("ending", [".csv", ".parquet", ".json"])
 def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_path: Path, ending: str) -> None:
     card = {"gain": Estimate(0.4, 0.3, 0.5), "retention": Estimate(0.9)}
@@ -28,13 +40,7 @@ def test_a_study_export_is_read_with_and_without_its_run_folders(run: Path, tmp_
         rows.append({"trial": number, "seed": seed, "folder": folder, "arm": "full", "learning_rate": 0.001, **flat})
         result = ArmResult("full", "full", 0.001, "finished", scorecard=card).to_dict()
         trials.append({"number": number, "runs": [{"seed": seed, "folder": folder, "result": result}]})
-    path = tmp_path / f"study{ending}"
-    if ending == ".json":
-        path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
-    elif ending == ".csv":
-        pd.DataFrame(rows).to_csv(path, index=False)
-    else:
-        pd.DataFrame(rows).to_parquet(path, index=False)
+    path = exported(tmp_path / f"study{ending}", trials, rows)
     here, gone = read_runs([str(path)])
     assert (here.name, gone.name) == ("trial 0 full-0.001 seed 0", "trial 1 full-0.001 seed 1")
     assert len(here.after) == 600
@@ -127,13 +133,7 @@ def test_a_trial_without_figures_stops_the_gate(
     flat = {"arm": "control", "learning_rate": 0.001, "gain": 0.4, "gain_low": 0.3, "gain_high": 0.5}
     rows = [{"trial": i, "state": s, "reason": why, **({**own, **flat} if i == 1 else {})}
             for i, (s, why) in enumerate(states)]  # fmt: skip
-    path = tmp_path / f"study{ending}"
-    if ending == ".json":
-        path.write_text(json.dumps({"trials": trials}), encoding="utf-8")
-    elif ending == ".csv":
-        pd.DataFrame(rows).to_csv(path, index=False)
-    else:
-        pd.DataFrame(rows).to_parquet(path, index=False)
+    path = exported(tmp_path / f"study{ending}", trials, rows)
     assert main(["gate", str(path), "--margin", "0.1"]) == 1
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("pass  trial 1 control-0.001 seed 0: ")

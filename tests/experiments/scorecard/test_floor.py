@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.records import Record
+from experiments.records import Estimate, Record
 from experiments.scorecard import aa_floor, scorecard
 from tests.helpers.planted_run import OPTIONS, base_records, kept, new, trained
 
@@ -34,15 +34,16 @@ def test_a_rate_of_the_floor_has_the_interval_that_the_same_answers_of_an_arm_ha
         assert (floor[f"floor_{name}"].low, floor[f"floor_{name}"].value) == (0, 0)
 
 
+def is_open(above: Estimate, by: float) -> bool:
+    """Whether a distance of 0 may be off by more than `by` in both directions."""
+    return above.value == 0 and (above.low or 0) < -by and (above.high or 0) > by
+
+
 def test_a_model_and_a_floor_without_flips_may_still_differ() -> None:
     """Of 12 questions without a flip nobody knows whether one in a hundred flips: a gate on the distance must fail."""
     base = [r for r in base_records(np.random.default_rng(0), 12) if r.suite == "kept"]
     above = aa_floor(base, base, base, draws=400)["nfr_above_floor"]
-    assert above.value == 0
-    assert above.low is not None
-    assert above.high is not None
-    assert above.low < -0.05
-    assert above.high > 0.05
+    assert is_open(above, 0.05)
 
 
 def test_the_floor_of_retention_is_the_ratio_of_right_answers() -> None:
@@ -76,11 +77,7 @@ def test_a_model_that_answers_as_the_reworded_base_may_still_flip_more() -> None
     """Of 120 questions: the same answers again are no proof that none would be lost."""
     base, model = ([kept(i, wrong if i % 4 == 0 else 0, "facts") for i in range(120)] for wrong in (1, 2))
     above = aa_floor(base, base, model, draws=1000)["nfr_above_floor"]
-    assert above.value == 0
-    assert above.low is not None
-    assert above.high is not None
-    assert above.low < -0.005
-    assert above.high > 0.005
+    assert is_open(above, 0.005)
 
 
 def test_the_floor_leaves_out_tasks_that_were_not_asked_again() -> None:
