@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from tests.helpers.tiny_llama import sequences
+from tests.helpers.tiny_llama import sequences, tiny
 
 Loss = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 STEPS = 3
@@ -157,3 +157,23 @@ def grpo_trainer(model: Any, folder: Path, **settings: Any) -> Any:
         "num_items_in_batch": mask[:, 5:].sum(),
     }  # fmt: skip
     return trainer
+
+
+def weights(model: Any) -> dict[str, torch.Tensor]:
+    """Copy the trainable weights of a model."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def losses(trainer: Any) -> list[float]:
+    """Train, and list the losses that were logged."""
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+TRAINERS: dict[str, Callable[[Any, Path], Any]] = {
+    "SFT": sft_trainer,
+    "SFT, packed": lambda model, folder: sft_trainer(model, folder, packing=True, max_length=32, eval_packing=False),
+    "DPO": lambda model, folder: dpo_trainer(model, folder, tiny()),
+    "GRPO": grpo_trainer,
+    "label smoothing": lambda model, folder: hf_trainer(model, folder, label_smoothing_factor=0.1),
+}
