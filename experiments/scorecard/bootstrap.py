@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +77,19 @@ def question_weights(rng: np.random.Generator, draws: int, m: int) -> Array:
     return np.asarray(weights * (m / weights.sum(axis=1, keepdims=True)))
 
 
-def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int, positive: bool = False) -> Array:
+def weighted(
+    rows: Iterable[tuple[Record, float, float]],
+    draws: int,
+    seed: int,
+    positive: bool = False,
+    key: Sequence[int] = (),
+) -> Array:
     """Weighted mean sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,).
 
     Texts and replies are few, so the deviation of each draw is widened (`student_factor`). positive: values of at
     least 0 with a long tail, such as KL (`with_unseen_value`). Other values that are all above 0, or all below, may be
     such too: of the texts that a model forgets a few lose far more than the rest. Each draw then is the one of both
-    ways that is further away.
+    ways that is further away. key: further seed of what the sample did not show, for one arm alone.
     """
     rows = list(rows)
     columns: dict[tuple[Stratum, str], Array] = {}
@@ -93,14 +99,14 @@ def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int,
     top, bottom = np.sum(list(sums.values()), axis=0).T
     factor = student_factor(len(columns), len(sums))
     if positive:
-        return with_unseen_value(top, bottom, np.array([value for _, value, _ in rows]), factor, seed)
+        return with_unseen_value(top, bottom, np.array([value for _, value, _ in rows]), factor, (seed, *key))
     values = ratio(top, bottom)
     values[1:] = values[0] + factor * (values[1:] - values[0])
     seen = np.array([value for _, value, _ in rows])
     if len(seen) < FEWEST_VALUES or not ((seen > 0).all() or (seen < 0).all()):
         return values
     sign = math.copysign(1.0, seen[0])
-    tailed = sign * with_unseen_value(sign * top, bottom, abs(seen), factor, seed)
+    tailed = sign * with_unseen_value(sign * top, bottom, abs(seen), factor, (seed, *key))
     return further_away(values, tailed)
 
 
@@ -109,7 +115,7 @@ def further_away(first: Array, second: Array) -> Array:
     return np.where(abs(second - second[0]) > abs(first - first[0]), second, first)
 
 
-def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, seed: int) -> Array:
+def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, seed: Sequence[int]) -> Array:
     """Divide top by bottom, both (1 + draws,), of values with a long tail: each draw counts a value that was not seen.
 
     Its weight is a gamma number of mean `UNSEEN_WEIGHT` mean weights and shape `UNSEEN_SHAPE`: almost 0 in most draws.
@@ -124,7 +130,7 @@ def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, see
         return values
     if n < FEWEST_VALUES:
         return np.concatenate([values[:1], np.full(len(values) - 1, np.nan)])
-    rng, draws, df = np.random.default_rng([seed, n]), len(values) - 1, max(n - 1, 5)
+    rng, draws, df = np.random.default_rng([*seed, n]), len(values) - 1, max(n - 1, 5)
     weight = rng.standard_gamma(UNSEEN_SHAPE, draws) * (UNSEEN_WEIGHT / UNSEEN_SHAPE) * bottom[0] / n
     size = seen.max() * np.exp(UNSEEN_SPREADS * log_spread(seen) * np.sqrt(df / rng.chisquare(df, draws)))
     relative = ratio(top[1:] + weight * size, bottom[1:] + weight) / values[0]

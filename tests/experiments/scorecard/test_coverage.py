@@ -429,3 +429,22 @@ def test_equal_arms_whose_gain_rests_while_they_go_on_losing_keep_as_much_at_the
         wrong += bootstrap_p(found["a"] - found["b"]) < 0.05
     assert covers / (2 * runs) >= 0.93 - 1.5 * np.sqrt(0.05 * 0.95 / runs), covers
     assert wrong / runs <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs), wrong
+
+
+@pytest.mark.parametrize(("texts", "sigma"), [(8, 1.5), (64, 1.0)])
+def test_equal_arms_differ_5_times_in_100_in_eta(texts: int, sigma: float) -> None:
+    """A text that was not seen and is the same in both arms cancels: they differed (p < .05) in 10 to 19 of 100."""
+    rng, runs, wrong, covers = np.random.default_rng([59, texts]), 150, 0, 0
+    for seed in range(runs):
+        base, luck = answers_of("new", "n", rng.random(128) < 0.1), rng.standard_normal(texts)
+        arms = []
+        for _ in "ab":
+            right = flipped(rng, np.array([r.correct for r in base]) > 0, 0.05, 0.8)
+            kl = 0.1 * np.exp(sigma * 0.5**0.5 * (luck + rng.standard_normal(texts)))
+            given = [replace(r, task="text") for r, _, _ in kl_rows(kl)]
+            sample = Sample(base, [*answers_of("new", "n", right), *given], 300, seed)
+            arms.append(drawn_figures(sample, ("eta",))["eta"])
+        wrong += bootstrap_p(arms[1] - arms[0]) < 0.05
+        covers += covered(estimate(arms[0]), 0.715 / (0.1 * exp(sigma**2 / 2)) ** 0.5)
+    assert wrong / runs <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs), wrong
+    assert covers / runs >= 0.93 - np.sqrt(0.05 * 0.95 / runs), covers
