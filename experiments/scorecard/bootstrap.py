@@ -97,12 +97,12 @@ def weighted(
         columns[(record.task, (record.form,)), record.item] = np.array([weight * value, weight])
     sums = resample(columns, draws, seed)
     top, bottom = np.sum(list(sums.values()), axis=0).T
-    factor = student_factor(len(columns), len(sums))
+    seen, weights = np.array([(value, weight) for _, value, weight in rows]).T
     if positive:
-        return with_unseen_value(top, bottom, np.array([value for _, value, _ in rows]), factor, (seed, *key))
+        return with_unseen_value(top, bottom, seen, student_factor(len(columns), len(sums)), (seed, *key))
+    factor = student_factor(len(columns), len(sums), lost_degrees(weights))
     values = ratio(top, bottom)
     values[1:] = values[0] + factor * (values[1:] - values[0])
-    seen = np.array([value for _, value, _ in rows])
     if len(seen) < FEWEST_VALUES or not ((seen > 0).all() or (seen < 0).all()):
         return values
     sign = math.copysign(1.0, seen[0])
@@ -147,14 +147,31 @@ def log_spread(values: Array) -> float:
     return float(np.log(np.maximum(values, least)).std(ddof=1))
 
 
-def student_factor(units: int, strata: int = 1) -> float:
+def student_factor(units: int, strata: int = 1, lost: float = 0) -> float:
     """Widening factor from the normal to Student's t interval: t / 1.96, t: the 97.5 % quantile; 1.21 for 8 units.
 
-    Degrees of freedom: units - strata. NaN for a single unit, which has no interval.
+    Degrees of freedom: units - strata - lost (`lost_degrees`), at least 1. NaN for a single unit: it has no interval.
     """
     if units <= strata:
         return float("nan")
-    return float(student.ppf(0.975, units - strata) / normal.ppf(0.975))
+    return float(student.ppf(0.975, max(units - strata - lost, 1)) / normal.ppf(0.975))
+
+
+def lost_degrees(weights: Array) -> float:
+    """Count the degrees of freedom that the variance of a weighted mean has less than n - 1; 0 for equal weights.
+
+    Few long texts among short ones decide the mean, and its variance too. With shares h of the weight, a = h^2 and
+    c = sum(a) / 2 - h it is tr(G) = sum(a (1 + 2c)) times s^2, and has tr(G)^2 / tr(G^2) degrees (Satterthwaite 1946;
+    Bell & McCaffrey 2002), tr(G^2) = sum(a^2 (1 + 4c)) + 2 sum(a c^2) sum(a) + 2 sum(a c)^2.
+    """
+    if len(weights) < 2 or not weights.sum() > 0:
+        return 0.0
+    h = weights / weights.sum()
+    a = h**2
+    c = a.sum() / 2 - h
+    trace, of_square = (a * (1 + 2 * c)).sum(), (a**2 * (1 + 4 * c)).sum()
+    of_square += 2 * (a * c**2).sum() * a.sum() + 2 * (a * c).sum() ** 2
+    return max(0.0, float(len(h) - 1 - trace**2 / of_square))
 
 
 def ratio(top: Array, bottom: Array) -> Array:
