@@ -133,8 +133,8 @@ def read_generation(model: PreTrainedModel, folder: Path, base: Any) -> None:
     """Give the model the settings of generation of its folder, or else of its base: where replies end, for one."""
     if (folder / GENERATION_FILE).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    elif isinstance(base, PreTrainedModel):
+    elif hasattr(base, "generation_config"):
         model.generation_config = copy.deepcopy(base.generation_config)
-    elif base is not None:
+    elif base is not None and not isinstance(base, PreTrainedModel):
         with contextlib.suppress(OSError):  # it has none
             model.generation_config = GenerationConfig.from_pretrained(base)
