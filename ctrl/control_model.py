@@ -16,10 +16,11 @@ from transformers import PreTrainedModel
 from ctrl.adapters import HoldsAdapters, peft_adapter
 from ctrl.cache import add_paged_slots
 from ctrl.card import CARD_FILE, card
-from ctrl.checkpoint import description, read_config, write_checkpoint
+from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import UNUSED, Control
 from ctrl.errors import ConfigError
+from ctrl.facts import description
 from ctrl.fingerprint import rest_print
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers

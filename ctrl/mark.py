@@ -36,7 +36,7 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
     """Raise CheckpointError if weights are of an expansion that computes something else than the one here.
 
     Warns if the base has another type, or another name where its weights cannot be compared. here: the model's
-    `ctrl.checkpoint.description`.
+    `ctrl.facts.description`.
     """
     there = json.loads(bytes(mark.tolist()))
     if found := _differences(there, here):

@@ -12,7 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import ctrl
-from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, base_facts, read_config
+from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, read_config
+from ctrl.facts import base_facts
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, read_note
 from experiments.measure.config import SEVERAL
@@ -23,7 +24,7 @@ from experiments.models.base import load_model
 from experiments.models.precision import DTYPES, device
 
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-FACTS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of `ctrl.checkpoint.base_facts`
+FACTS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of `ctrl.facts.base_facts`
 
 
 @dataclass(frozen=True)
