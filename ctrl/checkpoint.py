@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
+from ctrl.changes import changed
 from ctrl.errors import CheckpointError
 from ctrl.facts import description, ends
-from ctrl.fingerprint import changed, rest_print
+from ctrl.fingerprint import rest_print
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory

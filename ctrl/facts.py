@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ctrl.fingerprint import computes
+from ctrl.computes import computes
 from ctrl.quantised import kinds
 from ctrl.sums import Sums, exact_sums
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctrl.computes import differences
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import differences, same_base
+from ctrl.fingerprint import same_base
 from ctrl.sums import other_rows
 
 MARK = "control.description"  # the tensor's name

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.computes import computes, differences
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
-from ctrl.fingerprint import computes, differences
 from ctrl.gap import Batches, MergeGap, merge_gap, readable
 from ctrl.layer import ADDED, ExpandedLayer
 from ctrl.merge import Alphas, check_mergeable, layer_alphas, mixed_weights

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 from ctrl.adapters import peft_adapter
 from ctrl.attention_rows import check_attention
+from ctrl.changes import remember_base
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
 from ctrl.control_model import ControlModel
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
-from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
 from ctrl.patches import refuse_patches
 from ctrl.probe import probe

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from ctrl.computes import computes, differences
 from ctrl.config import ControlConfig
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import computes, differences
 from ctrl.precision import HALF
 from ctrl.published_names import LayerMap, layer_index, layout_of
 from ctrl.structure import select_layers

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.changes import warn_if_changed
 from ctrl.checkpoint import added_names
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
-from ctrl.fingerprint import fingerprint, warn_if_changed
+from ctrl.fingerprint import fingerprint
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.sharded import sharded
 from ctrl.sums import FLOATS, is_held

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ctrl.fingerprint import computes, differences
+from ctrl.computes import computes, differences
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, whole_folder, write_json
 from experiments.common.hashing import file_digest, folder_digests, json_digest
