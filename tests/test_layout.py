@@ -75,7 +75,7 @@ OF_SEVERAL = {
     "notebooks/test_openings.py",  # docs/openings.py
 }
 # the examples of the documentation are run through the contracts of the built-in variants
-RUNS_CONTRACTS = "test_examples.py"
+RUNS_CONTRACTS = {"test_examples.py", "test_examples_measured.py"}
 
 
 def modules() -> list[Path]:
@@ -136,7 +136,7 @@ def test_helpers_of_several_tests_are_in_one_place() -> None:
     found = [
         f"{path.relative_to(TESTS)} imports {name}"
         for path in TESTS.rglob("*.py")
-        if path != TESTS / RUNS_CONTRACTS
+        if path.name not in RUNS_CONTRACTS
         for name in imported(path)
         if name.startswith("tests.") and not name.startswith("tests.helpers")
     ]
