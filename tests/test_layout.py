@@ -16,6 +16,7 @@ ENTRIES = 45  # so many exceptions at most: a new module gets a test file of its
 # module -> the test file that covers it
 COVERED_BY = {
     # one contract is run on each variant of a table
+    "ctrl.interpolation_base": "ctrl/test_interpolation.py",
     "experiments.data.source": "experiments/data/test_sources.py",
     "experiments.evaluation.kept_tasks.countries": "experiments/evaluation/kept_tasks/test_tasks.py",
     "experiments.evaluation.kept_tasks.question": "experiments/evaluation/kept_tasks/test_tasks.py",
