@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import inspect
 import re
 import sys
@@ -163,3 +165,20 @@ def loss_is_a_mean(cls: type[Any]) -> bool:
     except (OSError, TypeError):
         return False
     return OWN_LOSS.search(source) is not None and TAKES_TOTAL.search(source) is None
+
+
+def reads_total(function: Any) -> bool:
+    """Whether a compute_loss, or compute_loss_func, reads Trainer's number of labels: else its loss is a mean.
+
+    Many have the argument and leave it; others hand it on with all keywords. What has no code in Python is believed.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return True
+    named = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    rest = code.co_varnames[named : named + bool(code.co_flags & inspect.CO_VARKEYWORDS)]  # **kwargs
+    loaded = [one.argval for one in dis.get_instructions(code) if one.opname.startswith("LOAD")]
+    read = {name for one in loaded for name in (one if isinstance(one, tuple) else (one,)) if isinstance(name, str)}
+    return not read.isdisjoint(("num_items_in_batch", *rest))
