@@ -36,6 +36,7 @@ COVERED_BY = {
     "experiments.soften.report": "experiments/soften/test_run.py",
     "experiments.cli.soften": "experiments/soften/test_run.py",
     "experiments.measure.report": "experiments/measure/test_run.py",
+    "experiments.measure.base": "experiments/measure/test_models.py",
     "experiments.measure.kinds": "experiments/measure/test_models.py",
     "experiments.cli.measure": "experiments/measure/test_models.py",
     "experiments.comparison.plot": "experiments/comparison/test_report.py",

@@ -15,9 +15,9 @@ from experiments.common.files import read_json, write_json
 from experiments.common.paths import default_root
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
+from experiments.measure.base import Base
 from experiments.measure.config import MeasureConfig
 from experiments.measure.files import content, same_content, stamp
-from experiments.measure.kinds import Base
 from experiments.measure.models import Model
 from experiments.measure.session import Session, draw_suites
 from experiments.runs.base_records import changed_suites

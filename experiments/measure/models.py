@@ -20,6 +20,7 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.kept import FORMS
+from experiments.measure.base import Base
 from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
 from experiments.measure.files import (
     TOKENIZER,
@@ -31,7 +32,7 @@ from experiments.measure.files import (
     stamp,
     tokenizer_folder,
 )
-from experiments.measure.kinds import Base, Kind, kind_of
+from experiments.measure.kinds import Kind, kind_of
 from experiments.methods.saving import BASE as TRAINED_FROM
 from experiments.models.checked import check_template
 from experiments.models.template import set_template

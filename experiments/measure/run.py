@@ -78,7 +78,7 @@ def measure(
     section `evaluation` (`kept.items`). kept_files: files of questions that count as kept tasks. grader: of the new
     task, as in YAML. lm_eval: tasks of lm-evaluation-harness that count as kept. loading: dtype, device_map and
     trust_remote_code, see `MeasureConfig`.
-    allow_other_base: see `kinds.Base`. A model that fails does not stop the others.
+    allow_other_base: see `base.Base`. A model that fails does not stop the others.
     """
     only_one_process("measuring")
     if any(is_endpoint(address) or is_endpoint(address.partition("=")[2]) for address in models):

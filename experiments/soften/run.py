@@ -18,11 +18,12 @@ from ctrl.computes import computes, differences
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, whole_folder, write_json
 from experiments.common.hashing import file_digest, folder_digests, json_digest
+from experiments.measure.base import Base
 from experiments.measure.config import measure_config
 from experiments.measure.files import tokenizer_folder
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
-from experiments.measure.kinds import Base, Kind
+from experiments.measure.kinds import Kind
 from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
 from experiments.measure.session import Session
 from experiments.posthoc.checks import as_printed, check_distinct

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from experiments.cli.main import main
 from experiments.common.errors import ConfigError
-from experiments.measure.kinds import Base
+from experiments.measure.base import Base
 from experiments.measure.models import Model, is_of, load_tokenizer, noted_facts, read_base, read_models
 from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
 from tests.helpers.measured import adapter_folder, model_folder, tiny_model, training_folder
@@ -21,7 +21,7 @@ from tests.helpers.measured import adapter_folder, model_folder, tiny_model, tra
 
 @pytest.fixture(autouse=True)
 def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.measure.kinds.load_model", None)  # would fail if it were called
+    monkeypatch.setattr("experiments.measure.base.load_model", None)  # would fail if it were called
     monkeypatch.setattr("experiments.measure.session.load_base", None)
 
 

@@ -143,7 +143,7 @@ def test_a_second_call_reads_what_is_finished(
     measured: Measurement, models: dict[str, str], base: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("experiments.measure.session.load_base", None)  # would fail if it were called
-    monkeypatch.setattr("experiments.measure.kinds.load_model", None)
+    monkeypatch.setattr("experiments.measure.base.load_model", None)
     named = [f"{name}={folder}" for name, folder in models.items()]
     again = measure(base, named[:3], precision="fp32", root=root, changes=SMALL)
     assert again.folder == measured.folder

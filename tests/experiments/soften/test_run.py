@@ -128,7 +128,7 @@ def test_points_are_measured_as_measure_does_and_only_once(
     ours = read_records(found.folder / "arms" / "alpha-1" / "items-1.jsonl")
     assert ours == read_records(same.folder / "arms" / "m" / "items-1.jsonl")
     assert {record.task for record in ours if record.suite == "kept"} == {"capitals", new.stem}
-    monkeypatch.setattr("experiments.measure.kinds.load_model", lambda name, **loading: pytest.fail("measured twice"))
+    monkeypatch.setattr("experiments.measure.base.load_model", lambda name, **loading: pytest.fail("measured twice"))
     before = folder_digests(tmp_path / "soft")
     again = softened(model, tmp_path / "soft", **own)  # the same command: it is there already
     assert (again.alpha, folder_digests(tmp_path / "soft")) == (found.alpha, before)
