@@ -73,9 +73,9 @@ def soften(
     """Write to the folder `to` a model between base and model that forgets less. Raises ConfigError for wrong input.
 
     base, model, new, suites, out, root, changes, allow_other_base: see `measure`. settings: its further ones (`grader`,
-    `kept_files`, `dtype`, ...). alphas: points of the path
-    in (0, 1]; 1, the model itself, is always one. by: see `WeightPath`. conditions: see `choose`; without a new task
-    one is needed. Half of the questions choose the point, its figures are those of the other half.
+    `kept_files`, `dtype`, ...). alphas: points of the path in (0, 1]; 1, the model itself, is always one. by: see
+    `WeightPath`. conditions: see `choose`; without a new task one is needed. Half of the questions choose the point,
+    its figures are those of the other half.
     """
     only_one_process("softening")
     names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
@@ -83,11 +83,7 @@ def soften(
     points, wanted = _points(alphas), read_conditions(conditions, config)
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
-    target = Path(to).expanduser().resolve()
-    if os.path.ismount(target):
-        raise ConfigError(f"--to {to} is a mount point, which cannot appear whole: name a new folder in it")
-    if not next(parent for parent in target.parents if parent.exists()).is_dir():
-        raise ConfigError(f"--to {to} is below a file: choose another folder")
+    target = _target(to)
     found = read_base(base, allow_other_base, config.loading)
     tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
@@ -101,25 +97,39 @@ def soften(
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
         for line in (note for suite in session.suites.suites.values() for note in suite.notes):
             say(line)
-        folder = session.folder
-        path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
+        path = WeightPath(found.folder, endpoint(chosen, found, session.folder, say), by)
         measured = _measure(session, chosen, path, points)
         best, rule = choose([Point(alpha, half(session, name, True)) for alpha, name in measured.items()], wanted)
         report = write_report(session, path, measured, best, rule, _barrier(session, measured), half)
         note: dict[str, Any] = {"alpha": best and best.alpha, "by": by, "rule": rule}
-        note |= {"to": str(target) if best else None, "figures": file_digest(folder / "figures.json")}
+        note |= {"to": str(target) if best else None, "figures": file_digest(session.folder / "figures.json")}
         if best is None:
-            _note_chosen(folder, note, {})
+            _note_chosen(session.folder, note, {})
         elif _filled(target):
-            _check_chosen(folder, note, to)
+            _check_chosen(session.folder, note, to)
         else:
             with whole_folder(target) as part:
-                path.write(best.alpha, part)
-                if tokenizer_folder(part) != part:  # it was above its checkpoints, or is that of the base
-                    chosen.tokenizer.save_pretrained(part)
+                _write_model(part, path, best.alpha, chosen)
                 write_card(part, session, path, best.alpha, rule, report)
-                _note_chosen(folder, note, folder_digests(part))
-        return Softened(folder, best.alpha if best else None, report)
+                _note_chosen(session.folder, note, folder_digests(part))
+        return Softened(session.folder, best.alpha if best else None, report)
+
+
+def _target(to: str | Path) -> Path:
+    """Return the folder to write. Raises ConfigError where none can appear whole."""
+    target = Path(to).expanduser().resolve()
+    if os.path.ismount(target):
+        raise ConfigError(f"--to {to} is a mount point, which cannot appear whole: name a new folder in it")
+    if not next(parent for parent in target.parents if parent.exists()).is_dir():
+        raise ConfigError(f"--to {to} is below a file: choose another folder")
+    return target
+
+
+def _write_model(part: Path, path: WeightPath, alpha: float, chosen: Model) -> None:
+    """Write the model at a point with its tokenizer, which was above its checkpoints, or is that of the base."""
+    path.write(alpha, part)
+    if tokenizer_folder(part) != part:
+        chosen.tokenizer.save_pretrained(part)
 
 
 def _note_chosen(folder: Path, note: Mapping[str, Any], files: Mapping[str, str]) -> None:
