@@ -56,6 +56,7 @@ COVERED_BY = {
     # the only file that imports MLflow: every test of a store goes through it
     "experiments.tracking.client": "experiments/tracking/test_store.py",
     # a folder of tests with tasks and a base of their own
+    "experiments.evaluation.lm_eval_model": "experiments/evaluation/suites/lm_eval/test_settings.py",
     "experiments.evaluation.lm_eval_samples": "experiments/evaluation/suites/lm_eval/test_samples.py",
     "experiments.evaluation.suites.lm_eval": "experiments/evaluation/suites/lm_eval/test_measure.py",
 }
