@@ -47,7 +47,9 @@ COVERED_BY = {
     # small parts of one neighbour, tested through it
     "experiments.studies.trial_results": "experiments/studies/report/test_same_gain.py",
     "experiments.cli.compare": "experiments/comparison/test_compare.py",
+    "experiments.data.columnar": "experiments/data/test_tables.py",
     "experiments.data.columns": "experiments/data/test_files.py",
+    "experiments.data.rights": "experiments/data/test_isolated.py",
     "experiments.data.sampling": "experiments/data/test_base_text.py",
     "experiments.models.modes": "experiments/evaluation/test_evaluate.py",
     "experiments.models.precision": "experiments/evaluation/test_evaluate.py",
