@@ -7,6 +7,7 @@ import functools
 import inspect
 import re
 import sys
+import types
 import warnings
 from typing import Any
 
@@ -175,8 +176,11 @@ def reads_total(function: Any) -> bool:
     while isinstance(function, functools.partial):
         function = function.func
     code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None:
-        return True
+    return code is None or _loads_total(code)
+
+
+@functools.lru_cache(maxsize=64)  # it is asked in each step
+def _loads_total(code: types.CodeType) -> bool:
     named = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
     rest = code.co_varnames[named : named + bool(code.co_flags & inspect.CO_VARKEYWORDS)]  # **kwargs
     loaded = [one.argval for one in dis.get_instructions(code) if one.opname.startswith("LOAD")]
