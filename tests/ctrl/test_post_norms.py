@@ -1,0 +1,39 @@
+"""Stacked copies of layers that end in a norm stay next to the identity after the first steps."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import ctrl
+from ctrl.config import ControlConfig
+from ctrl.layer import expanded_layers
+from tests.helpers.families import build, labelled, left_padded
+
+STEP = 1e-5
+
+
+@pytest.mark.parametrize("structure", ["stack", "hybrid"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2"])
+def test_the_first_step_moves_a_stacked_copy_by_little(family: str, structure: str) -> None:
+    """The norms of gemma2 and olmo2 follow the projections: at full length the logits move by a tenth, or more."""
+    model, batch = build(family), labelled(left_padded(pads=0))
+    before = model(**batch).logits
+    ctrl.expand(model, ControlConfig(structure=structure, layers=2))
+    assert torch.equal(model(**batch).logits, before)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=STEP, weight_decay=0)
+    for _ in range(2):
+        model(**batch).loss.backward()
+        optimizer.step()
+    assert 0 < (model(**batch).logits - before).norm() / before.norm() < 2e-3
+    stacked = [layer.expanded for layer in expanded_layers(model) if layer.kind == "stack"]
+    assert all(p.grad.any() for copied in stacked for n, p in copied.named_parameters() if n.endswith("proj.weight"))
+
+
+def test_a_new_stacked_copy_counts_as_not_trained() -> None:
+    model = ctrl.expand(build("gemma2"), ControlConfig(structure="stack", layers=2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.reference(model)
