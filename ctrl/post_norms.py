@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ctrl.copies import output_projections
+from ctrl.precision import HALF
 from ctrl.quantised import plain_linears
 
-SCALES = (0.0, -1.0)  # at which a norm returns 0: those of Gemma multiply by 1 + weight
+SCALES = (0.0, -1.0)  # at which a norm returns 0: those of Gemma multiply by 1 + weight, which a half type would hold
 
 
 @contextlib.contextmanager
@@ -69,7 +70,8 @@ def _plain(module: nn.Module, floats: dict[int, nn.Module]) -> nn.Module:
 def _silenced(norm: nn.Module, zeros: Tensor) -> bool:
     """Set the norm to return 0 for whatever it gets, and return whether that is so."""
     values = torch.linspace(-1, 2, zeros.numel(), dtype=zeros.dtype, device=zeros.device).view_as(zeros)
-    for scale in SCALES:
+    half = any(parameter.dtype in HALF for parameter in norm.parameters(recurse=False))
+    for scale in SCALES[: 1 if half else None]:
         for name, parameter in norm.named_parameters(recurse=False):
             parameter.fill_(scale if name == "weight" else 0.0)
         if not norm(values).any():

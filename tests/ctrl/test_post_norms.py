@@ -37,3 +37,10 @@ def test_a_new_stacked_copy_counts_as_not_trained() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ctrl.reference(model)
+
+
+def test_a_norm_that_could_not_leave_its_start_keeps_its_length() -> None:
+    """In bf16 the numbers next to -1, at which Gemma's norm returns 0, are .004 away: no step would ever reach them."""
+    model = ctrl.expand(build("gemma2").bfloat16(), ControlConfig(structure="stack", layers=2, copies_dtype="base"))
+    copied = expanded_layers(model)[0].expanded
+    assert (copied.post_attention_layernorm.weight != -1).any() and not copied.self_attn.o_proj.weight.any()
