@@ -63,6 +63,15 @@ def start_at_norms(
                 parameter.zero_()
 
 
+def starting_norm(copied: nn.Module) -> str:
+    """Name the first norm of a stacked copy that returns 0 still; empty if none does."""
+    for name, module in copied.named_modules():
+        weight = module._parameters.get("weight") if "norm" in type(module).__name__.lower() else None
+        if weight is not None and any(bool((weight == scale).all()) for scale in SCALES):
+            return name
+    return ""
+
+
 def _plain(module: nn.Module, floats: dict[int, nn.Module]) -> nn.Module:
     return floats.get(id(module), module)
 

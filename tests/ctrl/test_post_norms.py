@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ STEP = 1e-5
 
 @pytest.mark.parametrize("structure", ["stack", "hybrid"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2"])
-def test_the_first_step_moves_a_stacked_copy_by_little(family: str, structure: str) -> None:
+def test_the_first_step_moves_a_stacked_copy_by_little(family: str, structure: Literal["stack", "hybrid"]) -> None:
     """The norms of gemma2 and olmo2 follow the projections: at full length the logits move by a tenth, or more."""
     model, batch = build(family), labelled(left_padded(pads=0))
     before = model(**batch).logits
@@ -43,4 +44,17 @@ def test_a_norm_that_could_not_leave_its_start_keeps_its_length() -> None:
     """In bf16 the numbers next to -1, at which Gemma's norm returns 0, are .004 away: no step would ever reach them."""
     model = ctrl.expand(build("gemma2").bfloat16(), ControlConfig(structure="stack", layers=2, copies_dtype="base"))
     copied = expanded_layers(model)[0].expanded
-    assert (copied.post_attention_layernorm.weight != -1).any() and not copied.self_attn.o_proj.weight.any()
+    assert (copied.post_attention_layernorm.weight != -1).any()
+    assert not copied.self_attn.o_proj.weight.any()
+
+
+@pytest.mark.parametrize(("family", "structure"), [("gemma2", "stack"), ("gemma2", "concat"), ("llama", "stack")])
+def test_a_training_from_such_a_start_is_said_once(family: str, structure: Literal["stack", "concat"]) -> None:
+    model, batch = build(family).train(), labelled(left_padded(pads=0))
+    ctrl.expand(model, ControlConfig(structure=structure, layers=2))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(**batch)
+    said = [str(w.message) for w in seen if "these layers end in a norm" in str(w.message)]
+    assert len(said) == ((family, structure) == ("gemma2", "stack"))
