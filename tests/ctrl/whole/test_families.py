@@ -191,7 +191,7 @@ class TestTraining:
 
     def test_five_steps_learn(self, fresh: PreTrainedModel, structure: str, inputs: Batch) -> None:
         """Stacked copies of gemma and olmo2 learn more slowly (`ctrl.post_norms`)."""
-        optimizer = torch.optim.AdamW(trainable(fresh).values(), lr=5e-2 if structure == "stack" else 1e-2)
+        optimizer = torch.optim.AdamW(trainable(fresh).values(), lr=1e-2 if structure == "concat" else 5e-2)
         losses = []
         for _ in range(6):
             optimizer.zero_grad()
