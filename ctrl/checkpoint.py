@@ -34,6 +34,7 @@ from ctrl.sums import Sums, byte_sum, exact_sums
 CONFIG_FILE, WEIGHTS_FILE, REFUSAL_FILE = FILES = ("control_config.json", "model.safetensors", "config.json")
 FORMAT = 1
 WAY_OUT = "this folder holds a Control LLM expansion, not a model: load it with ctrl.load(base_model, folder)"
+MERGED = ", merged with copies"  # after the name of a base that is no longer the one of this name
 # the Auto classes show the type; Llama's and other configs refuse text where a number or a config must be, and show it
 REFUSAL = {"model_type": f"control_llm ({WAY_OUT})"}
 REFUSAL |= dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "text_config"), WAY_OUT)
@@ -203,7 +204,7 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
     config: Any = model.config
     text = config.get_text_config(decoder=True)
     return {
-        "name": config._name_or_path,
+        "name": config._name_or_path and config._name_or_path + vars(model).get("_merged_by_ctrl", ""),
         "model_type": config.model_type,
         "hidden_size": text.hidden_size,
         "num_hidden_layers": text.num_hidden_layers,
@@ -211,6 +212,11 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "computes": computes(config),
     }
+
+
+def note_merged(plain: Any) -> None:
+    """Note that a plain model is not the one of its name: a second expansion needs the merged weights as its base."""
+    vars(plain)["_merged_by_ctrl"] = MERGED
 
 
 def buffer_types(model: nn.Module) -> list[str]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.checkpoint import note_merged
 from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
@@ -89,6 +90,7 @@ def merge_back(
     take_off(plain)
     insert(plain, stacked, sources)
     note_own_head(plain)
+    note_merged(plain)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, merge_gap(model, plain, gap_on))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.checkpoint import note_merged
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
@@ -70,6 +71,7 @@ def merge_models(
         if name in totals:
             tensor.copy_(totals[name])
     note_own_head(plain)
+    note_merged(plain)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, [merge_gap(model, plain, gap_on) for model in models])
 
