@@ -10,6 +10,8 @@ from ctrl.computes import computes
 from ctrl.quantised import kinds
 from ctrl.sums import Sums, exact_sums
 
+MERGED = ", merged with copies"  # after the name of a base that is no longer the one of this name
+
 
 def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
     """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded. Their
@@ -27,7 +29,7 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
     config: Any = model.config
     text = config.get_text_config(decoder=True)
     return {
-        "name": config._name_or_path,
+        "name": config._name_or_path and config._name_or_path + vars(model).get("_merged_by_ctrl", ""),
         "model_type": config.model_type,
         "hidden_size": text.hidden_size,
         "num_hidden_layers": text.num_hidden_layers,
@@ -35,6 +37,11 @@ def base_facts(model: nn.Module) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "computes": computes(config),
     }
+
+
+def note_merged(plain: Any) -> None:
+    """Note that a plain model is not the one of its name: a second expansion needs the merged weights as its base."""
+    vars(plain)["_merged_by_ctrl"] = MERGED
 
 
 def buffer_types(model: nn.Module) -> list[str]:

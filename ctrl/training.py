@@ -17,6 +17,7 @@ from ctrl.errors import ConfigError
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
+from ctrl.post_norms import starting_norm
 from ctrl.precision import HALF
 from ctrl.sharded import sharded
 from ctrl.structure import dropout_in
@@ -57,6 +58,7 @@ def warn_of_what_trains(model: Any) -> None:
         )
     _warn_of_half_types(model)
     _warn_of_dropout(model)
+    _warn_of_norms(model)
     references = filter(None, (made() for made in model.control.references))
     shared = {id(p) for made in references for p in made.parameters()}
     if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
@@ -115,6 +117,18 @@ def _warn_of_dropout(model: Any) -> None:
             f"{found} in the expanded layers: each branch draws its own, so part of the divergence is that noise, from "
             "the first step on. Load the base with dropout 0 (attention_dropout=0.0, or the names that its config has)",
             stacklevel=6,
+        )
+
+
+def _warn_of_norms(model: Any) -> None:
+    """Warn of stacked copies that start at a norm, see `ctrl.post_norms`."""
+    stacked = [] if sharded(model) else [layer.expanded for layer in expanded_layers(model) if layer.kind == "stack"]
+    if name := next(filter(None, map(starting_norm, stacked)), ""):
+        warnings.warn(
+            f"these layers end in a norm ({name}), so their stacked copies start with a weight at which it returns 0, "
+            "and learn by this weight first: more slowly than stacked copies of other models do at the same rate. Give "
+            "them a larger one (1e-3, say), or use structure='concat'",
+            stacklevel=5,
         )
 
 
