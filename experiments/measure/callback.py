@@ -42,7 +42,7 @@ class ForgettingCallback(TrainerCallback):
     always measured. budget: share of the training's time that measurements may take, those two included: one on the way
     that would leave no room for the last waits for a later step. A training that is too short for the two is said.
     new: file with questions of the new task that are not trained on. suites, changes: as for `measure`; few questions
-    by default. limits: conditions such as "kl <= .1"; stop: end the training when the value of one is broken.
+    by default. limits: conditions such as "kl <= .1"; a value that breaks one is said. stop: end the training then.
     keep_best: save to `folder`/best the model of the highest gain (without `new`: the latest) whose values keep the
     limits. With load_best_model_at_end the last step is that of the checkpoint that Trainer loads. folder: of the
     records, by default below `mlruns/runs`; `compare` and `gate` read it, and a resumed training goes on in it.
@@ -172,8 +172,9 @@ class ForgettingCallback(TrainerCallback):
         for reporter in self._reporters:
             reporter.on_log(args, state, control, logs=dict(logs), model=model)
         broken = [limit for limit in self.limits if not limit.holds(card)]
-        if broken and self.stop:
-            logger.warning("step %d: %s is broken: the training stops", step, broken[0].text)
+        if broken:
+            said = " and ".join(limit.text for limit in broken)
+            logger.warning("step %d: %s is broken%s", step, said, ": the training stops" if self.stop else "")
         if self.keep_best and not broken:
             watch.keep_best(step, model, tokenizer)
         return bool(broken)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from experiments.measure.callback import ForgettingCallback, check_whole, weight
 from experiments.measure.run import measure
 from experiments.measure.training_folder import release
 from experiments.measure.watch import Watch
-from experiments.records import read_records
+from experiments.records import Estimate, read_records
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.launch import two_processes
 from tests.helpers.measured import model_folder, tiny_model
@@ -177,6 +177,19 @@ def test_a_broken_limit_stops_the_training_and_the_best_model_keeps_it(tmp_path:
     assert note["step"] == 4
     best = type(tiny_model()).from_pretrained(tmp_path / "kept" / "measured" / "best").state_dict()
     assert all(torch.equal(best[name], model[name]) for name in model)
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_broken_limit_is_said_whatever_follows_from_it(stop: bool, caplog: pytest.LogCaptureFixture) -> None:
+    hook = ForgettingCallback(limits=["kl <= 1e-9", "retention >= .5"], stop=stop)
+    cards = iter([{"kl": Estimate(0.1), "retention": Estimate(0.9)}, {"kl": Estimate(0.0), "retention": Estimate(0.9)}])
+    hook._watch = cast(Watch, SimpleNamespace(measure=lambda step, model: next(cards)))
+    state = TrainerState()
+    ends = [hook._measure(None, state, TrainerControl(), None, None, step) for step in (2, 4)]
+    assert ends == [True, False]
+    assert [record.message for record in caplog.records] == [
+        f"step 2: kl <= 1e-09 is broken{': the training stops' if stop else ''}"
+    ]
 
 
 @pytest.mark.slow
