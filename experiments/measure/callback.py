@@ -16,17 +16,26 @@ from transformers.integrations import get_reporting_integration_callbacks
 import ctrl
 from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_note
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
-from experiments.measure.training_folder import default_folder, hold, measured_base, release
+from experiments.measure.training_folder import (
+    default_folder,
+    hold,
+    measured_base,
+    release,
+    said_other,
+    said_replaced,
+)
 from experiments.measure.watch import Watch
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
 from experiments.models.template import set_template
 from experiments.records import ArmResult
+from experiments.runs.base_records import STATE
 from experiments.runs.baseline import headline
 
 logger = logging.getLogger(__name__)
@@ -111,8 +120,12 @@ class ForgettingCallback(TrainerCallback):
         with nullcontext() if self.base else _as_base(model):
             if state.global_step and measured_base(folder):
                 self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
+                said = said_other(read_note(folder / "base" / STATE), base)
             else:
+                said = said_replaced(folder)
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
+        if said:
+            logger.warning("%s", said)
         if self.limits:
             measured = self._watch.card(self._watch.base)
             for limit in (one for one in self.limits if one.figure not in measured):

@@ -218,12 +218,18 @@ def test_a_limit_that_breaks_ends_the_training_in_all_processes(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(tmp_path: Path) -> None:
+def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = callback(tmp_path)
     trained(tiny_model(), tmp_path, first, save_strategy="steps", save_steps=2, max_steps=4)
     base = read_records(tmp_path / "measured" / "base" / "items.jsonl")
+    state = tmp_path / "measured" / "base" / "state.json"
+    note = json.loads(state.read_text())
+    state.write_text(json.dumps({**note, "with": {**note["with"], "torch": "1.0"}}))
     again = callback(tmp_path)
     trained(tiny_model(), tmp_path, again, resume=True, save_strategy="steps", save_steps=2, max_steps=6)
+    assert "the base was measured with torch 1.0, and torch is" in caplog.text
     assert [point["step"] for point in again.result.trajectory] == [0, 2, 4, 6]
     assert read_records(tmp_path / "measured" / "base" / "items.jsonl") == base
     changed = callback(tmp_path, seed=1)
@@ -232,6 +238,9 @@ def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(tmp_path:
     other = ForgettingCallback(folder=tmp_path / "elsewhere", changes=QUICK)
     with pytest.raises(ConfigError, match=r"goes on at step 6, so the model is not the base any more"):
         trained(tiny_model(), tmp_path, other, resume=True, max_steps=8)
+    assert "are replaced" not in caplog.text
+    trained(tiny_model(), tmp_path, callback(tmp_path), max_steps=1)
+    assert "the measurements of an earlier training are replaced" in caplog.text
 
 
 @pytest.mark.parametrize(
