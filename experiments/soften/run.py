@@ -99,7 +99,8 @@ def soften(
     where = Folder("soften", chosen.name, out, root, (begun, by), arms)
     _check_target(target, where.path(where.digest_of(config, found)), to)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
-        for line in (note for suite in session.suites.suites.values() for note in suite.notes):
+        notes = (note for suite in session.suites.suites.values() for note in suite.notes)
+        for line in filter(None, (chosen.remark, *notes)):
             say(line)
         folder = session.folder
         path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
