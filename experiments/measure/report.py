@@ -20,7 +20,7 @@ from experiments.comparison.folders import ComparedRun
 from experiments.comparison.inputs import read_runs
 from experiments.measure.plot import steps_figure
 from experiments.measure.session import Session
-from experiments.measure.words import sentence
+from experiments.measure.words import sentence, without_words
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.answers import Turned, cells, lost_answers, question_texts
 from experiments.reporting.details import alignment_pictures, further_table
@@ -72,6 +72,7 @@ def write_measurement(
     words += [f"{name} could not be measured: {why}" for name, why in failed.items()]
     lost = {r.arm: lost_answers(runs[r.arm].base, runs[r.arm].after, questions) for r in results}
     tables, notes = _tables(session, results, list(runs.values()))
+    notes += filter(None, (without_words(name, run.base, run.after) for name, run in runs.items()))
     notes += [*remarks, *_left_out(left_out)]
     page = session.folder / "report.html"
     report = Report(words, tables, {name: found for name, found in lost.items() if found}, notes, page)
