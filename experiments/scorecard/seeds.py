@@ -73,17 +73,18 @@ def _measured_on(records: Sequence[Record]) -> set[tuple[str, ...]]:
 def resample_seeds(values: Array, seed: int) -> Array:
     """Resample the mean over seeds: values (S seeds, 1 + draws) -> (1 + draws,), row 0 as observed.
 
-    Each other row is mean + w . (values - mean), w = g / sqrt(S q), g: S standard normals, q: chi squared with S - 1
-    degrees of freedom.
-    g . (values - mean) is normal with variance (S - 1) s^2, so the sum is mean + t s / sqrt(S) with t of S - 1 degrees
-    of freedom. It is linear in the values and w depends on seed and S alone: figures of two arms may be subtracted.
+    Each other row is the drawn mean + w . (observed - their mean), w = g / sqrt(S q), g: S standard normals, q: chi
+    squared with S - 1 degrees of freedom.
+    g . (observed - mean) is normal with variance (S - 1) s^2, so the sum is the drawn mean + t s / sqrt(S) with t of
+    S - 1 degrees of freedom. s is that of the observed values: that other questions would move each seed apart is in
+    them already. It is linear in the values and w depends on seed and S alone: figures of two arms may be subtracted.
     """
     count, rows = values.shape
     rng = np.random.default_rng([seed, count])
     weights = rng.standard_normal((count, rows)) / np.sqrt(count * rng.chisquare(count - 1, rows))
     weights[:, 0] = 0
     mean = values.mean(axis=0)
-    return np.asarray(mean + (weights * (values - mean)).sum(axis=0))
+    return np.asarray(mean + (weights * (values[:, :1] - mean[0])).sum(axis=0))
 
 
 def mean_card(cards: Sequence[dict[str, Estimate]]) -> dict[str, Estimate]:
