@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from experiments.common.errors import ConfigError
@@ -103,6 +104,14 @@ def test_a_server_without_a_reply_is_no_wrong_answer(answer: Any, match: str, as
     with pytest.raises(EndpointError, match=match):
         Endpoint.opened(echo.address).reply("what?", 3)
     assert len(echo.asked) == asked
+
+
+def test_a_terminal_obeys_no_codes_of_a_server() -> None:
+    """Python prints the error as it is."""
+    answers = httpx.MockTransport(lambda request: httpx.Response(400, text="\x1b]0;owned\x07"))
+    with pytest.raises(EndpointError, match="refuses a question: 400 ") as caught:
+        Endpoint("http://x/v1", "m", httpx.Client(transport=answers)).reply("what?", 3)
+    assert str(caught.value).isprintable()
 
 
 def test_the_key_goes_to_the_server_alone(echo: ReplyServer, monkeypatch: pytest.MonkeyPatch) -> None:
