@@ -15,6 +15,7 @@ import httpx
 
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError, MachineError
+from experiments.common.printable import printable
 from experiments.models.conversation import messages_of, tools_of
 
 URL = re.compile(r"(?P<url>https?://[^\s#?@]+)(#(?P<model>\S+))?")
@@ -99,7 +100,7 @@ class Endpoint:
             else:
                 if found.is_success:
                     return self._without_key(_text(found))  # which is written down: a server may echo its headers
-                fault = f"{found.status_code} {self._without_key(found.text)[:200]}"
+                fault = f"{found.status_code} {printable(self._without_key(found.text)[:200])}"
                 if found.status_code != 429 and found.status_code < 500:
                     raise EndpointError(f"{self.url} refuses a question: {fault}")
                 longer = _asked_wait(found)

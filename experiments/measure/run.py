@@ -94,6 +94,7 @@ def measure(
         say(line)
     chosen = read_models(models, found, tokenizer, task)
     check_endpoints(chosen, config.evaluation.suites)
+    remarks = [model.remark for model in chosen if model.remark]
     folder = Folder("measure", _slug(base), out, root, arms=[model.name for model in chosen])
     with open_session(config, found, tokenizer, task, folder, chosen, say) as session:
         for line in (note for suite in session.suites.suites.values() for note in suite.notes):
@@ -101,7 +102,7 @@ def measure(
         chosen = [by_replies_alone(model, session.suites) for model in chosen]
         results, failed = _measure_all(session, chosen)
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}
-        report = write_measurement(session, results, failed, left_out)
+        report = write_measurement(session, results, failed, left_out, remarks)
         return Measurement(session.folder, results, report, failed, left_out, asked)
 
 

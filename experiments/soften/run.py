@@ -20,7 +20,7 @@ from experiments.common.files import read_note, whole_folder, write_json
 from experiments.common.hashing import file_digest, folder_digests, json_digest
 from experiments.measure.base import Base
 from experiments.measure.config import measure_config
-from experiments.measure.files import tokenizer_folder
+from experiments.measure.files import stamp, tokenizer_folder
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
 from experiments.measure.kinds import Kind
@@ -92,10 +92,12 @@ def soften(
     (chosen,) = read_models([model], found, tokenizer, task)
     _check_path(chosen, found)
     arms = [name_of(alpha) for alpha in points]
-    where = Folder("soften", chosen.name, out, root, (chosen.checkpoints[-1].stamp, by), arms)
+    begun = chosen.checkpoints[-1].stamp
+    where = Folder("soften", chosen.name, out, root, (begun, by), arms)
     _check_target(target, where.path(where.digest_of(config, found)), to)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
-        for line in (note for suite in session.suites.suites.values() for note in suite.notes):
+        notes = (note for suite in session.suites.suites.values() for note in suite.notes)
+        for line in filter(None, (chosen.remark, *notes)):
             say(line)
         path = WeightPath(found.folder, endpoint(chosen, found, session.folder, say), by)
         measured = _measure(session, chosen, path, points)
@@ -111,6 +113,7 @@ def soften(
             with whole_folder(target) as part:
                 _write_model(part, path, best.alpha, chosen)
                 write_card(part, session, path, best.alpha, rule, report)
+                _check_unchanged(chosen, session, begun)
                 _note_chosen(session.folder, note, folder_digests(part))
         return Softened(session.folder, best.alpha if best else None, report)
 
@@ -157,6 +160,18 @@ def _check_target(target: Path, folder: Path, to: str | Path) -> None:
     if not _filled(target) or (known.get("to") == str(target) and known.get("files") == folder_digests(target)):
         return
     raise ConfigError(f"--to {to} exists and is not empty: {ELSEWHERE}")
+
+
+def _check_unchanged(model: Model, session: Session, begun: str) -> None:
+    """Raise ConfigError if files changed since they were measured: what was written of them has other figures.
+
+    begun: stamp of the model at the start.
+    """
+    if (model.checkpoints[-1].stamp, stamp(session.base.folder)) != (begun, session.base_stamp):
+        raise ConfigError(
+            f"the files of {model.address} or {session.base.name} changed while the softened model was written, so it "
+            "is dropped: give the same command again when nobody writes there"
+        )
 
 
 def _filled(target: Path) -> bool:

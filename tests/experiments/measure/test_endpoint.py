@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from experiments.common.errors import ConfigError
@@ -97,6 +98,14 @@ def test_a_server_without_a_reply_is_no_wrong_answer(answer: Any, match: str, as
     with pytest.raises(EndpointError, match=match):
         Endpoint.opened(echo.address).reply("what?", 3)
     assert len(echo.asked) == asked
+
+
+def test_a_terminal_obeys_no_codes_of_a_server() -> None:
+    """Python prints the error as it is."""
+    answers = httpx.MockTransport(lambda request: httpx.Response(400, text="\x1b]0;owned\x07"))
+    with pytest.raises(EndpointError, match="refuses a question: 400 ") as caught:
+        Endpoint("http://x/v1", "m", httpx.Client(transport=answers)).reply("what?", 3)
+    assert str(caught.value).isprintable()
 
 
 def test_the_key_goes_to_the_server_alone(echo: ReplyServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +220,18 @@ def test_the_same_model_here_and_on_a_server_has_the_same_records(
     assert NO_PROBABILITIES in (found.folder / "report.html").read_text()
     written = [file for file in (tmp_path / "mlruns").rglob("*") if file.is_file()]
     assert not [file for file in written if SECRET.encode() in file.read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_server_that_keeps_thoughts_apart_may_have_no_token_left_for_the_reply(tmp_path: Path) -> None:
+    """vLLM with --reasoning-parser: `content` is null, and each answer wrong."""
+    base, changes = model_folder(tmp_path / "base"), {**SMALL, "kept.tasks": ["capitals"]}
+    settings: dict[str, Any] = {"suites": ["kept"], "changes": changes, "precision": "fp32"}
+    message = {"role": "assistant", "content": None, "reasoning_content": "The user asks for"}
+    with serving(lambda body: (200, {"choices": [{"message": message}]}, {})) as server:
+        found = measure(base, [f"r1={server.address}"], root=tmp_path / "mlruns", say=lambda text: None, **settings)
+    (said,) = (note for note in found.report.notes if "thoughts" in note)
+    assert said.startswith("r1: 5 of 5 free replies say nothing, or are cut off in their thoughts, and count as wrong:")
 
 
 def _in_words(record: Record) -> bool:

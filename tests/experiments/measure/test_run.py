@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from experiments.measure.run import Measurement, _measure_all, measure
 from experiments.records import read_records
 from experiments.scorecard.figures import FIGURES
 from experiments.tracking.journal import journals
+from tests.helpers.byte_level import CHATML, byte_tokenizer
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.measured import SMALL, model_folder
 
@@ -291,3 +293,14 @@ def test_a_fault_of_the_machine_is_not_the_models(error: Exception, of_the_model
             _measure_all(session, models)  # type: ignore[arg-type]
         return
     assert list(_measure_all(session, models)[1]) == ["x"]  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_asked_in_other_words_is_said_with_its_figures(tmp_path: Path) -> None:
+    """Trainers give a model a template of theirs: what it lost may be due to that alone."""
+    base = model_folder(tmp_path / "base")
+    model = model_folder(tmp_path / "brief", tokenizer=byte_tokenizer(f"Be brief.{CHATML}"))
+    settings: dict[str, Any] = {"suites": ["kept"], "changes": KEPT, "precision": "fp32", "root": tmp_path / "mlruns"}
+    found = measure(base, [model], say=lambda text: None, **settings)
+    said = "brief is asked in its own chat template (the base has another): answers may change for that alone"
+    assert found.report.notes == [said]
+    assert said in (found.folder / "report.txt").read_text()

@@ -155,6 +155,21 @@ def test_points_are_measured_as_measure_does_and_only_once(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("which", ["base", "model"])
+def test_files_that_change_while_they_are_mixed_give_no_model(
+    which: str, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer may save a new one there at any time."""
+    folders = {name: model_folder(tmp_path / name, noise) for name, noise in (("base", 0.0), ("model", 0.2))}
+    changed = lambda *_: os.utime(Path(folders[which]) / "model.safetensors", ns=(1, 1))  # noqa: E731
+    monkeypatch.setattr("experiments.soften.run.write_card", changed)
+    options: dict[str, Any] = {"root": tmp_path / "root", "changes": QUICK, "precision": "fp32"}
+    with pytest.raises(ConfigError, match="changed while the softened model was written, so it is dropped"):
+        soften(*folders.values(), tmp_path / "soft", new, [0.5], **options)
+    assert not (tmp_path / "soft").exists()
+
+
+@pytest.mark.slow
 def test_conditions_that_no_point_meets_write_nothing(base: str, new: Path, folder: Path, tmp_path: Path) -> None:
     model = model_folder(tmp_path / "model", noise=0.2)
     options = [f"--set={key}={value}" for key, value in QUICK.items()]
