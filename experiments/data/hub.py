@@ -75,10 +75,11 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
+        unread = self.unread(self.loaded.column_names or (), self._place)
         if self.streaming:
-            return []
+            return unread
         faults, words = (self.table.faults, self.table.words) if self.table else self._usable[1:]
-        return [*passed_over(faults), *said_empty(words)]
+        return [*passed_over(faults), *said_empty(words), *unread]
 
     def digest(self) -> str:
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
