@@ -21,8 +21,8 @@ MARKS = ("**", "*", "`", '"', "'")  # around a whole reply
 def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
     """Return 1.0 if a reply, or its last line, is the answer; else 0.0.
 
-    Case, spaces, commas between thousands, the form of quotes, a final full stop, and marks around the reply (bold,
-    italics, quotes, backticks) are ignored. An answer that is a number may be said as a fraction.
+    Case, the number of spaces between words, commas between thousands, the form of quotes, a final full stop, and marks
+    around the reply (bold, italics, quotes, backticks) are ignored. An answer that is a number may be said as a fraction.
     """
     wanted = normal(str(entry["answer"]))
     return float(any(_same(one, wanted) for said in (answer, last_line(answer)) for one in (normal(said), plain(said))))
