@@ -29,7 +29,7 @@ NULLS = (
 UNREAD = " not read: the conversation has another system turn"
 NAMED = ("question", "answer", "solution", "text", "messages")  # fields that name columns
 MOST = 8  # columns that are named
-ADVICE = 'If one belongs to the example, name it in a field: question: "{context} {question}"'
+ADVICE = 'If one belongs to the example, put it into the question; in YAML by question: "{context} {question}"'
 PART = 1000  # rows of a large table that a process converts at a time
 
 

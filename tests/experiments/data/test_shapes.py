@@ -152,7 +152,7 @@ class TestUnknown:
         row = {"question": "q", "context": "CREATE TABLE t", "answer": "a", "text": "q a", "id": 1}
         path = str(write(tmp_path / "a.jsonl", [row]))
         (said,) = LocalFile(path=path).notes
-        assert said.startswith("columns that are not read: context, id. If one belongs to the example, name it")
+        assert said.startswith("columns that are not read: context, id. If one belongs to the example, put it")
         assert LocalFile(path=path, question="{context} {question}").notes == []
         many = {f"c{i}": "x" for i in range(10)}
         (said,) = LocalFile(path=str(write(tmp_path / "b.jsonl", [{"text": "x", **many}]))).notes
