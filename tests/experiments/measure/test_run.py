@@ -160,8 +160,9 @@ def test_the_command_prints_the_answer_first_and_ends_with_the_code_of_the_gate(
     words = ["measure", "--base", base, "--model", f"same={models['same']}", "--root", str(root), *settings]
     words += ["--precision", "fp32", "--gate", "kl <= 0"]
     assert main(words) == 0  # all is on disk
-    out = capsys.readouterr().out
-    assert out.strip().startswith("same lost 0 of 7 kept answers that the base had right and won 0: retention 1.00 [")
+    replaced, _, out = capsys.readouterr().out.partition("\n\n")
+    assert replaced.startswith("report and figures.json of perturbed, adapter in ")
+    assert out.startswith("same lost 0 of 7 kept answers that the base had right and won 0: retention 1.00 [")
     assert "pass  same: kl <= 0: .000 [.000,.000], bound 0.0000" in out
     assert main([*words, "--gate", "retention >= 1"]) == 3
     assert "FAIL  same: retention >= 1: 1.000 [" in capsys.readouterr().out
