@@ -21,12 +21,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
+from ctrl.changes import changed
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import changed, computes, rest_print
+from ctrl.facts import description, ends
+from ctrl.fingerprint import rest_print
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
-from ctrl.quantised import kinds, refuse_quantised_copies
+from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
 from ctrl.structure import head_parameters, own_head, refuse_computed_weights
 from ctrl.sums import Sums, byte_sum, exact_sums
@@ -73,17 +75,6 @@ def refuse_base(folder: Path, base: str) -> None:
             f"{folder} is the folder of the base model, whose weights and config the expansion would replace: choose "
             "another folder"
         )
-
-
-def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
-    """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded. Their
-    `sums` are those of now (`exact_sums`, if they are not passed): a type may have rounded weights since."""
-    control = model.control
-    base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
-    base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
-    base["quantised"] = kinds(model)
-    base["sums"] = {name: list(found) for name, found in (exact_sums(model) if sums is None else sums).items()}
-    return {"control": control.config.to_dict(), "base": base}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -170,16 +161,12 @@ def trained_names(model: nn.Module, sums: Sums | None = None) -> list[str]:
     added = set(added_names(model))
     moved = {id(parameter) for parameter in (*changed(model, sums=sums), *head_parameters(model).values())}
     state = model.state_dict(keep_vars=True)
-    seen: set[int] = set()
-    names = []
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}  # torch.ao keeps others too
+    first: dict[int, str] = {}
     for name, tensor in tensors.items():
-        if (name in added or tensor.requires_grad or id(tensor) in moved) and id(
-            tensor
-        ) not in seen:  # tied weights once
-            seen.add(id(tensor))
-            names.append(name)
-    return names
+        if name in added or tensor.requires_grad or id(tensor) in moved:
+            first.setdefault(id(tensor), name)  # tied weights once
+    return list(first.values())
 
 
 def _frozen(model: Any, names: list[str]) -> list[str]:
@@ -190,35 +177,6 @@ def _frozen(model: Any, names: list[str]) -> list[str]:
     if any(state[name].requires_grad for name in added & own):
         added -= own
     return [name for name in names if name not in added and not state[name].requires_grad]
-
-
-def ends(model: Any) -> list[int]:
-    """List the tokens at which `generate` stops: trainers add the end of turn of a chat template to those of a base."""
-    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return [] if known is None else [int(end) for end in (known if isinstance(known, list | tuple) else [known])]
-
-
-def base_facts(model: nn.Module) -> dict[str, Any]:
-    """Describe a base model by the facts in which the base to load onto must agree with the base that was expanded."""
-    config: Any = model.config
-    text = config.get_text_config(decoder=True)
-    return {
-        "name": config._name_or_path,
-        "model_type": config.model_type,
-        "hidden_size": text.hidden_size,
-        "num_hidden_layers": text.num_hidden_layers,
-        "vocab_size": text.vocab_size,
-        "dtype": str(model.dtype),
-        "computes": computes(config),
-    }
-
-
-def buffer_types(model: nn.Module) -> list[str]:
-    """List the types of the buffers that no file holds, RoPE's frequencies for one: `model.to(dtype)` rounds these too,
-    a base that is loaded in this type has them in fp32."""
-    made = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
-    found = [module._buffers[name] for module, name in made]
-    return sorted({str(buffer.dtype) for buffer in found if buffer is not None and buffer.is_floating_point()})
 
 
 def _added_tensors(layer: Any) -> list[Tensor]:

@@ -22,7 +22,7 @@ from ctrl.errors import ConfigError
 from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.reference import warn_of_reference
-from ctrl.training import check_gradients, refuse_options
+from ctrl.training import check_gradients, reads_total, refuse_options
 
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "
@@ -187,8 +187,10 @@ def _ignores_total(trainer: Any, collected: Collected) -> bool:
     """
     if any(one.labels is not None and one.total is None for one in collected.passes):
         return True
-    own = getattr(trainer, "compute_loss_func", None)
-    return own is not None and "num_items_in_batch" not in inspect.signature(own).parameters
+    if getattr(trainer, "loss_is_scaled_for_ga", None) is not None:  # the trainer itself says it
+        return False
+    losses = (trainer.compute_loss.without_divergence, getattr(trainer, "compute_loss_func", None))
+    return not all(map(reads_total, filter(None, losses)))
 
 
 def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHandle]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import tempfile
@@ -17,27 +16,27 @@ from transformers import PreTrainedModel
 from ctrl.adapters import HoldsAdapters, peft_adapter
 from ctrl.cache import add_paged_slots
 from ctrl.card import CARD_FILE, card
-from ctrl.checkpoint import description, read_config, write_checkpoint
+from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import UNUSED, Control
 from ctrl.errors import ConfigError
+from ctrl.facts import description
 from ctrl.fingerprint import rest_print
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers
 from ctrl.mark import MARK, check_mark
 from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence
+from ctrl.patches import CopiedAlone
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
-from ctrl.structure import forward_holds
 from ctrl.training import check_gradients, loss_is_a_mean, warn_of_unmarked_padding, warn_of_what_trains
 
-FORWARDS = ("forward", "_original_forward", "_old_forward")  # that trainers set on an instance
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
 
-class ControlModel(HoldsAdapters):
+class ControlModel(CopiedAlone, HoldsAdapters):
     """Mixin in front of a causal LM's own class: adds the divergence to its loss, and saves only what was trained."""
 
     control: Control
@@ -100,33 +99,6 @@ class ControlModel(HoldsAdapters):
         super().train(mode)
         keep_as_in_training(self)
         return self
-
-    def __getstate__(self) -> Any:
-        """Return what copy.deepcopy copies: a forward that runs this model (TRL's fused head) is not that of a copy."""
-        state = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in FORWARDS} if forward_holds(self) else state
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """Copy as torch does; leave out patches in which the copy would run weights, or copies, of this model."""
-        kept = {id(tensor) for tensor in self.parameters() if memo.get(id(tensor)) is tensor}  # both models have them
-        held = [
-            name
-            for name, part in self.named_modules()
-            if part is not self and forward_holds(part)
-            if expanded_layers(part) or not kept.issuperset(map(id, part.parameters()))
-        ]
-        copied: Any = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        for name in held:
-            vars(copied.get_submodule(name)).pop("forward")
-        if held:
-            warnings.warn(
-                f"{len(held)} modules have a forward of their own (a patch, or torch.compile of their forward; first: "
-                f"{held[0]}), which runs the weights of this model: that of the copy is the class's own",
-                stacklevel=3,
-            )
-        return copied
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the model as torch does, and what belongs to it."""

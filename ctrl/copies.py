@@ -146,9 +146,7 @@ def zero_outputs(layer: nn.Module) -> None:
 
     Raises ConfigError if the attention or the MLP has no projection under a known name.
     """
-    attention = [p for m in layer.modules() if is_attention(m) for p in _projections(m, ATTENTION_OUT)]
-    inside = {id(m) for a in layer.modules() if is_attention(a) for m in a.modules()}
-    mlp = [p for m in layer.modules() if id(m) not in inside for p in _projections(m, MLP_OUT, skip=inside)]
+    attention, mlp = output_projections(layer)
     if not attention or not mlp:
         name, missing = original_class(layer).__name__, "attention output" if not attention else "MLP down"
         raise ConfigError(
@@ -158,6 +156,14 @@ def zero_outputs(layer: nn.Module) -> None:
     with torch.no_grad():
         for parameter in [*attention, *mlp]:
             parameter.zero_()
+
+
+def output_projections(layer: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """List the weights and biases of a layer's projections into the residual stream: of its attention, of its MLP."""
+    attention = [p for m in layer.modules() if is_attention(m) for p in _projections(m, ATTENTION_OUT)]
+    inside = {id(m) for a in layer.modules() if is_attention(a) for m in a.modules()}
+    mlp = [p for m in layer.modules() if id(m) not in inside for p in _projections(m, MLP_OUT, skip=inside)]
+    return attention, mlp
 
 
 class RelaxedNorm(nn.Module):

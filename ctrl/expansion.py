@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from ctrl.attention_rows import keep_rows
 from ctrl.control import Control
-from ctrl.control_model import FORWARDS, ControlModel, control_class
+from ctrl.control_model import ControlModel, control_class
 from ctrl.errors import ConfigError
 from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
 from ctrl.optimizers import remember_taken_off
 from ctrl.outputs import heed_fields, ignore_fields
+from ctrl.patches import FORWARDS
 from ctrl.quantised import keep_as_in_training
 from ctrl.structure import decoder_layers, head_parameters, is_attention, refuse_computed_weights
 

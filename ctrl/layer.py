@@ -177,6 +177,11 @@ def expanded_layers(model: nn.Module) -> list[ExpandedLayer]:
     return [m for m in model.modules() if isinstance(m, ExpandedLayer)]
 
 
+def is_added(name: str) -> bool:
+    """Whether a parameter or buffer of an expanded model is of a copy or an interpolation, by its name."""
+    return any(f".{part}" in name for part in ADDED)
+
+
 def class_before(module: nn.Module, mixin: type) -> type:
     """Return the class of the module before a mixin was put in front of it."""
     classes = type(module).__mro__  # fully_shard puts classes of its own in front

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ctrl.computes import differences
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import differences, same_base
+from ctrl.fingerprint import same_base
 from ctrl.sums import other_rows
 
 MARK = "control.description"  # the tensor's name
@@ -36,7 +37,7 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
     """Raise CheckpointError if weights are of an expansion that computes something else than the one here.
 
     Warns if the base has another type, or another name where its weights cannot be compared. here: the model's
-    `ctrl.checkpoint.description`.
+    `ctrl.facts.description`.
     """
     there = json.loads(bytes(mark.tolist()))
     if found := _differences(there, here):

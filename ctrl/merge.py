@@ -20,6 +20,7 @@ from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
+from ctrl.facts import note_merged
 from ctrl.gap import Batches, MergeGap, each, evaluating, merge_gap, readable, run
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
@@ -89,6 +90,7 @@ def merge_back(
     take_off(plain)
     insert(plain, stacked, sources)
     note_own_head(plain)
+    note_merged(plain)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, merge_gap(model, plain, gap_on))
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.computes import computes, differences
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
-from ctrl.fingerprint import computes, differences
+from ctrl.facts import note_merged
 from ctrl.gap import Batches, MergeGap, merge_gap, readable
 from ctrl.layer import ADDED, ExpandedLayer
 from ctrl.merge import Alphas, check_mergeable, layer_alphas, mixed_weights
@@ -70,6 +71,7 @@ def merge_models(
         if name in totals:
             tensor.copy_(totals[name])
     note_own_head(plain)
+    note_merged(plain)
     plain.requires_grad_(True)
     return plain if gap_on is None else (plain, [merge_gap(model, plain, gap_on) for model in models])
 

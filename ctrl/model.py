@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 
 from ctrl.adapters import peft_adapter
 from ctrl.attention_rows import check_attention
+from ctrl.changes import remember_base
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
 from ctrl.control_model import ControlModel
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, Part, put_on
-from ctrl.fingerprint import remember_base
 from ctrl.interpolation import Interpolation, build_interpolation
+from ctrl.patches import refuse_patches
 from ctrl.probe import probe
 from ctrl.quantised import refuse_repacked
 from ctrl.structure import branch_kinds, check_layers, decoder_layers, place, refuse_computed_weights
@@ -59,7 +60,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     refuse_computed_weights((layers[index] for index in indices), "expand")
     if config.divergence == "attention":
         check_attention(model.config)
-    _check_unwrapped(model, layers)
+    refuse_patches(model, layers, indices)
     refuse_repacked(model)
     _warn_of_hooks(layers, indices)
     _warn_of_routers(model)
@@ -135,28 +136,6 @@ def _interpolation(kind: str, copied: nn.Module, hidden: int, config: ControlCon
         for name in interpolation.trained_by_divergence:
             interpolation.get_parameter(name).requires_grad_(False)
     return interpolation
-
-
-def _check_unwrapped(model: nn.Module, layers: nn.ModuleList) -> None:
-    """Raise ConfigError if an instance has a forward of its own, which would hide that of the new class.
-
-    accelerate sets one for the hooks of a device_map, Trainer for autocast, TRL for its fused head.
-    """
-    for module in (model, *layers):
-        own = vars(module).get("forward")
-        if getattr(own, "__func__", None) is type(module).forward:
-            del module.forward  # the class's own forward, left by a hook that was removed
-    wrapped = [module for module in (model, *layers) if "forward" in vars(module)]
-    if any("_hf_hook" in vars(module) for module in wrapped):
-        raise ConfigError(
-            f"{type(model).__name__} has hooks around its forward (a device_map over several devices): expand it "
-            "before you dispatch it, or remove the hooks first: accelerate.hooks.remove_hook_from_submodules(model)"
-        )
-    if wrapped:
-        raise ConfigError(
-            f"a {type(wrapped[0]).__name__} has a forward of its own, which a trainer has set (for autocast or a fused "
-            "head): expand the model before you pass it to a trainer, or delete that forward first: del model.forward"
-        )
 
 
 def _warn_of_hooks(layers: nn.ModuleList, indices: list[int]) -> None:

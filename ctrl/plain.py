@@ -47,7 +47,8 @@ def whole_model(model: Any) -> Any:
     for layer, original in zip(expanded_layers(gathered), expanded_layers(model), strict=True):
         if layer.interpolation is not None and original.interpolation is not None:
             layer.interpolation.fixed_alpha = original.interpolation.fixed_alpha
-    gathered.generation_config = copy.deepcopy(model.generation_config)
+    if hasattr(model, "generation_config"):  # a classifier has none
+        gathered.generation_config = copy.deepcopy(model.generation_config)
     return gathered.train(model.training)
 
 

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
 from ctrl.idle import idle, leaves
+from ctrl.post_norms import norms_of_zeros, start_at_norms
 from ctrl.quantised import as_in_training, has_quantised
 from ctrl.sharded import sharded
 from ctrl.streams import batch_dims
@@ -112,19 +113,31 @@ class Probe:
         """Run the copy on noise; freeze what cannot train. Check that a stacked one is the identity."""
         copied = self.copies[index].eval()
         noise = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(index), device="cpu").to(hidden)
-        try:
+
+        def run() -> Tensor:
             with torch.enable_grad(), as_in_training(copied):
                 out = copied(noise, *rest, **others)
+            return out[0] if isinstance(out, tuple) else out
+
+        try:
+            with norms_of_zeros(copied) as norms:
+                out = run()
         except Exception as error:
             raise ConfigError(
                 f"a copy of layer {index}, a {self._name(index)}, does not run ({type(error).__name__}: {error}), so "
                 "it cannot be expanded. Use another architecture"
             ) from error
-        out = out[0] if isinstance(out, tuple) else out
         self.reached |= leaves(out)
         if index not in self.stacked and has_quantised(self.layers[index]):
             self._compare(index, out, self.layers[index].forward(noise, *rest, **others))
-        if index in self.stacked and not torch.equal(out.to(noise), noise):
+        if index in self.stacked:
+            self._check_identity(index, out, noise)
+            if norms:
+                start_at_norms(copied, self.layers[index], norms, lambda: torch.equal(run().to(noise), noise))
+
+    def _check_identity(self, index: int, out: Tensor, noise: Tensor) -> None:
+        """Raise ConfigError if a stacked copy returns something else than it gets."""
+        if not torch.equal(out.to(noise), noise):
             raise ConfigError(
                 f"structure 'stack' starts from copies that are the identity, but the copy of layer {index}, a "
                 f"{self._name(index)} with zeroed output projections, changes its input by up to "

@@ -16,11 +16,11 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.changes import remember_base
 from ctrl.checkpoint import read_tensors, refuse_base
 from ctrl.config import ControlConfig
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import CheckpointError, ConfigError
-from ctrl.fingerprint import remember_base
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.offloaded import in_memory

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from ctrl.computes import computes, differences
 from ctrl.config import ControlConfig
 from ctrl.errors import CheckpointError
-from ctrl.fingerprint import computes, differences
 from ctrl.precision import HALF
 from ctrl.published_names import LayerMap, layer_index, layout_of
 from ctrl.structure import select_layers
@@ -133,8 +133,8 @@ def read_generation(model: PreTrainedModel, folder: Path, base: Any) -> None:
     """Give the model the settings of generation of its folder, or else of its base: where replies end, for one."""
     if (folder / GENERATION_FILE).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    elif isinstance(base, PreTrainedModel):
+    elif hasattr(base, "generation_config"):
         model.generation_config = copy.deepcopy(base.generation_config)
-    elif base is not None:
+    elif base is not None and not isinstance(base, PreTrainedModel):
         with contextlib.suppress(OSError):  # it has none
             model.generation_config = GenerationConfig.from_pretrained(base)

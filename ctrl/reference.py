@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.changes import warn_if_changed
 from ctrl.checkpoint import added_names
 from ctrl.control_model import bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
-from ctrl.fingerprint import fingerprint, warn_if_changed
+from ctrl.fingerprint import fingerprint, part_prints, same_base
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.sharded import sharded
 from ctrl.sums import FLOATS, is_held
@@ -24,6 +25,13 @@ NOT_AS_NOW = (
     "the copies of this model have been trained, and the reference model is the base, without them: it is not the "
     "model as it is now. If DPO, KTO or GRPO are to be compared with that one (after SFT, say), pass ref_model="
     "copy.deepcopy(model)"
+)
+
+
+ANOTHER = (
+    "this trainer's reference model has other weights than the base of the copies, which have not been trained yet: "
+    "training does not start at the reference. TRL loads it by the name of the base, under which a model that was "
+    "merged or changed in memory is not found: pass ref_model=ctrl.reference(model)"
 )
 
 
@@ -60,15 +68,22 @@ def reference(model: nn.Module) -> PreTrainedModel:
 
 
 def warn_of_reference(model: Any, made: Any) -> None:
-    """Warn if a trainer has loaded the base as its reference (by name), and the copies have been trained."""
-    own = any(reference() is made for reference in model.control.references)  # the warning was given
-    plain = isinstance(made, nn.Module) and not expanded_layers(made)
-    if plain and not own and has_trained(model) and fingerprint(made) == model.control.fingerprint:
-        warnings.warn(NOT_AS_NOW, stacklevel=3)
+    """Warn if a trainer has loaded its reference (by name), and it is not what the model is now."""
+    control = model.control
+    own = any(reference() is made for reference in control.references)  # the warning was given
+    if own or not isinstance(made, PreTrainedModel) or expanded_layers(made):
+        return
+    base = {"fingerprint": control.fingerprint, "dtype": control.fingerprint_dtype, "part_prints": control.part_prints}
+    here = {"fingerprint": fingerprint(made), "dtype": str(made.dtype), "part_prints": part_prints(made)}
+    if has_trained(model):
+        if here["fingerprint"] == base["fingerprint"]:
+            warnings.warn(NOT_AS_NOW, stacklevel=3)
+    elif same_base(base, here) is False:
+        warnings.warn(ANOTHER, stacklevel=3)
 
 
 def has_trained(model: nn.Module) -> bool:
-    """Return whether a copy has moved: a new one has the values of its layer, or 0 where it is stacked or low-rank."""
+    """Return whether a copy has moved: a new one has the values of its layer, or 0 if it is stacked or low-rank."""
     for layer in expanded_layers(model):
         start = {name: p for name, p in layer.named_parameters() if not name.startswith(ADDED)}
         for name, p in layer.expanded.named_parameters():
@@ -76,6 +91,7 @@ def has_trained(model: nn.Module) -> bool:
             plain = before.shape == p.shape and is_held(p) and is_held(before) and type(before.data) is torch.Tensor
             if not plain or before.dtype not in FLOATS:  # offloaded, sharded or quantised
                 continue
-            if before is not p and bool(p.any()) and not torch.equal(before.to(p.dtype), p):
+            constant = p.numel() and bool((p == p.flatten()[0]).all())  # 0, or -1 of a norm: see ctrl.post_norms
+            if before is not p and not constant and not torch.equal(before.to(p.dtype), p):
                 return True
     return False

@@ -15,19 +15,18 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ctrl.checkpoint import (
     WEIGHTS_FILE,
     added_names,
-    base_facts,
-    buffer_types,
     check_one_save,
-    ends,
     read_config,
     read_tensors,
     write_checkpoint,
 )
+from ctrl.computes import differences
 from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
 from ctrl.expansion import take_off
-from ctrl.fingerprint import differences, fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
+from ctrl.facts import base_facts, buffer_types, ends
+from ctrl.fingerprint import fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers, other_kinds
 from ctrl.model import expand

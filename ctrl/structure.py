@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import types
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -61,40 +59,6 @@ def check_layers(layers: nn.ModuleList, indices: Sequence[int]) -> None:
                 f"{name} reads {names[0]} before the hidden state (a reversible layer): it cannot be expanded. Use "
                 "another architecture"
             )
-        kept = next((m for m in layers[index].modules() if forward_holds(m)), None)
-        if kept is not None:
-            raise ConfigError(
-                f"layer {index}: a {type(kept).__name__} has a forward of its own (a patch, or torch.compile of its "
-                "forward), which runs that module's weights: its copy would run them too, and never train. Expand the "
-                "model first, then patch or compile"
-            )
-
-
-def forward_holds(module: nn.Module) -> bool:
-    """Whether a forward set on the instance is a function that holds the module: copy.deepcopy does not copy it.
-
-    A method that is bound to the module (Liger, hub kernels) is copied with it, but not what its function holds (TRL's
-    fused head). A module of torch.compile makes its own anew.
-    """
-    own, seen = {id(part) for part in module.modules()}, set()
-
-    def holds(value: Any, copied: bool) -> bool:
-        if (id(value), copied) in seen or isinstance(value, type):
-            return False
-        seen.add((id(value), copied))
-        if isinstance(value, nn.Module):
-            return not copied and id(value) in own
-        if isinstance(value, types.MethodType):
-            return holds(value.__self__, copied) or holds(value.__func__, False)
-        if isinstance(value, types.FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]
-            return any(holds(part, False) for part in (*cells, *(value.__defaults__ or ())))
-        if isinstance(value, functools.partial):
-            return any(holds(part, copied) for part in (value.func, *value.args, *value.keywords.values()))
-        return callable(value) and any(holds(part, copied) for part in getattr(value, "__dict__", {}).values())
-
-    compiled = "_orig_mod" in module._modules
-    return "forward" in vars(module) and not compiled and holds(vars(module)["forward"], True)
 
 
 def place(layers: int | Sequence[int], total: int) -> list[int]:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ctrl.layer import ADDED
+from ctrl.layer import is_added
 from ctrl.quantised import has_quantised
 from ctrl.sharded import is_sharded
 from ctrl.structure import head_parameters
@@ -29,7 +29,7 @@ def exact_sums(model: Any, whole: bool = True) -> Sums:
     quantised = has_quantised(model)
     every, trained = whole and not quantised, head_parameters(model)
     wanted = {n: p for n, p in model.named_parameters() if (every or id(p) in found) and n not in trained}
-    base = {n: p for n, p in wanted.items() if not any(f".{part}" in n for part in ADDED)}
+    base = {n: p for n, p in wanted.items() if not is_added(n)}
     named = {n: p for n, p in base.items() if is_held(p) and p.dtype in FLOATS}
     named |= {} if quantised else _saved_buffers(model)
     return {n: (str(p.dtype), byte_sum(p)) for n, p in named.items()}
@@ -39,7 +39,7 @@ def _saved_buffers(model: Any) -> dict[str, Tensor]:
     """Return the buffers of the base that are in its files."""
     passing = {id(m._buffers[name]) for m in model.modules() for name in m._non_persistent_buffers_set}
     base = {n: b for n, b in model.named_buffers() if id(b) not in passing and is_held(b) and b.is_floating_point()}
-    return {name: buffer for name, buffer in base.items() if not any(f".{part}" in name for part in ADDED)}
+    return {name: buffer for name, buffer in base.items() if not is_added(name)}
 
 
 def byte_sum(tensor: Tensor) -> int:

@@ -10,19 +10,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ctrl.changes import changed, warn_if_changed
+from ctrl.computes import computes, differences
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError
 from ctrl.expansion import Expansion, put_on, take_off
-from ctrl.fingerprint import (
-    changed,
-    computes,
-    differences,
-    fingerprint,
-    part_prints,
-    same_base,
-    warn_if_changed,
-)
+from ctrl.fingerprint import fingerprint, part_prints, same_base
 from ctrl.offloaded import is_offloaded
 from ctrl.precision import HALF, HalfComputing
 from ctrl.saving import load

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ctrl.adapters import active_adapter
+from ctrl.changes import warn_if_changed
 from ctrl.control_model import require_expanded
 from ctrl.errors import ConfigError
-from ctrl.fingerprint import warn_if_changed
 from ctrl.interpolation import Interpolation
 from ctrl.layer import expanded_layers
 

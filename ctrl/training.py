@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import inspect
 import re
 import sys
+import types
 import warnings
 from typing import Any
 
@@ -14,6 +17,7 @@ from ctrl.errors import ConfigError
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
+from ctrl.post_norms import starting_norm
 from ctrl.precision import HALF
 from ctrl.sharded import sharded
 from ctrl.structure import dropout_in
@@ -54,6 +58,7 @@ def warn_of_what_trains(model: Any) -> None:
         )
     _warn_of_half_types(model)
     _warn_of_dropout(model)
+    _warn_of_norms(model)
     references = filter(None, (made() for made in model.control.references))
     shared = {id(p) for made in references for p in made.parameters()}
     if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
@@ -115,6 +120,18 @@ def _warn_of_dropout(model: Any) -> None:
         )
 
 
+def _warn_of_norms(model: Any) -> None:
+    """Warn of stacked copies that start at a norm, see `ctrl.post_norms`."""
+    stacked = [] if sharded(model) else [layer.expanded for layer in expanded_layers(model) if layer.kind == "stack"]
+    if name := next(filter(None, map(starting_norm, stacked)), ""):
+        warnings.warn(
+            f"these layers end in a norm ({name}), so their stacked copies start with a weight at which it returns 0, "
+            "and learn by this weight first: more slowly than stacked copies of other models do at the same rate. Give "
+            "them a larger one (1e-3, say), or use structure='concat'",
+            stacklevel=5,
+        )
+
+
 def refuse_options(trainer: Any) -> None:
     """Raise ConfigError for a trainer (TRL's) that gives the model's parameters to a model without its copies.
 
@@ -163,3 +180,23 @@ def loss_is_a_mean(cls: type[Any]) -> bool:
     except (OSError, TypeError):
         return False
     return OWN_LOSS.search(source) is not None and TAKES_TOTAL.search(source) is None
+
+
+def reads_total(function: Any) -> bool:
+    """Whether a compute_loss, or compute_loss_func, reads Trainer's number of labels: else its loss is a mean.
+
+    Many have the argument and leave it; others hand it on with all keywords. What has no code in Python is believed.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code is None or _loads_total(code)
+
+
+@functools.lru_cache(maxsize=64)  # it is asked in each step
+def _loads_total(code: types.CodeType) -> bool:
+    named = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
+    rest = code.co_varnames[named : named + bool(code.co_flags & inspect.CO_VARKEYWORDS)]  # **kwargs
+    loaded = [one.argval for one in dis.get_instructions(code) if one.opname.startswith("LOAD")]
+    read = {name for one in loaded for name in (one if isinstance(one, tuple) else (one,)) if isinstance(name, str)}
+    return not read.isdisjoint(("num_items_in_batch", *rest))

@@ -15,13 +15,21 @@ from experiments.common.errors import ConfigError
 from experiments.common.section import later_field, nearest
 from experiments.data.cells import BadRow, blank, cell_text, empty_word
 from experiments.data.items import Example, Item, Text
+from experiments.data.messages import has_nulls
 from experiments.data.shapes import MORE, SYSTEM, Shape, conversation, recognised
 from experiments.data.stored import Found, packed
 from experiments.data.tables import Part, Row, parts
 from experiments.data.tested import Measured
 from experiments.models.conversation import Conversation
 
+NULLS = (
+    " with keys that are null, which are learned as they are: the package datasets writes them for what a row does not "
+    "have. Leave them out, or save the rows as Parquet, if they mean nothing"
+)
 UNREAD = " not read: the conversation has another system turn"
+NAMED = ("question", "answer", "solution", "text", "messages")  # fields that name columns
+MOST = 8  # columns that are named
+ADVICE = 'If one belongs to the example, put it into the question; in YAML by question: "{context} {question}"'
 PART = 1000  # rows of a large table that a process converts at a time
 
 
@@ -80,7 +88,15 @@ class Columns(Measured):
     @property
     def named(self) -> bool:
         """Whether the config names columns; else the shape of the table is recognised."""
-        return bool({"question", "answer", "solution", "text", "messages"} & self.model_fields_set)
+        return bool({*NAMED} & self.model_fields_set)
+
+    def unread(self, columns: Iterable[str], place: str) -> list[str]:
+        """Say which columns of a table are not read, if the config names none: one may belong to the question."""
+        there = list(columns)
+        given = any(getattr(self, name) != Columns.model_fields[name].default for name in NAMED)
+        left = [] if given or not there else self.shape(there, place).unread(there)
+        more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
+        return [f"columns that are not read: {', '.join(left[:MOST])}{more}. {ADVICE}"] if left else []
 
     def shape(self, columns: Iterable[str], place: str) -> Shape:
         """Return how rows of a table with these columns are read. Raises ConfigError if a named one is missing."""
@@ -196,7 +212,7 @@ def said_empty(words: Mapping[str, int]) -> list[str]:
         ": it is learned as text, but many programs write it for an empty cell. Empty such cells if they have no value"
     )
     return [
-        f"{number:,} cell{'s' * (number > 1)} {where}{'' if where.endswith(UNREAD) else learned}"
+        f"{number:,} cell{'s' * (number > 1)} {where}{'' if where.endswith((UNREAD, NULLS)) else learned}"
         for where, number in sorted(words.items())
     ]
 
@@ -211,9 +227,11 @@ def unread_systems(row: Mapping[str, Any], example: Example) -> list[str]:
 
 
 def words_of(shape: Shape, row: Mapping[str, Any]) -> list[str]:
-    """Name the cells of a row that are read and only say "no value"."""
-    read = ((name, empty_word(row.get(name))) for name in (*shape.columns, *shape.also))
-    return [f"of column {name!r} with the text {word!r}" for name, word in read if word]
+    """Name the cells of a row that are read and only say "no value", or whose tools or calls have keys that do."""
+    read = [(name, row.get(name)) for name in (*shape.columns, *shape.also)]
+    words = ((name, empty_word(cell)) for name, cell in read)
+    found = [f"of column {name!r} with the text {word!r}" for name, word in words if word]
+    return [*found, *(f"of column {name!r}{NULLS}" for name, cell in read if has_nulls(cell))]
 
 
 def _names(field: str) -> list[str]:

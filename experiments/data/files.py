@@ -69,7 +69,8 @@ class LocalFile(Columns, Finite):
 
     @property
     def notes(self) -> list[str]:
-        return self._found[1]
+        found, (first, *_) = self._found[1], self._files()[0]
+        return found if _is_text(first) else [*found, *self.unread(self._first(first), str(first))]
 
     @functools.cached_property
     def _found(self) -> tuple[Sequence[Example], list[str]]:

@@ -82,8 +82,9 @@ class Grader(Section):
 class Exact(Grader):
     """The reply, or its last line, is the answer.
 
-    Case, spaces, commas between thousands, a final full stop, and marks around it (bold, italics, quotes, backticks)
-    do not count. An answer that is a number may be said as a fraction.
+    Case, the number of spaces between words, commas between thousands, a final full stop, and marks around it (bold,
+    italics, quotes, backticks) do not count. An answer that is a number may be said as a fraction. Other spaces count:
+    [1, 2] is not [1,2].
     """
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:

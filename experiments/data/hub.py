@@ -75,10 +75,11 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
+        unread = self.unread(self.loaded.column_names or (), self._place)
         if self.streaming:
-            return []
+            return unread
         faults, words = (self.table.faults, self.table.words) if self.table else self._usable[1:]
-        return [*passed_over(faults), *said_empty(words)]
+        return [*passed_over(faults), *said_empty(words), *unread]
 
     def digest(self) -> str:
         """Return a digest of the content (the fingerprint of `datasets`); if streamed, of name, revision and split."""
@@ -214,7 +215,7 @@ class HuggingFace(Columns):
         try:
             found = self._loaded()
             as_text = _as_text(found)
-            return self._loaded(features=as_text) if as_text else found
+            return self._loaded(features=as_text, keep_default_na=False) if as_text else found
         except Exception as error:  # the library raises a dozen classes, from ValueError to its own HTTP errors
             raise ConfigError(
                 f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
@@ -239,18 +240,24 @@ class HuggingFace(Columns):
 def _as_text(rows: Any) -> Any:
     """Return features in which columns of CSV files are texts; nothing if they are, or of other files.
 
-    They would be read as other types, which source `file` never does: 007 as 7, 1.50 as 1.5. The types of a stream are
-    not known before its rows.
+    They would be read as other types, which source `file` never does: 007 as 7, 1.50 as 1.5, and the words None and NA
+    as empty. The types of a stream are not known before its rows.
     """
     import datasets
 
     if rows.info.builder_name != "csv":
         return None
     plain = [str(getattr(feature, "dtype", "")) for feature in (rows.features or {}).values()]
-    if plain and all(dtype.endswith("string") for dtype in plain):
+    if plain and all(dtype.endswith("string") for dtype in plain) and not _has_empty(rows):
         return None
     names: Mapping[str, Any] = rows.features or next(iter(rows), {})
     return datasets.Features({name: datasets.Value("string") for name in names}) or None
+
+
+def _has_empty(rows: Any) -> bool:
+    """Whether a cell is empty, or was read so; not known of a stream."""
+    table = getattr(rows, "data", None)
+    return table is None or any(column.null_count for column in table.columns)
 
 
 def _check_saved(folder: Path) -> None:

@@ -17,10 +17,11 @@ from pydantic import Field, field_validator
 
 from experiments.data.code_blocks import code_of
 from experiments.data.grader import Grader, refused, shortened
-from experiments.data.isolated import ALLOWED, Isolated, supported
+from experiments.data.isolated import Isolated
 from experiments.data.items import Item, Scorer
 from experiments.data.matching import exact_match, last_line
 from experiments.data.numerals import UNIT, as_latex, in_other_base
+from experiments.data.rights import ALLOWED, supported
 from experiments.data.spelling import UNSPACED
 
 ANSWER = "{answer}"  # in a pattern: the answer of the item

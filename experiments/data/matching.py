@@ -1,4 +1,4 @@
-"""Compare a reply with the answer: equal but for case, spaces, marks around it and the spelling of numbers."""
+"""Compare a reply with the answer: equal but for case, runs of spaces, marks around it and how numbers are written."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MARKS = ("**", "*", "`", '"', "'")  # around a whole reply
 def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
     """Return 1.0 if a reply, or its last line, is the answer; else 0.0.
 
-    Case, spaces, commas between thousands, the form of quotes, a final full stop, and marks around the reply (bold,
-    italics, quotes, backticks) are ignored. An answer that is a number may be said as a fraction.
+    Case, the number of spaces between words, commas between thousands, the form of quotes, a final full stop, and marks
+    around the reply (bold, italics, quotes, backticks) are ignored. A number may be said as a fraction.
     """
     wanted = normal(str(entry["answer"]))
     return float(any(_same(one, wanted) for said in (answer, last_line(answer)) for one in (normal(said), plain(said))))

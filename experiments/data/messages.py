@@ -77,6 +77,23 @@ def tools(cell: Any, column: str, place: str) -> list[Message]:
     return made
 
 
+def has_nulls(cell: Any) -> bool:
+    """Whether tools, or the calls of messages, have keys that are null."""
+    listed = [one for one in cell if isinstance(one, Mapping)] if isinstance(cell, list) else []
+    return any(map(_null, (_called(one) for one in listed)))
+
+
+def _called(one: Mapping[str, Any]) -> Any:
+    """Return the calls of a message; of a tool, all of it."""
+    return [one.get("tool_calls"), one.get(CALL)] if {"role", "from"} & one.keys() else one
+
+
+def _null(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(one is None or _null(one) for one in value.values())
+    return isinstance(value, list) and any(map(_null, value))
+
+
 def _message(value: Any, place: str) -> Message:
     if not isinstance(value, Mapping):
         raise BadRow(f"{place} is a {type(value).__name__}, not an object with role and content (or from and value)")

@@ -15,8 +15,9 @@ from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.section import MAX_SEED, Section, later_field
-from experiments.data.isolated import ALLOWED, Isolated, supported
+from experiments.data.isolated import Isolated
 from experiments.data.items import Example, Item, NewTask, Scorer
+from experiments.data.rights import ALLOWED, supported
 from experiments.data.source import Source
 from experiments.data.verifiers import guarded, runs_replies, short
 from experiments.data.versions import other_versions

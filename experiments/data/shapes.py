@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,10 @@ class Shape:
     def described(self, columns: Collection[str]) -> str:
         """Return the name, and which of a table's columns are read."""
         return f"{self.name} (columns {', '.join(name for name in (*self.columns, *self.also) if name in columns)})"
+
+    def unread(self, columns: Iterable[str]) -> list[str]:
+        """Return the columns that are not read, without `text` next to another shape (see `recognised`)."""
+        return [str(name) for name in columns if name not in (*self.columns, *self.also, "text")]
 
     def example(self, row: Row, place: str) -> Example:
         """Convert a row. Raises BadRow."""

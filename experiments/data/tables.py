@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import parse_json, repeated
+from experiments.common.files import parse_json
 from experiments.data.cells import BadRow, as_stored
+from experiments.data.columnar import BATCHES, check_names
 
 BOM = b"\xef\xbb\xbf"
 Row = tuple[str, Mapping[str, Any] | BadRow]  # where it is in the file, and its cells or why they cannot be read
@@ -184,7 +185,7 @@ def _csv(file: Path) -> Iterator[Row]:
         head = text.readline()
         mark = "\t" if kind(file) == ".tsv" else ";" if ";" in head and "," not in head else ","
         names = next(csv.reader([head], delimiter=mark), [])
-        _check_names(names, file)
+        check_names(names, file)
         reader = csv.DictReader(text, names, delimiter=mark, strict=True)
         for row in _quoted(reader, file):
             place = f"line {reader.line_num + 1}"
@@ -203,43 +204,6 @@ def _quoted(reader: csv.DictReader[str], file: Path) -> Iterator[dict[str | Any,
             f"quotes inside of it must stand twice ({error}). Save the table again with a program that writes CSV, or "
             "as JSON lines"
         ) from error
-
-
-def _check_names(names: Iterable[str], file: Path) -> None:
-    """Raise ConfigError for a column that is there twice, since one of both would be lost. Several may have no name."""
-    if twice := repeated(name for name in names if name):
-        raise ConfigError(f"data file {file} has the column {twice!r} twice: rename one of them")
-
-
-def _parquet(file: Path) -> Iterator[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            _check_names(table.schema_arrow.names, file)
-            yield from table.iter_batches(batch_size=1024)
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"data file {file} is not Parquet: {error}") from error
-
-
-def _arrow(file: Path) -> Iterator[Any]:
-    """Read the batches of a file, or of a stream as `datasets` saves it."""
-    import pyarrow
-
-    with pyarrow.memory_map(str(file)) as source:
-        try:
-            table = pyarrow.ipc.open_file(source)
-            _check_names(table.schema.names, file)
-            yield from map(table.get_batch, range(table.num_record_batches))
-        except pyarrow.ArrowInvalid:
-            source.seek(0)
-            try:
-                stream = pyarrow.ipc.open_stream(source)
-                _check_names(stream.schema.names, file)
-                yield from stream
-            except pyarrow.ArrowInvalid as error:
-                raise ConfigError(f"data file {file} is not Arrow: {error}") from error
 
 
 def _in_batches(file: Path) -> Iterator[Row]:
@@ -261,7 +225,6 @@ def filled(value: Any) -> Any:
 
 
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": _zstd}
-BATCHES: dict[str, Callable[[Path], Iterator[Any]]] = {".parquet": _parquet, ".arrow": _arrow}
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _lines,
     ".json": _json,

@@ -44,13 +44,14 @@ def start(config: ExperimentConfig | StudyConfig, root: str | Path | None = None
     print(command(word, file, "--root", root))
     words, places = [*own_python(MODULE), word, str(file), "--root", str(root)], os.environ | own_modules()
     log, before = file.with_suffix(".log"), _starts(folder)
-    with log.open("wb") as output:
+    with log.open("ab") as output:  # the cell may be run again while the first process still writes there
+        begun = output.tell()
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=places)
     while not (_runs(folder) if word == "study" else _starts(folder) != before):
         if process.poll() is not None:
             if process.returncode == 0:  # there was nothing left to do
                 break
-            raise RunError(f"the {word} ended before it began: {_reason(log)}")
+            raise RunError(f"the {word} ended before it began: {_reason(log, begun)}")
         time.sleep(0.2)
     return folder
 
@@ -217,9 +218,9 @@ def _again(folder: Path) -> str:
     return command(*words, "--root", folder.parents[1])
 
 
-def _reason(log: Path) -> str:
-    """Return the error in what a process printed, else its last line."""
-    text = log.read_text(encoding="utf-8", errors="replace").strip()
+def _reason(log: Path, begun: int) -> str:
+    """Return the error in what a process printed, else its last line. begun: where that begins in the file."""
+    text = log.read_bytes()[begun:].decode("utf-8", "replace").strip()
     error = text.rpartition("error: ")[2] if "error: " in text else text.rpartition("\n")[2]
     return " ".join(error.split()) or f"it wrote nothing to {short_path(log)}"
 

@@ -88,6 +88,10 @@ class EvaluationConfig(Section):
         if "lm_eval" in known and "lm_eval" not in names:
             raise ValueError("`lm_eval` needs both its section (which tasks) and its name in `suites`")
         settings = {name: getattr(checked, name) for name in known}
+        if {"kept", "lm_eval"} <= set(names):  # figures go by the names of tasks
+            tasks = {*settings["lm_eval"].new, *settings["lm_eval"].kept}
+            if both := sorted(tasks.intersection(settings["kept"].names)):
+                raise ValueError(f"{both[0]!r} is a kept task and one of lm_eval: give the file another `name`")
         made._settings = {n: one for n, one in settings.items() if n in names or one != SUITES[n].Settings()}
         return made
 

@@ -16,17 +16,26 @@ from transformers.integrations import get_reporting_integration_callbacks
 import ctrl
 from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_note
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
-from experiments.measure.training_folder import default_folder, hold, measured_base, release
+from experiments.measure.training_folder import (
+    default_folder,
+    hold,
+    measured_base,
+    release,
+    said_other,
+    said_replaced,
+)
 from experiments.measure.watch import Watch
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
 from experiments.models.template import set_template
 from experiments.records import ArmResult
+from experiments.runs.base_records import STATE
 from experiments.runs.baseline import headline
 
 logger = logging.getLogger(__name__)
@@ -42,7 +51,7 @@ class ForgettingCallback(TrainerCallback):
     always measured. budget: share of the training's time that measurements may take, those two included: one on the way
     that would leave no room for the last waits for a later step. A training that is too short for the two is said.
     new: file with questions of the new task that are not trained on. suites, changes: as for `measure`; few questions
-    by default. limits: conditions such as "kl <= .1"; stop: end the training when the value of one is broken.
+    by default. limits: conditions such as "kl <= .1"; a value that breaks one is said. stop: end the training then.
     keep_best: save to `folder`/best the model of the highest gain (without `new`: the latest) whose values keep the
     limits. With load_best_model_at_end the last step is that of the checkpoint that Trainer loads. folder: of the
     records, by default below `mlruns/runs`; `compare` and `gate` read it, and a resumed training goes on in it.
@@ -111,8 +120,12 @@ class ForgettingCallback(TrainerCallback):
         with nullcontext() if self.base else _as_base(model):
             if state.global_step and measured_base(folder):
                 self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
+                said = said_other(read_note(folder / "base" / STATE), base)
             else:
+                said = said_replaced(folder)
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
+        if said:
+            logger.warning("%s", said)
         if self.limits:
             measured = self._watch.card(self._watch.base)
             for limit in (one for one in self.limits if one.figure not in measured):
@@ -172,8 +185,9 @@ class ForgettingCallback(TrainerCallback):
         for reporter in self._reporters:
             reporter.on_log(args, state, control, logs=dict(logs), model=model)
         broken = [limit for limit in self.limits if not limit.holds(card)]
-        if broken and self.stop:
-            logger.warning("step %d: %s is broken: the training stops", step, broken[0].text)
+        if broken:
+            said = " and ".join(limit.text for limit in broken)
+            logger.warning("step %d: %s is broken%s", step, said, ": the training stops" if self.stop else "")
         if self.keep_best and not broken:
             watch.keep_best(step, model, tokenizer)
         return bool(broken)

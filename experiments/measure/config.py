@@ -147,7 +147,8 @@ def measure_config(
     lm_eval: Sequence[str] = (),
     **loading: Any,
 ) -> MeasureConfig:
-    """Make the settings. changes: fields of the section `evaluation` by their keys, such as `kept.items`.
+    """Make the settings. changes: fields of the section `evaluation` by their keys, such as `kept.items`, or as in the
+    config of a run: `evaluation.suites.kept.items`.
 
     kept_files: files of further kept tasks. grader: of the new task, as in YAML. lm_eval: names of its tasks, which
     count as kept. loading: dtype, device_map, trust_remote_code.
@@ -160,14 +161,15 @@ def measure_config(
     tasks = [*(kept_tasks or (DEFAULT_TASKS if kept_files else ())), *map(str, kept_files)]
     given: dict[str, Any] = {"kept_tasks": tasks} if tasks else {}
     given |= {"lm_eval.kept": list(lm_eval)} if lm_eval else {}
-    for key in changes or {}:
+    changes = {key.removeprefix("evaluation."): value for key, value in (changes or {}).items()}
+    for key in changes:
         if why := _unread(key, new, suites):
             raise ConfigError(f"--set {key} {why}")
         if any(replaces(f"evaluation.{_dotted(key)}", f"evaluation.{_dotted(own)}") for own in given):
             raise ConfigError(
                 f"--set {key} replaces what --kept, --kept-tasks or --lm-eval give: leave one of both out"
             )
-    for key, value in (*given.items(), *(changes or {}).items()):
+    for key, value in (given | changes).items():
         evaluation = set_key(evaluation, _dotted(key), value)
     values = {
         "base_model": base,

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import re
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,10 +15,8 @@ import httpx
 
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError, MachineError
-from experiments.common.files import json_lines, parse_json
-from experiments.common.hashing import short_digest, text_id
-from experiments.models.conversation import Conversation, messages_of, tools_of
-from experiments.models.sharing import Progress, no_progress
+from experiments.common.printable import printable
+from experiments.models.conversation import messages_of, tools_of
 
 URL = re.compile(r"(?P<url>https?://[^\s#?@]+)(#(?P<model>\S+))?")
 SECRET = re.compile(r"(?<=//)[^/]*@|\?.*")  # parts of an address that may hold a password or a key
@@ -31,7 +24,6 @@ KEY = "OPENAI_API_KEY"  # of the environment
 SHORTEST_KEY = 12  # characters: servers at home are given EMPTY or none, which are words of replies too
 TRIES, WAIT, LONGEST_WAIT = 6, 1.0, 30.0  # seconds, doubled after each try
 TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds of one reply
-WORKERS = 8  # requests at a time
 # Models here write without a penalty on repetition. vLLM reads one from a model's generation_config.json (Qwen 2.5 has
 # 1.05 to 1.1) if a request names none; llama.cpp had 1.1. Servers that know neither field refuse it or pass over it.
 UNCHANGED = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
@@ -52,12 +44,14 @@ def is_endpoint(address: str) -> bool:
 class Endpoint:
     """A model of a server: POST URL/chat/completions. url: with /v1. model: its name there.
 
-    The key of the environment variable OPENAI_API_KEY, if there is one, goes to the server and nowhere else.
+    more: further fields of each request; empty as soon as the server has refused them. The key of the environment
+    variable OPENAI_API_KEY, if there is one, goes to the server and nowhere else.
     """
 
     url: str
     model: str
     client: httpx.Client = field(repr=False, compare=False)
+    more: dict[str, float] = field(default_factory=UNCHANGED.copy, repr=False, compare=False)
 
     @classmethod
     def opened(cls, address: str) -> Endpoint:
@@ -106,97 +100,24 @@ class Endpoint:
             else:
                 if found.is_success:
                     return self._without_key(_text(found))  # which is written down: a server may echo its headers
-                fault = f"{found.status_code} {self._without_key(found.text)[:200]}"
+                fault = f"{found.status_code} {printable(self._without_key(found.text)[:200])}"
                 if found.status_code != 429 and found.status_code < 500:
                     raise EndpointError(f"{self.url} refuses a question: {fault}")
                 longer = _asked_wait(found)
         raise EndpointError(f"{self.url} gave no reply in {TRIES} tries ({fault}): the same command goes on from here")
 
     def _posted(self, body: Mapping[str, Any]) -> httpx.Response:
-        found = self.client.post(f"{self.url}/chat/completions", json={**body, **UNCHANGED})
-        if found.status_code not in UNKNOWN_FIELD:
+        more = self.more.copy()  # another thread may learn meanwhile that they are refused
+        found = self.client.post(f"{self.url}/chat/completions", json={**body, **more})
+        if found.status_code not in UNKNOWN_FIELD or not more:
             return found
-        return self.client.post(f"{self.url}/chat/completions", json=body)
+        plain = self.client.post(f"{self.url}/chat/completions", json=body)
+        if plain.is_success:
+            self.more.clear()  # the server knows no such field: it would be asked each question twice
+        return plain
 
     def _without_key(self, text: str) -> str:
         return _without_key(text, self.client)
-
-
-@dataclass(frozen=True)
-class Replies:
-    """The replies of an endpoint, each written to a file of JSON lines as soon as it arrives: a second call goes on."""
-
-    endpoint: Endpoint
-    file: Path
-    known: dict[str, str]
-    progress: Progress = no_progress
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @classmethod
-    def read(cls, endpoint: Endpoint, file: Path, progress: Progress = no_progress) -> Replies:
-        """Read the replies that are in the file. progress: called with 1 after each reply."""
-        known = {line["key"]: line["reply"] for line in _lines(file, endpoint)}
-        return cls(endpoint, file, known, progress)
-
-    def ask(self, questions: Sequence[str], most: int) -> list[str]:
-        """Return the reply to each question, in this order; several are asked at a time."""
-        with ThreadPoolExecutor(WORKERS) as pool:
-            asked = [pool.submit(self._one, question, most) for question in questions]
-            try:
-                return [one.result() for one in asked]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _one(self, question: str, most: int) -> str:
-        key = text_id(f"{most} {question}")
-        if key not in self.known:
-            reply = self.endpoint.reply(question, most)
-            with self.lock, self.file.open("a", encoding="utf-8") as file:
-                line: dict[str, Any] = {"key": key, "reply": reply, "digest": _digest(self.endpoint, key, reply)}
-                line |= {"question": question, "most": most, "chat": isinstance(question, Conversation)}
-                file.write("\n" + json.dumps(line))  # the line before may have been cut off
-            self.known[key] = reply
-        with self.lock:
-            self.progress(1)
-        return self.known[key]
-
-
-def changed_replies(endpoint: Endpoint, file: Path) -> tuple[int, int]:
-    """Ask a few questions of the file once more. Returns how many replies are others now, and how many were asked for.
-
-    A server that was started with another model has the same address and may have the same name. One that answers
-    nothing now changes nothing; earlier versions noted no questions.
-    """
-    noted = [line for line in _lines(file, endpoint) if "question" in line]
-    few = noted[:: max(1, len(noted) // WORKERS)][:WORKERS]
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            now = list(pool.map(functools.partial(_once_more, endpoint), few))
-        except EndpointError:
-            return 0, 0
-    return sum(reply != line["reply"] for reply, line in zip(now, few, strict=True)), len(few)
-
-
-def _once_more(endpoint: Endpoint, line: dict[str, Any]) -> str:
-    question = str(line["question"])
-    return endpoint.reply(Conversation(question) if line.get("chat") else question, int(line["most"]))
-
-
-def _lines(file: Path, endpoint: Endpoint) -> Iterator[dict[str, Any]]:
-    """Yield what was written. A line that was cut off or changed, or is of another model, is asked again."""
-    for _, line in json_lines(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else ():
-        try:
-            values = parse_json(line)
-            # earlier versions wrote no digest
-            if values.get("digest", "") in (_digest(endpoint, values["key"], values["reply"]), ""):
-                yield values
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-
-
-def _digest(endpoint: Endpoint, key: str, reply: str) -> str:
-    return short_digest(endpoint.url, endpoint.model, key, reply)
 
 
 def _in_the_open(url: str) -> bool:

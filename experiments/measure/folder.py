@@ -15,9 +15,9 @@ from experiments.common.files import read_json, write_json
 from experiments.common.paths import default_root
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
+from experiments.measure.base import Base
 from experiments.measure.config import MeasureConfig
 from experiments.measure.files import content, same_content, stamp
-from experiments.measure.kinds import Base
 from experiments.measure.models import Model
 from experiments.measure.session import Session, draw_suites
 from experiments.runs.base_records import changed_suites
@@ -78,6 +78,7 @@ def open_session(
     folder = where.path(digest)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with errors_explained(folder.parent), only_one(folder):
+        say_replaced(folder, where.arms, say)
         facts = {"command": where.command, "arms": list(where.arms)}
         note_settings(folder, config, digest, base.folder, **facts)
         tracker, begun = Tracker(root, "measure"), stamp(base.folder)
@@ -86,6 +87,16 @@ def open_session(
         session.check_fingerprints(models)
         _say_changed(folder, suites, [*where.arms, *(model.name for model in models)], say)
         yield session
+
+
+def say_replaced(folder: Path, arms: Sequence[str], say: Callable[[str], None]) -> None:
+    """Say that a report of other models, which were measured here before, is replaced by that of these."""
+    others = [name for name in read_json(folder / NOTE).get("arms", ()) if name not in arms]
+    if others:
+        say(
+            f"report and figures.json of {', '.join(others)} in {folder} are replaced; the records stay: name all "
+            "models in one command for a report of all, or give each --out"
+        )
 
 
 def _say_changed(folder: Path, suites: Suites, arms: Sequence[str], say: Callable[[str], None]) -> None:

@@ -20,6 +20,7 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
 from experiments.evaluation.suites.kept import FORMS
+from experiments.measure.base import Base
 from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
 from experiments.measure.files import (
     TOKENIZER,
@@ -31,11 +32,12 @@ from experiments.measure.files import (
     stamp,
     tokenizer_folder,
 )
-from experiments.measure.kinds import Base, Kind, kind_of
+from experiments.measure.kinds import Kind, kind_of
 from experiments.methods.saving import BASE as TRAINED_FROM
 from experiments.models.checked import check_template
 from experiments.models.template import set_template
 from experiments.models.tokens import asked_key
+from experiments.models.turns import prompt_text
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Model:
 
     tokenizer: for suites of answers: its own if it differs from the base's. own: whether it does. left_out: suites that
     it cannot have, and why. extra: rows of its embedding beyond the base's; distributions are compared without them.
-    endpoint: of a model on a server, which has no checkpoints.
+    endpoint: of a model on a server, which has no checkpoints. remark: how it is asked, if not as the base is.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Model:
     left_out: Mapping[str, str] = field(default_factory=dict)
     extra: int = 0
     endpoint: Endpoint | None = None
+    remark: str = ""
 
     @property
     def kind(self) -> str:
@@ -166,7 +169,23 @@ def _read(
         left_out = dict.fromkeys((*distributions(), *texts), reason)
     same = not moved and len(theirs) == len(vocabulary) and _written(own) == _written(tokenizer)
     extra = 0 if moved else max(0, (facts["vocab_size"] or 0) - (base.facts["vocab_size"] or 0))
-    return Model(name, address, found, tokenizer if same else own, not same, left_out, extra)
+    remark = "" if same else _asked_otherwise(name, own, tokenizer, bool(moved))
+    return Model(name, address, found, tokenizer if same else own, not same, left_out, extra, remark=remark)
+
+
+def _asked_otherwise(name: str, own: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, other_tokens: bool) -> str:
+    """Say that a model is asked in other words or tokens than the base; nothing if its prompts are the same.
+
+    other_tokens: its ids are others, which is said where suites are left out for it.
+    """
+    texts = [prompt_text(one, PROBE) if one.chat_template else "" for one in (own, base)]
+    how = ""
+    if texts[0] != texts[1]:
+        how = "in its own chat template (the base has " + ("another)" if texts[1] else "none)")
+        how = how if texts[0] else "without a chat template (the base has one)"
+    elif not other_tokens and asked_key(own, [PROBE])[0] != asked_key(base, [PROBE])[0]:
+        how = "in its own tokens (the base has others)"
+    return f"{name} is asked {how}: answers may change for that alone" if how else ""
 
 
 def _written(tokenizer: PreTrainedTokenizerBase) -> list[Any]:

@@ -20,7 +20,7 @@ from experiments.comparison.folders import ComparedRun
 from experiments.comparison.inputs import read_runs
 from experiments.measure.plot import steps_figure
 from experiments.measure.session import Session
-from experiments.measure.words import sentence
+from experiments.measure.words import sentence, without_words
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.answers import Turned, cells, lost_answers, question_texts
 from experiments.reporting.details import alignment_pictures, further_table
@@ -63,6 +63,7 @@ def write_measurement(
     results: Sequence[ArmResult],
     failed: Mapping[str, str],
     left_out: Mapping[str, Mapping[str, str]],
+    remarks: Sequence[str] = (),
 ) -> Report:
     """Write report.html, report.txt and figures.json to the folder of a measurement. Returns what they say."""
     runs = _runs(session, results)
@@ -71,13 +72,19 @@ def write_measurement(
     words += [f"{name} could not be measured: {why}" for name, why in failed.items()]
     lost = {r.arm: lost_answers(runs[r.arm].base, runs[r.arm].after, questions) for r in results}
     tables, notes = _tables(session, results, list(runs.values()))
-    notes += [f"{name}: suite {suite} is left out: {why}" for name, s in left_out.items() for suite, why in s.items()]
+    notes += filter(None, (without_words(name, run.base, run.after) for name, run in runs.items()))
+    notes += [*remarks, *_left_out(left_out)]
     page = session.folder / "report.html"
     report = Report(words, tables, {name: found for name, found in lost.items() if found}, notes, page)
     write_json(session.folder / "figures.json", {r.arm: plain_figures(r.scorecard) for r in results})
     write_text(session.folder / "report.txt", without_codes(report.text()) + "\n")
     write_page(page, "measure", **_values(session, report, results, runs))
     return report
+
+
+def _left_out(suites: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Say which suites each model cannot have."""
+    return [f"{name}: suite {suite} is left out: {why}" for name, s in suites.items() for suite, why in s.items()]
 
 
 def models_table(results: Sequence[ArmResult]) -> Table:

@@ -78,7 +78,7 @@ def measure(
     section `evaluation` (`kept.items`). kept_files: files of questions that count as kept tasks. grader: of the new
     task, as in YAML. lm_eval: tasks of lm-evaluation-harness that count as kept. loading: dtype, device_map and
     trust_remote_code, see `MeasureConfig`.
-    allow_other_base: see `kinds.Base`. A model that fails does not stop the others.
+    allow_other_base: see `base.Base`. A model that fails does not stop the others.
     """
     only_one_process("measuring")
     if any(is_endpoint(address) or is_endpoint(address.partition("=")[2]) for address in models):
@@ -94,6 +94,7 @@ def measure(
         say(line)
     chosen = read_models(models, found, tokenizer, task)
     check_endpoints(chosen, config.evaluation.suites)
+    remarks = [model.remark for model in chosen if model.remark]
     folder = Folder("measure", _slug(base), out, root, arms=[model.name for model in chosen])
     with open_session(config, found, tokenizer, task, folder, chosen, say) as session:
         for line in (note for suite in session.suites.suites.values() for note in suite.notes):
@@ -101,7 +102,7 @@ def measure(
         chosen = [by_replies_alone(model, session.suites) for model in chosen]
         results, failed = _measure_all(session, chosen)
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}
-        report = write_measurement(session, results, failed, left_out)
+        report = write_measurement(session, results, failed, left_out, remarks)
         return Measurement(session.folder, results, report, failed, left_out, asked)
 
 

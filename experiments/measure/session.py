@@ -21,11 +21,13 @@ from experiments.data.items import NewTask, NewText
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
+from experiments.measure.base import Base
 from experiments.measure.config import MeasureConfig
-from experiments.measure.endpoint import Endpoint, Replies, changed_replies
+from experiments.measure.endpoint import Endpoint
 from experiments.measure.files import stamp
-from experiments.measure.kinds import Base, check_base_fingerprint
+from experiments.measure.kinds import check_base_fingerprint
 from experiments.measure.models import Checkpoint, Model, distributions, is_of, noted_facts
+from experiments.measure.replies import Replies, changed_replies
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
 from experiments.posthoc.tracked import cut_off

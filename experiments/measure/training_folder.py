@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from filelock import BaseFileLock, FileLock, Timeout
+from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import read_json, read_note
@@ -15,6 +18,7 @@ from experiments.common.owner import MEASURED
 from experiments.common.paths import default_root
 from experiments.measure.config import MeasureConfig
 from experiments.runs.base_records import ITEMS, STATE
+from experiments.runs.result_file import RESULT
 
 NAME, DIGESTS = "trained", "digests.json"  # the arm, and digests of its records by step
 CALLBACK = "callback"  # the command in the note of its folders
@@ -86,6 +90,25 @@ def check_records(folder: Path, note: Mapping[str, Any], step: int) -> None:
         if not file.is_file() or file_digest(file) != digest:
             state = "is not the file that was written" if file.is_file() else "is gone"
             raise DamagedError(f"{file} {state}: {advice}")
+
+
+def libraries(model: PreTrainedModel) -> dict[str, str]:
+    """Return what last digits of a measurement depend on besides the model."""
+    return {"torch": torch.__version__, "transformers": transformers.__version__, "device": model.device.type}
+
+
+def said_other(note: Mapping[str, Any], model: PreTrainedModel) -> str:
+    """Say with which libraries or device the base was measured if a training goes on with others; else nothing."""
+    now, known = libraries(model), note.get("with", {})  # earlier versions noted none
+    pairs = [f"{name} {known[name]}, and {name} is {now[name]} here" for name in known if known[name] != now.get(name)]
+    return f"the base was measured with {'; '.join(pairs)}: figures may differ for that alone" if pairs else ""
+
+
+def said_replaced(folder: Path) -> str:
+    """Say that a new training replaces what was measured of one that has ended; nothing if there is none."""
+    if not (folder / "arms" / NAME / RESULT).is_file():
+        return ""
+    return f"{folder}: the measurements of an earlier training are replaced; folder=... keeps those of both"
 
 
 def step_of(file: Path) -> int:

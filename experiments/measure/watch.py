@@ -21,7 +21,7 @@ from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
-from experiments.measure.training_folder import DIGESTS, NAME, check_records, check_settings, step_of
+from experiments.measure.training_folder import DIGESTS, NAME, check_records, check_settings, libraries, step_of
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
@@ -105,7 +105,7 @@ class Watch:
             **config.to_dict(),
         }
         note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex, "output": output}
-        note["asked"] = asked(suites)
+        note |= {"asked": asked(suites), "with": libraries(model)}
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget, training=note["training"])

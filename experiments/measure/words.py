@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
+from experiments.evaluation.replies import spoken
 from experiments.records import ArmResult, Record
 from experiments.reporting.text import figure_text, gain_name, gain_text, with_interval
 from experiments.scorecard.figures import FIGURES
@@ -13,6 +14,7 @@ from experiments.scorecard.pairing import pair_records
 
 BY_TASK = FIGURES["retention/TASK"]
 WORST = 3  # tasks that fell
+MANY = 0.1  # of the free replies
 
 
 def sentence(result: ArmResult, base: Sequence[Record], records: Sequence[Record]) -> str:
@@ -65,3 +67,22 @@ def _others(result: ArmResult) -> list[str]:
         text = "its predictions are exactly the base's" if not card["kl"].value else f"KL {figure_text(card, 'kl')}"
         found.append(text)
     return found
+
+
+def without_words(name: str, base: Sequence[Record], records: Sequence[Record]) -> str:
+    """Say that many free replies hold no answer because the model thinks; nothing if the base has half as many.
+
+    A server that gives thoughts apart sends an empty reply if these took all its tokens.
+    """
+    before, after = _silent(base), _silent(records)
+    if sum(after) <= max(MANY * len(after), 2 * len(after) * sum(before) / max(1, len(before))):
+        return ""
+    return (
+        f"{name}: {sum(after)} of {len(after)} free replies say nothing, or are cut off in their thoughts, and count "
+        "as wrong: if the model thinks, give it a chat template, or its server an option, that leaves thoughts out"
+    )
+
+
+def _silent(records: Sequence[Record]) -> list[bool]:
+    """Return for each free reply whether nothing is left of it after its thoughts."""
+    return [not spoken(r.reply, str(r.answer)).strip() for r in records if r.reply is not None]

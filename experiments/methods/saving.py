@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
-from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, base_facts, trained_names
+from ctrl.checkpoint import CONFIG_FILE, WEIGHTS_FILE, trained_names
+from ctrl.computes import differences
 from ctrl.control_model import ControlModel
-from ctrl.fingerprint import differences, fingerprint, same_base
+from ctrl.facts import base_facts
+from ctrl.fingerprint import fingerprint, same_base
 from ctrl.saving import save
 from ctrl.sharded import write_once
 from experiments.common.errors import DamagedError

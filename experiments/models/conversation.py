@@ -74,8 +74,11 @@ def tools_of(question: str) -> list[dict[str, Any]]:
 
 
 def said(question: str) -> str:
-    """Return what the messages of a question say, without roles: the question itself if it is a plain text."""
-    return "\n".join(str(message["content"]) for message in messages_of(question))
+    """Return what the messages of a question say, without roles and system turns; of a plain text the text itself.
+
+    The same words are asked under several system turns in many tables.
+    """
+    return "\n".join(str(message["content"]) for message in messages_of(question) if message["role"] != "system")
 
 
 def learned(message: Message) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ from experiments.training.train import TrainingPlan, train_arm
 from experiments.training.trainer import ArmFailed
 
 CHECKPOINTS = 10  # of an arm that is measured at its end alone
+OTHERS = re.compile(r"Process \d+ has (\d{1,4}\.\d+ [MG]iB) memory in use")  # in torch's message
 KNOWN_TO_ALL = (ArmFailed, MainProcessError, NotFinite)  # every process of a launch meets these at the same place
 
 
@@ -180,5 +182,6 @@ def reason(error: BaseException) -> str:
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         way_out = "set training.micro_batch lower, or training.checkpointing to all; control-llm plan says what fits"
-        return f"out of GPU memory: {way_out}"
+        others = " and ".join(OTHERS.findall(str(error)))  # a notebook that still has a model, for example
+        return f"out of GPU memory: {f'other processes hold {others}: end them, or ' if others else ''}{way_out}"
     return without_password(f"{type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ctrl.fingerprint import computes, differences
+from ctrl.computes import computes, differences
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import is_damaged, read_note, write_json
 from experiments.common.hashing import file_digest, json_digest

@@ -93,7 +93,7 @@ def without_room(base: Iterable[Record]) -> Iterator[str]:
         if right <= guessed + 1e-6 if suite == "kept" else right == len(answers):
             idle[suite].append(f"{task}: {right} of {len(answers)} right")
     if kept := _first(idle["kept"]):
-        yield f"kept, but the base model can only guess, so nothing can be forgotten there: {kept}"
+        yield f"kept, but the base model has no more right than a guess, so no forgetting can be seen there: {kept}"
     if new := _first(idle["new"]):
         yield f"new, but the base model knows all of it, so there is nothing to gain: {new}"
 

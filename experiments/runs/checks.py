@@ -1,12 +1,13 @@
-"""Check a config against its base model and the launcher, which the checks of its fields cannot know."""
+"""Check a config against its base model, the launcher and the device, which the checks of its fields cannot know."""
 
 from __future__ import annotations
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
 from ctrl.structure import decoder_layers, place
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, MachineError
 from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.evaluation.evaluate import Suites
@@ -18,6 +19,19 @@ from experiments.training.arguments import missing_package
 from experiments.training.checkpointing import why_not
 from experiments.training.lm_loss import why_unweighted
 from experiments.training.processes import deepspeed, shards, world_size
+
+
+def check_device() -> None:
+    """Raise MachineError if a CUDA error has cost this process its GPU: all that it does next would fail for that."""
+    if not torch.cuda.is_initialized():
+        return
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise MachineError(
+            f"this process lost its GPU by the error before ({str(error).partition(chr(10))[0]}). Everything recorded "
+            "so far is kept, and what has not run does not count as failed: the same command goes on with it"
+        ) from error
 
 
 def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:

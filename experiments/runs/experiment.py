@@ -22,9 +22,11 @@ from experiments.evaluation.evaluate import Evaluation
 from experiments.evaluation.suite import PreparedSuite
 from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
+from experiments.records import ArmResult
 from experiments.runs.arm import ArmRun, Session
 from experiments.runs.arm_training import ArmTraining, arm_trainings
 from experiments.runs.base_records import changed_suites
+from experiments.runs.checks import check_device
 from experiments.runs.closing import close_run
 from experiments.runs.estimate import TimeLeft, say_time
 from experiments.runs.fits import fitting_rows
@@ -54,11 +56,20 @@ def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -
         arms = [ArmRun(training, session) for training in arm_trainings(prepared, processes)]
         _cut_steps([arm.training for arm in arms if not arm.result_file.is_file()], session)
         left = _say_what_is_left(arms, session)
-        results = [arm.run(run, left) for arm in arms]  # which sends TrainArm for each that it trains
+        results = run_arms(arms, run, left)
         check_folder(folder)
         outcome = close_run(prepared, arms, results, run, session.tracker)
         processes.send(Done(outcome))
         return outcome
+
+
+def run_arms(arms: Sequence[ArmRun], run: Run, left: TimeLeft | None) -> list[ArmResult]:
+    """Run the arms one after the other; each sends TrainArm if it trains. Raises MachineError, see `check_device`."""
+    results = []
+    for arm in arms:
+        check_device()
+        results.append(arm.run(run, left))
+    return results
 
 
 def follow(config: ExperimentConfig, folder: Path, processes: Processes) -> Outcome:

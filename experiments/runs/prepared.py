@@ -174,5 +174,5 @@ def _check_sources(folder: Path, digests: Mapping[str, str], config: str) -> Non
             f"{', '.join(changed)} has changed since {folder.name} began, so its arms would not compare: "
             "bring the old data back, or start anew with --fresh"
         )
-    if not written:
-        write_json(path, {**digests, CONFIG: config})
+    if not written.keys() >= {*digests, CONFIG}:  # a run that grows may read more with a later arm
+        write_json(path, {**digests, **written, CONFIG: config})

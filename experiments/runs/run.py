@@ -22,6 +22,7 @@ from experiments.common.machine_faults import disk_full, of_the_machine
 from experiments.common.paths import default_root
 from experiments.config import ExperimentConfig, run_config
 from experiments.runs.arm import Observer, Session
+from experiments.runs.checks import check_device
 from experiments.runs.experiment import follow, lead
 from experiments.runs.fits import check_fits
 from experiments.runs.growing import with_begun_arms
@@ -67,6 +68,7 @@ def run_experiment(
         check_fields(config)
     with errors_explained(root), Processes.joined() as processes:
         processes.cut(config.training)
+        check_device()
         if not force:
             check_fits(config, processes.count)
         if not processes.is_main:

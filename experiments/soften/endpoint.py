@@ -18,8 +18,8 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, whole_folder, write_json
 from experiments.common.hashing import folder_digests
 from experiments.evaluation.suites.text import text_windows
+from experiments.measure.base import Base
 from experiments.measure.files import content
-from experiments.measure.kinds import Base
 from experiments.measure.models import Model
 from experiments.models.base import stored_base
 from experiments.posthoc.operations import plain_model

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import leads_away, part_folder, read_json
+from experiments.measure.base import Base
 from experiments.measure.files import CONFIG, INDEXES, WEIGHTS, shards
-from experiments.measure.kinds import Base
 from experiments.posthoc.operations import BEFORE
 
 By = Literal["weights", "depth"]

@@ -14,15 +14,16 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from ctrl.fingerprint import computes, differences
+from ctrl.computes import computes, differences
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note, whole_folder, write_json
 from experiments.common.hashing import file_digest, folder_digests, json_digest
+from experiments.measure.base import Base
 from experiments.measure.config import measure_config
-from experiments.measure.files import tokenizer_folder
+from experiments.measure.files import stamp, tokenizer_folder
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
-from experiments.measure.kinds import Base, Kind
+from experiments.measure.kinds import Kind
 from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
 from experiments.measure.session import Session
 from experiments.posthoc.checks import as_printed, check_distinct
@@ -72,9 +73,9 @@ def soften(
     """Write to the folder `to` a model between base and model that forgets less. Raises ConfigError for wrong input.
 
     base, model, new, suites, out, root, changes, allow_other_base: see `measure`. settings: its further ones (`grader`,
-    `kept_files`, `dtype`, ...). alphas: points of the path
-    in (0, 1]; 1, the model itself, is always one. by: see `WeightPath`. conditions: see `choose`; without a new task
-    one is needed. Half of the questions choose the point, its figures are those of the other half.
+    `kept_files`, `dtype`, ...). alphas: points of the path in (0, 1]; 1, the model itself, is always one. by: see
+    `WeightPath`. conditions: see `choose`; without a new task one is needed. Half of the questions choose the point,
+    its figures are those of the other half.
     """
     only_one_process("softening")
     names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
@@ -82,11 +83,7 @@ def soften(
     points, wanted = _points(alphas), read_conditions(conditions, config)
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
-    target = Path(to).expanduser().resolve()
-    if os.path.ismount(target):
-        raise ConfigError(f"--to {to} is a mount point, which cannot appear whole: name a new folder in it")
-    if not next(parent for parent in target.parents if parent.exists()).is_dir():
-        raise ConfigError(f"--to {to} is below a file: choose another folder")
+    target = _target(to)
     found = read_base(base, allow_other_base, config.loading)
     tokenizer = load_tokenizer(found.folder, found.remote_code)
     task = config.task(tokenizer)
@@ -95,30 +92,47 @@ def soften(
     (chosen,) = read_models([model], found, tokenizer, task)
     _check_path(chosen, found)
     arms = [name_of(alpha) for alpha in points]
-    where = Folder("soften", chosen.name, out, root, (chosen.checkpoints[-1].stamp, by), arms)
+    begun = chosen.checkpoints[-1].stamp
+    where = Folder("soften", chosen.name, out, root, (begun, by), arms)
     _check_target(target, where.path(where.digest_of(config, found)), to)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
-        for line in (note for suite in session.suites.suites.values() for note in suite.notes):
+        notes = (note for suite in session.suites.suites.values() for note in suite.notes)
+        for line in filter(None, (chosen.remark, *notes)):
             say(line)
-        folder = session.folder
-        path = WeightPath(found.folder, endpoint(chosen, found, folder, say), by)
+        path = WeightPath(found.folder, endpoint(chosen, found, session.folder, say), by)
         measured = _measure(session, chosen, path, points)
         best, rule = choose([Point(alpha, half(session, name, True)) for alpha, name in measured.items()], wanted)
         report = write_report(session, path, measured, best, rule, _barrier(session, measured), half)
         note: dict[str, Any] = {"alpha": best and best.alpha, "by": by, "rule": rule}
-        note |= {"to": str(target) if best else None, "figures": file_digest(folder / "figures.json")}
+        note |= {"to": str(target) if best else None, "figures": file_digest(session.folder / "figures.json")}
         if best is None:
-            _note_chosen(folder, note, {})
+            _note_chosen(session.folder, note, {})
         elif _filled(target):
-            _check_chosen(folder, note, to)
+            _check_chosen(session.folder, note, to)
         else:
             with whole_folder(target) as part:
-                path.write(best.alpha, part)
-                if tokenizer_folder(part) != part:  # it was above its checkpoints, or is that of the base
-                    chosen.tokenizer.save_pretrained(part)
+                _write_model(part, path, best.alpha, chosen)
                 write_card(part, session, path, best.alpha, rule, report)
-                _note_chosen(folder, note, folder_digests(part))
-        return Softened(folder, best.alpha if best else None, report)
+                _check_unchanged(chosen, session, begun)
+                _note_chosen(session.folder, note, folder_digests(part))
+        return Softened(session.folder, best.alpha if best else None, report)
+
+
+def _target(to: str | Path) -> Path:
+    """Return the folder to write. Raises ConfigError where none can appear whole."""
+    target = Path(to).expanduser().resolve()
+    if os.path.ismount(target):
+        raise ConfigError(f"--to {to} is a mount point, which cannot appear whole: name a new folder in it")
+    if not next(parent for parent in target.parents if parent.exists()).is_dir():
+        raise ConfigError(f"--to {to} is below a file: choose another folder")
+    return target
+
+
+def _write_model(part: Path, path: WeightPath, alpha: float, chosen: Model) -> None:
+    """Write the model at a point with its tokenizer, which was above its checkpoints, or is that of the base."""
+    path.write(alpha, part)
+    if tokenizer_folder(part) != part:
+        chosen.tokenizer.save_pretrained(part)
 
 
 def _note_chosen(folder: Path, note: Mapping[str, Any], files: Mapping[str, str]) -> None:
@@ -146,6 +160,18 @@ def _check_target(target: Path, folder: Path, to: str | Path) -> None:
     if not _filled(target) or (known.get("to") == str(target) and known.get("files") == folder_digests(target)):
         return
     raise ConfigError(f"--to {to} exists and is not empty: {ELSEWHERE}")
+
+
+def _check_unchanged(model: Model, session: Session, begun: str) -> None:
+    """Raise ConfigError if files changed since they were measured: what was written of them has other figures.
+
+    begun: stamp of the model at the start.
+    """
+    if (model.checkpoints[-1].stamp, stamp(session.base.folder)) != (begun, session.base_stamp):
+        raise ConfigError(
+            f"the files of {model.address} or {session.base.name} changed while the softened model was written, so it "
+            "is dropped: give the same command again when nobody writes there"
+        )
 
 
 def _filled(target: Path) -> bool:

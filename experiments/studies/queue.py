@@ -163,6 +163,8 @@ class Store:
             raise StudyError(
                 f"study {self.config.name!r} has no budget of trials to raise: it is a whole grid, or has only hours"
             )
+        if self.config.sampler.name == "grid" and self.limit() == (cells := len(grid(self.config.search))):
+            raise StudyError(f"study {self.config.name!r} has all {cells} cells of its grid: none is left")
         with self.lock():
             self.study.set_user_attr("added", self.study.user_attrs.get("added", 0) + count)
         return self.limit() or 0

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from ctrl.sharded import sharded
 from experiments.common.errors import ConfigError, NotFinite
+from experiments.common.machine_faults import of_the_machine
 from experiments.models.lockstep import in_step
 from experiments.models.sharing import Sharing, shared
 from experiments.training.channel import COLLECTIVE_TIMEOUT, FAILED, AbortLaunch, Channel
@@ -181,10 +182,14 @@ class Processes:
 
     def _agreed(self, name: str, found: Any, fault: Exception | None) -> list[Any]:
         """Return what all processes found, or raise in all of them for the first that met an error."""
-        reason = NotFinite() if isinstance(fault, NotFinite) else fault and f"{type(fault).__name__}: {fault}"
+        reason: Any = fault and f"{type(fault).__name__}: {fault}"
+        if isinstance(fault, NotFinite):
+            reason = NotFinite()
+        elif fault and of_the_machine(fault):  # no fault of the arm in any process: its class is not in its text
+            reason = AbortLaunch(f"process {self.index}: {reason}")
         answers = self.all_gather(name, (found, reason))
         met = next((reason for _, reason in answers if reason), None)
-        if isinstance(met, NotFinite):
+        if isinstance(met, Exception):
             raise met from fault
         if met:
             raise MainProcessError(met) from fault

@@ -66,3 +66,17 @@ def test_text_of_the_user_stays(tmp_path: Path) -> None:
     path.write_text("my own")
     ctrl.save(disturbed(), tmp_path)
     assert path.read_text() == "my own"
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_the_base_of_a_second_expansion_is_not_the_first_ones(in_place: bool, tmp_path: Path) -> None:
+    """It is the merged model, which has the first one's name in memory: nobody could load the second onto that."""
+    model = disturbed()
+    model.config._name_or_path = "meta/Llama"
+    first = ctrl.save(model, tmp_path / "first")
+    plain = ctrl.merge_back(model, in_place=in_place)
+    second = ctrl.save(ctrl.expand(plain, ctrl.ControlConfig(layers=1)), tmp_path / "second")
+    assert "base_model: meta/Llama" in (first / "README.md").read_text()
+    assert "meta/Llama" not in (second / "README.md").read_text()
+    with pytest.raises(ctrl.CheckpointError, match="trained on 'meta/Llama, merged with copies', but the weights of"):
+        ctrl.load(tiny().eval(), second)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -112,31 +111,3 @@ def test_the_decoder_alone_is_not_saved_as_if_it_had_no_copies(tmp_path: Path) -
     reference.base_model.save_pretrained(tmp_path / "base")
     ctrl.unload(model)
     model.base_model.save_pretrained(tmp_path / "base")
-
-
-def test_the_merged_model_runs_its_own_weights_whatever_was_patched() -> None:
-    """A function keeps the module whose forward it calls: the plain model ran the weights before the merge."""
-    model = disturbed()
-    expected = ctrl.merge_back(model)(IDS).logits
-    for layer in model.model.layers:
-        layer.mlp.forward = functools.partial(lambda old, x: old(x), layer.mlp.forward)
-    torch.testing.assert_close(ctrl.merge_back(model)(IDS).logits, expected, rtol=0, atol=0)
-    for layer in model.model.layers:
-        layer.mlp.forward = torch.compile(layer.mlp.forward, backend="eager")
-    with pytest.warns(UserWarning, match=r"4 modules have a forward of their own .* model\.layers\.0\.mlp"):
-        plain = ctrl.merge_back(model)
-    assert torch.equal(plain(IDS).logits, expected)
-    assert torch.equal(ctrl.merge_back(model, in_place=True)(IDS).logits, expected)
-
-
-def test_a_copy_and_a_reference_run_no_decoder_of_the_model_in_training() -> None:
-    """A decoder's own forward ran the copies in it, also where its model was the reference of a DPO."""
-    model, before = disturbed(), disturbed()(IDS).logits
-    model.model.forward = torch.compile(model.model.forward, backend="eager")
-    for make, expected in ((ctrl.reference, tiny().eval()(IDS).logits), (copy.deepcopy, before)):
-        with pytest.warns(UserWarning, match=r"1 modules have a forward of their own .*first: model\)"):
-            made = make(model)
-        assert torch.equal(made(IDS).logits, expected)
-    for parameter in model.parameters():
-        parameter.data.zero_()
-    assert torch.equal(made(IDS).logits, before)

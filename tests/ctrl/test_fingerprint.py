@@ -11,32 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import ctrl
 from ctrl.expansion import take_off
-from ctrl.fingerprint import changed, fingerprint
+from ctrl.fingerprint import fingerprint
 from tests.helpers.families import EVERY, build
+from tests.helpers.named_bases import named, one_row, saved
 from tests.helpers.quantised import FakeInt8, replace_linears
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
-
-
-def named(name: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    base: Any = tiny(seed).eval().to(dtype)  # type: ignore[arg-type]
-    base.config._name_or_path = name
-    return base
-
-
-def saved(folder: Path, base: PreTrainedModel, **values: Any) -> Any:
-    model = ctrl.expand(base, ctrl.ControlConfig(**{"layers": 2, **values}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    ctrl.save(model, folder)
-    return model
 
 
 def without_fingerprint(folder: Path) -> None:
@@ -129,87 +113,6 @@ def test_the_same_base_under_another_name_or_dtype_is_welcome(family: str, struc
         assert again.control.fingerprint == expected  # expanded again it knows the base as before
 
 
-def test_what_training_changed_besides_the_copies_does_not_matter_and_stays(tmp_path: Path) -> None:
-    """Saved, loaded and saved again: the second load once had the base's norm, since it was frozen after the first."""
-    model = ctrl.expand(named("base"), ctrl.ControlConfig(layers=2))
-    model.model.norm.weight.requires_grad_(True)
-    with torch.no_grad():
-        model.model.norm.weight.mul_(1.5)
-    ctrl.save(model, tmp_path / "a")
-    again = ctrl.load(named("base"), tmp_path / "a")
-    trained = [[n for n, p in m.named_parameters() if p.requires_grad] for m in (model, again)]
-    assert trained[0] == trained[1]
-    ctrl.save(again, tmp_path / "b")
-    assert torch.equal(ctrl.load(named("base"), tmp_path / "b")(IDS).logits, model(IDS).logits)
-
-
-def test_a_part_that_trained_and_was_frozen_again_is_saved(tmp_path: Path) -> None:
-    model = saved(tmp_path / "before", named("base"))
-    with torch.no_grad():
-        model.lm_head.weight.mul_(1.5)
-    ctrl.save(copy.deepcopy(model), tmp_path / "after")
-    assert torch.equal(ctrl.load(named("base"), tmp_path / "after")(IDS).logits, model(IDS).logits)
-    before, after = (load_file(tmp_path / name / "model.safetensors").keys() for name in ("before", "after"))
-    assert after - before == {"lm_head.weight"}
-
-
-def merged_adapters(model: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT on top of an expanded model has a warning of its own
-        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    return adapted.merge_and_unload()
-
-
-def written(model: Any) -> Any:
-    model.model.layers[0].mlp.up_proj.weight.data.mul_(1.5)
-    return model
-
-
-def other_weights_loaded(model: Any) -> Any:
-    model.load_state_dict(named("other", seed=3).state_dict(), strict=False)
-    return model
-
-
-def unfrozen(model: Any) -> Any:
-    """No change of frozen weights: the page says that what you unfroze stays as trained."""
-    model.lm_head.weight.requires_grad_(True).data.mul_(1.5)
-    return model
-
-
-def enter(model: Any) -> None:
-    with ctrl.pretrained(model):
-        pass
-
-
-@pytest.mark.parametrize("use", [enter, ctrl.reference, ctrl.unload])
-@pytest.mark.parametrize("change", [merged_adapters, written, other_weights_loaded, unfrozen, lambda model: model])
-def test_a_base_that_is_no_longer_that_of_expand_is_said(use: Any, change: Any) -> None:
-    model = change(ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).eval())
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        use(model)
-    said = [str(w.message) for w in seen if "is not the base that was expanded" in str(w.message)]
-    assert len(said) == (change in (merged_adapters, written, other_weights_loaded))
-
-
-def test_in_training_the_base_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked = ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).train(), []
-    monkeypatch.setattr("ctrl.switches.warn_if_changed", lambda *given, **more: asked.append(given))
-    for _ in range(3):
-        enter(model)
-    assert len(asked) == 1
-    enter(model.eval())
-    assert len(asked) == 2
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_another_dtype_is_no_change(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = saved(tmp_path / "before", named("base"))
-    ctrl.save(model.to(dtype), tmp_path / "after")
-    before, after = (load_file(tmp_path / name / "model.safetensors").keys() for name in ("before", "after"))
-    assert after == before
-
-
 def test_folders_without_a_fingerprint_load_and_another_name_is_said(tmp_path: Path) -> None:
     model = saved(tmp_path, named("meta/A"))
     without_fingerprint(tmp_path)
@@ -284,154 +187,6 @@ def test_a_checkpoint_of_trainer_still_resumes_beside_its_config(tmp_path: Path)
     second = run()
     second.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert second.state.global_step == 4
-
-
-@pytest.mark.parametrize("change", [{"rms_norm_eps": 1e-2}, {"hidden_act": "relu"}, {"rope_theta": 5e5}])
-def test_equal_weights_under_a_config_that_computes_something_else_are_refused(
-    change: dict[str, Any], tmp_path: Path
-) -> None:
-    saved(tmp_path, named("base"))
-    other: Any = named("base")
-    (name, value), *_ = change.items()
-    if name == "rope_theta":
-        other.config.rope_parameters = {**other.config.rope_parameters, name: value}
-    else:
-        setattr(other.config, name, value)
-    with pytest.raises(
-        ctrl.CheckpointError, match=rf"whose config computes something else: {name} is .* there, .* here"
-    ):
-        ctrl.load(other, tmp_path)
-    ctrl.load(other, tmp_path, allow_other_base=True)
-
-
-OTHER_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "scaled positions": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}),
-    "logits": ("gemma2", {"final_logit_softcapping": 1.0}),
-    "kinds of layers": ("gemma2", {"layer_types": ["full_attention"] * 4}),
-    "no window": ("mistral", {"sliding_window": None}),
-    "positions by layer": ("smollm3", {"no_rope_layers": [0, 0, 0, 0]}),
-    "residual": ("gpt_neox", {"use_parallel_residual": False}),
-    "experts": ("mixtral", {"num_experts_per_tok": 1}),
-    "attention scale": ("gpt2", {"scale_attn_weights": False}),
-}
-
-
-@pytest.mark.parametrize("kind", OTHER_CONFIGS)
-def test_any_field_that_changes_the_logits_is_refused(kind: str, tmp_path: Path) -> None:
-    family, changes = OTHER_CONFIGS[kind]
-    base: Any = build(family)
-    config = copy.deepcopy(base.config)
-    for name, value in changes.items():
-        setattr(config, name, value)
-    other = type(base)(config).eval()
-    other.load_state_dict(base.state_dict())
-    assert not torch.equal(other(IDS).logits, base(IDS).logits)  # so loading onto it gives another model
-    saved(tmp_path, base)
-    reason = rf"whose config computes something else: .*{next(iter(changes))} is "
-    with pytest.raises(ctrl.CheckpointError, match=reason):
-        ctrl.load(other, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "rope",
-    [
-        {"rope_type": "dynamic", "factor": 2.0},
-        {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
-    ],
-    ids=lambda rope: str(rope["rope_type"]),
-)
-def test_positions_that_depend_on_the_longest_text_are_compared(rope: dict[str, Any], tmp_path: Path) -> None:
-    def base(longest: int) -> Any:
-        torch.manual_seed(0)
-        config = copy.deepcopy(named("base").config)
-        config.rope_parameters = {"rope_theta": 1e4, "original_max_position_embeddings": 8, **rope}
-        config.max_position_embeddings = longest
-        return type(named("base"))(config).eval()
-
-    longer = torch.arange(40)[None]
-    assert not torch.equal(base(32)(longer).logits, base(36)(longer).logits)
-    model = saved(tmp_path, base(32))
-    with pytest.raises(ctrl.CheckpointError, match="max_position_embeddings is 32 there, 36 here"):
-        ctrl.load(base(36), tmp_path)
-    assert torch.equal(ctrl.load(base(32), tmp_path)(longer).logits, model(longer).logits)
-
-
-def test_fields_that_compute_nothing_are_no_other_base(tmp_path: Path) -> None:
-    """What trainers and tokenizers set, and keys that another version of transformers adds."""
-    model = saved(tmp_path, named("base"))
-    other: Any = named("renamed")
-    changes = {"use_cache": False, "pad_token_id": 3, "attention_dropout": 0.1, "initializer_range": 1.0}
-    for name, value in {**changes, "max_position_embeddings": 4096, "new_in_this_version": 1}.items():
-        setattr(other.config, name, value)
-    other.config.rope_parameters = {**other.config.rope_parameters, "new_here": 1}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert torch.equal(ctrl.load(other, tmp_path)(IDS).logits, model(IDS).logits)
-
-
-def test_a_folder_without_these_fields_loads_as_before(tmp_path: Path) -> None:
-    model = saved(tmp_path, named("base"))
-    meta = json.loads((tmp_path / "control_config.json").read_text())
-    assert {"rms_norm_eps", "hidden_act", "num_attention_heads", "rope_theta"} <= meta["base"].pop("computes").keys()
-    (tmp_path / "control_config.json").write_text(json.dumps(meta))
-    other: Any = named("base")
-    other.config.rms_norm_eps = 1e-2
-    assert torch.equal(ctrl.load(other, tmp_path)(IDS).logits, model(IDS).logits)  # the model is built already
-
-
-def trained(dtype: torch.dtype, part: str, change: Any) -> Any:
-    """An expansion with a part that trained and was frozen again."""
-    model = ctrl.expand(named("base").to(dtype), ctrl.ControlConfig(layers=2))  # type: ignore[arg-type]
-    with torch.no_grad():
-        change(model.get_parameter(part))
-    return model
-
-
-def one_row(weight: torch.Tensor) -> None:
-    weight[7, 1] += 0.5  # no sampled value
-
-
-@pytest.mark.parametrize("copied", [False, True])
-@pytest.mark.parametrize(
-    ("dtype", "part", "change"),
-    [
-        (torch.float32, "model.norm.weight", lambda weight: weight.add_(1e-3)),  # bf16 has no number between
-        (torch.float32, "lm_head.weight", lambda weight: weight.mul_(1 + 1e-5)),
-        (torch.float16, "lm_head.weight", lambda weight: weight.mul_(1.1)),
-        (torch.float32, "model.embed_tokens.weight", one_row),
-        (torch.bfloat16, "model.embed_tokens.weight", one_row),
-    ],
-)
-def test_a_small_change_of_a_part_is_saved_and_said(
-    dtype: torch.dtype, part: str, change: Any, copied: bool, tmp_path: Path
-) -> None:
-    model = trained(dtype, part, change)
-    model = copy.deepcopy(model) if copied else model
-    ctrl.save(model, tmp_path)
-    again = ctrl.load(named("base").to(dtype), tmp_path)  # type: ignore[arg-type]
-    assert torch.equal(again.get_parameter(part), model.get_parameter(part))
-    with pytest.warns(UserWarning, match=f"1 frozen parameters have changed since .first: {part}"):
-        enter(model)
-
-
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_a_type_and_back_is_no_change(half: torch.dtype, tmp_path: Path) -> None:
-    model = ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).to(half).float()  # type: ignore[arg-type]
-    assert not changed(model)
-
-
-def test_what_was_frozen_when_it_was_saved_is_frozen_again(tmp_path: Path) -> None:
-    """And the next save has it again. A part that still trains does so after loading."""
-    model = trained(torch.float32, "lm_head.weight", lambda weight: weight.mul_(1.5))
-    model.model.norm.weight.requires_grad_(True)
-    ctrl.save(model, tmp_path / "a")
-    again = ctrl.load(named("base"), tmp_path / "a")
-    assert all(p.requires_grad == model.get_parameter(n).requires_grad for n, p in again.named_parameters())
-    ctrl.save(again, tmp_path / "b")
-    assert torch.equal(ctrl.load(named("base"), tmp_path / "b")(IDS).logits, model(IDS).logits)
-    trainer = Trainer(model, TrainingArguments(str(tmp_path / "run"), report_to=[], use_cpu=True))
-    trainer.save_model(str(tmp_path / "c"))
-    model.load_state_dict(load_file(tmp_path / "c" / "model.safetensors"), strict=False)  # its own mark
 
 
 def test_another_row_of_the_embeddings_is_said(tmp_path: Path) -> None:

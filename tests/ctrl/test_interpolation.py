@@ -1,4 +1,4 @@
-"""One contract that every interpolation passes, and what is particular to moe and the projections."""
+"""One contract that every interpolation passes, and what is particular to the projections."""
 
 from __future__ import annotations
 
@@ -14,48 +14,16 @@ from torch import Tensor
 
 from ctrl import config
 from ctrl.errors import ConfigError
-from ctrl.interpolation import INTERPOLATIONS, Interpolation, build_interpolation
+from ctrl.interpolation import INTERPOLATIONS, build_interpolation
 from ctrl.numerics import lerp, slerp
 from ctrl.published_names import layout_of
 from tests.helpers import reference
 from tests.helpers.branches import HIDDEN, branches, quick
+from tests.helpers.interpolations import DTYPES, built, gradients, reference_parameters
 
 NAMES = list(INTERPOLATIONS)
 SMOOTH = [name for name in NAMES if name != "moe"]  # moe's straight-through gradient is not that of its output
 MERGED = [name for name in NAMES if INTERPOLATIONS[name].merged is not None]
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-
-
-def built(name: str, alpha_start: float = 0.5, trained: bool = False, learned: bool = True) -> Interpolation:
-    """A module in float64; `trained` moves what it learned away from its start."""
-    torch.manual_seed(0)
-    module = build_interpolation(name, HIDDEN, alpha_start, learned).double()
-    if trained:
-        with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.add_(0.5 * torch.randn_like(parameter))
-    return module
-
-
-def reference_parameters(module: Interpolation) -> reference.Parameters:
-    """What the module learned, by the names of the written formulas; other parameters keep their own."""
-    found = {n: p.detach().double().numpy() for n, p in module.named_parameters()}
-    found["theta"] = found["theta"].reshape(())
-    if (weight := found.pop("weight", None)) is not None:
-        found["gate" if weight.shape[0] == 2 else "w"] = weight.squeeze()
-    if (offset := found.pop("offset", None)) is not None:
-        found["projection"] = np.eye(HIDDEN) + offset
-    return found
-
-
-def gradients(module: Interpolation, *inputs: Tensor) -> list[Tensor]:
-    """Of a fixed weighted sum of the output, for a, b and everything that trains."""
-    a, b, h = (x.detach().clone().requires_grad_() for x in inputs)
-    mixed, _ = module(a, b, h)
-    weights = torch.linspace(-1, 1, mixed.numel(), dtype=mixed.dtype).view_as(mixed)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    found = torch.autograd.grad((mixed * weights).sum(), [a, b, *trained], allow_unused=True)
-    return [g for g in found if g is not None]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -285,87 +253,6 @@ def test_gradcheck(name: str) -> None:
         return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)), (a, b, h))
 
     assert torch.autograd.gradcheck(run, (*inputs, *values))
-
-
-class TestMoe:
-    def test_takes_one_branch_whole(self) -> None:
-        a, b, h = branches(batch=4, seq=8)
-        module = built("moe", trained=True)
-        mixed, alpha = module(a, b, h)
-        assert set(alpha.unique().tolist()) == {0.0, 1.0}
-        assert torch.equal(mixed, torch.where(alpha == 1, b, a))
-
-    def test_gradient_is_the_soft_gates(self) -> None:
-        """Reference fault 4: a bare argmax gives the gate no gradient. Here it is that of alpha = p.
-
-        d loss / d p = grad . (b - a), for every token, whichever branch it took.
-        """
-        a, b, h = branches(batch=4, seq=8)
-        module = built("moe", trained=True)
-        weights = torch.randn_like(a)
-        (module(a, b, h)[0] * weights).sum().backward()
-        gate = module.get_parameter("weight")
-        p = torch.sigmoid(h @ (gate[1] - gate[0]).detach() + module.theta.detach())
-        pull = (weights * (b - a)).sum(-1) * p * (1 - p)
-        want = torch.einsum("bs,bsh->h", pull, h)
-        assert gate.grad is not None
-        assert want.abs().min() > 0.01
-        torch.testing.assert_close(gate.grad[1], want)
-        torch.testing.assert_close(gate.grad[0], -want)
-        torch.testing.assert_close(module.theta.grad, pull.sum().view(1))
-
-    def test_branches_get_gradient_only_where_they_were_taken(self) -> None:
-        a, b, h = branches(batch=4, seq=8)
-        module = built("moe", trained=True)
-        _, alpha = module(a, b, h)
-        to_a, to_b = gradients(module, a, b, h)[:2]
-        took_b = (alpha == 1).expand_as(a)
-        assert torch.equal(to_a != 0, ~took_b)
-        assert torch.equal(to_b != 0, took_b)
-
-    def test_the_gate_learns_the_better_branch(self) -> None:
-        """Descent on |mix - target| routes every token to the branch that is its target."""
-        a, b, h = branches(batch=4, seq=8)
-        wants_b = h[..., :1] > 0
-        target = torch.where(wants_b, b, a)
-        module = built("moe")
-        optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
-        for _ in range(60):
-            optimizer.zero_grad()
-            (module(a, b, h)[0] - target).square().mean().backward()
-            optimizer.step()
-        _, alpha = module(a, b, h)
-        assert torch.equal(alpha == 1, wants_b)
-
-
-class TestGate:
-    def test_a_closed_gate_passes_the_pretrained_branch_on_bit_for_bit_and_trains_nothing(self) -> None:
-        """Above 1 it is the copy. Between them the gradient is that of the smooth step, which is 0 at both ends."""
-        module = built("gate", learned=False)
-        weight = module.get_parameter("weight")
-        with torch.no_grad():
-            weight.zero_()[0, 0] = 1.0
-        a, b, h = branches(batch=4, seq=8)
-        h[..., 0] *= 3
-        mixed, alpha = module(a, b, h)
-        s = 0.5 + h[..., :1] / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-        assert (alpha[s <= 0] == 0).all()
-        assert (alpha[s >= 1] == 1).all()
-        assert 0 < (alpha == 0).double().mean() < 1
-        closed, opened = ((alpha == value).expand_as(a) for value in (0, 1))
-        assert torch.equal(mixed[closed], a[closed])
-        assert torch.equal(mixed[opened], b[opened])
-        inside = ((s > 0) & (s < 1)).double()
-        (alpha * torch.arange(32).view(4, 8, 1)).sum().backward()
-        hn = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
-        want = (torch.arange(32).view(4, 8, 1) * inside * 6 * s * (1 - s) * hn).sum((0, 1))
-        assert weight.grad is not None
-        torch.testing.assert_close(weight.grad[0], want)
-
-    def test_it_starts_exactly_half_open(self) -> None:
-        for dtype in DTYPES:
-            _, alpha = build_interpolation("gate", HIDDEN)(*branches(dtype=dtype))
-            assert (alpha == 0.5).all()
 
 
 class TestProjections:

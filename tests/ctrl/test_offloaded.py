@@ -9,12 +9,13 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from transformers import LlamaForSequenceClassification
 
 import ctrl
 from ctrl.checkpoint import read_tensors
 from ctrl.offloaded import in_memory, is_offloaded
 from tests.helpers.families import build
-from tests.helpers.tiny_llama import BATCHES, IDS, expanded
+from tests.helpers.tiny_llama import BATCHES, IDS, expanded, tiny
 
 Offload = Callable[[Any, Path], Any]
 
@@ -87,3 +88,10 @@ def test_the_merged_model_ends_its_replies_as_before() -> None:
     model.generation_config.eos_token_id = [5, 7]
     accelerate.cpu_offload(model)
     assert ctrl.merge_back(model).generation_config.eos_token_id == [5, 7]
+
+
+def test_a_classifier_has_no_settings_of_generation() -> None:
+    model = ctrl.expand(LlamaForSequenceClassification(tiny().config).eval(), ctrl.ControlConfig(layers=2))
+    accelerate.cpu_offload(model)
+    with torch.no_grad():
+        assert torch.equal(ctrl.merge_back(model)(IDS).logits, model(IDS).logits)

@@ -44,6 +44,7 @@ def test_settings_of_generation_and_eval_mode_come_back(structure: str, tmp_path
     assert not again.training
     assert ends(again) == ENDS
     (tmp_path / GENERATION_FILE).unlink()
+    assert ends(ctrl.load_published(tmp_path, base=tiny().model)) != ENDS  # without a head it has no such settings
     assert ends(ctrl.load_published(tmp_path, base=ending(tiny()))) == ENDS
     ending(tiny()).save_pretrained(tmp_path / "base")
     assert ends(ctrl.load_published(tmp_path, base=tmp_path / "base")) == ENDS

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,55 +165,6 @@ COMPUTED = (_pruned, torch.nn.utils.weight_norm, torch.nn.utils.parametrizations
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def closed_over(module: Any) -> None:
-    old = module.forward
-    module.forward = lambda x: 2 * old(x)
-
-
-def by_default(module: Any) -> None:
-    def new(x: Any, old: Any = module.forward) -> Any:
-        return 2 * old(x)
-
-    module.forward = new
-
-
-def compiled(module: Any) -> None:
-    module.forward = torch.compile(module.forward, backend="eager")
-
-
-@pytest.mark.parametrize("patch", [closed_over, by_default, compiled])
-def test_a_forward_that_a_copy_would_not_get_for_its_own_weights_is_refused(patch: Callable[[Any], None]) -> None:
-    """Copies ran the MLP of their layer, and their own never trained."""
-    model = tiny()
-    patch(model.model.layers[3].mlp)
-    ctrl.expand(model, ControlConfig(layers=[0]))
-    ctrl.unload(model)
-    with pytest.raises(ConfigError, match="layer 3: a LlamaMLP has a forward of its own"):
-        ctrl.expand(model, ControlConfig(layers=[3]))
-
-
-def bound(module: Any) -> None:
-    module.forward = types.MethodType(type(module).forward, module)
-
-
-def partial(module: Any) -> None:
-    module.forward = functools.partial(type(module).forward, module)
-
-
-def whole(module: Any) -> None:
-    module.compile(backend="eager")
-
-
-@pytest.mark.parametrize("patch", [bound, partial, whole])
-def test_a_forward_that_is_copied_with_its_module_stays(patch: Callable[[Any], None]) -> None:
-    model = tiny()
-    patch(model.model.layers[3].mlp)
-    ctrl.expand(model, ControlConfig(layers=[3]))
-    before = model(IDS).logits
-    model.model.layers[3].expanded.mlp.down_proj.weight.data += 0.1
-    assert not torch.equal(model(IDS).logits, before)
-
-
 @pytest.mark.parametrize("compute", COMPUTED)
 def test_weights_that_are_computed_in_each_pass_are_refused(compute: Callable[[torch.nn.Module], object]) -> None:
     """A copy of one would stay as it was computed; before expand it has hooks, which copies do not get."""

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ctrl
-from ctrl.fingerprint import changed, fingerprint
+from ctrl.changes import changed
+from ctrl.fingerprint import fingerprint
 from ctrl.sums import exact_sums, other_rows
 from tests.helpers.architectures import build
 from tests.helpers.families import perturb

@@ -76,8 +76,13 @@ class KeptFile(Section):
         """
         source, task = self._source(), self.draw("all", 0)
         whole, some = len(task.test), []
+        if lost := len(source.examples) - whole:
+            some = [
+                f"{lost:,} of its {whole + lost:,} rows are not measured: an earlier one asks the same, if with other "
+                "options or another answer. Write what differs into the question"
+            ]
         if items != "all" and items < whole:
-            some = [f"{items:,} of its {whole:,} questions are measured (evaluation.suites.kept.items may be all)"]
+            some += [f"{items:,} of its {whole:,} questions are measured (evaluation.suites.kept.items may be all)"]
         return [*source.notes, *some, *(source.grader.remarks(task.test) if source.grader else ())]
 
     def _source(self) -> LocalFile:

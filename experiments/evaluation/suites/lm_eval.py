@@ -11,15 +11,14 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import yaml
 from pydantic import Field, model_validator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
@@ -27,22 +26,18 @@ from experiments.common.hashing import sha256
 from experiments.common.section import nearest
 from experiments.data.grader_code import own_files
 from experiments.evaluation.lm_eval_code import no_code_of_others
-from experiments.evaluation.lm_eval_parts import share_requests
+from experiments.evaluation.lm_eval_model import wrapped
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
-from experiments.evaluation.lm_eval_watch import ITS_LOGGER, cuts_said, finite
+from experiments.evaluation.lm_eval_watch import cuts_said, finite
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import stopping
-from experiments.models.key_values import KeyValues
-from experiments.models.reading import reading
 from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key, drop_added_end
-from experiments.models.turns import turns
 from experiments.records import Record
 
 logger = logging.getLogger(__name__)
 FEWSHOT_SEED = 1234  # lm_eval's own default
 PRESETS = Path(__file__).parents[2] / "presets"
-BATCHES = (8, 64)  # the most prompts at a time on a CPU, where more are no faster, and on a GPU
 
 
 class HarnessSettings(SuiteSettings):
@@ -149,7 +144,7 @@ class HarnessSuite(Suite):
         settings = self.settings
         if settings.run_code:
             os.environ.setdefault("HF_ALLOW_CODE_EVAL", "1")  # the metric that runs code wants it
-        language_model = _wrapped(model, self.tokenizer, settings.batch_size)
+        language_model = wrapped(model, self.tokenizer, settings.batch_size)
         for name, task in self.loaded.items():
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # else each measurement draws other examples than the one before
             # its progress bars cannot be switched off
@@ -254,48 +249,3 @@ def _prepared(name: str, task: Any, fewshot: int | None) -> Any:
     if own is None or (fewshot is not None and own != 0):
         task.set_config(key="num_fewshot", value=fewshot or 0)
     return task
-
-
-def _wrapped(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | Literal["auto"] = "auto"
-) -> Any:
-    """Wrap the model for lm_eval, which switches autocast off unless it gets the dtype."""
-    from lm_eval.models.huggingface import HFLM
-
-    logging.getLogger(ITS_LOGGER).setLevel(logging.ERROR)  # it warns of every model that is loaded
-    kind = model.device.type
-    wrapped: Any = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=BATCHES[kind == "cuda"] if batch_size == "auto" else batch_size,
-        mixed_precision_dtype=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
-        softmax_dtype=torch.float32,
-    )
-    if batch_size == "auto":
-        halve_batches(wrapped)
-    if reading(model).caches:
-        write = wrapped._model_generate
-        wrapped._model_generate = lambda *args, **kwargs: write(*args, past_key_values=KeyValues(model), **kwargs)
-    share_requests(wrapped)
-    unwritten = turns(tokenizer).unwritten if tokenizer.chat_template else ""
-    if unwritten:  # ask as the model was trained
-        ask = wrapped.apply_chat_template
-        wrapped.apply_chat_template = lambda *args, **kwargs: ask(*args, **kwargs).removesuffix(unwritten)
-    return wrapped
-
-
-def halve_batches(wrapped: Any) -> None:
-    """Let a model of lm_eval ask again with half as many prompts at a time if its GPU has no memory for them."""
-    for kind in ("loglikelihood", "loglikelihood_rolling", "generate_until"):
-        setattr(wrapped, kind, functools.partial(_in_smaller_batches, wrapped, getattr(wrapped, kind)))
-
-
-def _in_smaller_batches(wrapped: Any, ask: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    while True:
-        try:
-            return ask(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            if wrapped.batch_size_per_gpu == 1:
-                raise
-        wrapped.batch_size_per_gpu //= 2
-        torch.cuda.empty_cache()

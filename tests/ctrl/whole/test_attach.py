@@ -136,7 +136,7 @@ def test_attach_mends_losses_from_logits(own: dict[str, Any], tmp_path: Path) ->
     def trainer(folder: str) -> Any:
         made = hf_trainer(expanded().train(), tmp_path / folder, **own)
         if not own:
-            made.compute_loss_func = lambda out, labels, num_items_in_batch: out.logits.square().mean()
+            made.compute_loss_func = lambda out, labels, num_items_in_batch: out.logits.sum() / num_items_in_batch
         return made
 
     batch = whole_batch()
@@ -147,17 +147,36 @@ def test_attach_mends_losses_from_logits(own: dict[str, Any], tmp_path: Path) ->
     torch.testing.assert_close(after - before, 5 * expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("reads", [True, False])
-def test_a_loss_function_without_a_total_gets_the_mean_divergence(reads: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "reads"),
+    [
+        (lambda out, labels, num_items_in_batch: 0 * out.logits.sum() / num_items_in_batch, True),
+        (lambda out, labels, num_items_in_batch=None: 0 * out.logits.sum(), False),
+        (lambda out, labels, **_: 0 * out.logits.sum(), False),
+    ],
+)
+def test_a_loss_function_that_reads_no_total_gets_the_mean_divergence(loss: Any, reads: bool, tmp_path: Path) -> None:
     trainer, total = ctrl.attach(hf_trainer(expanded().train(), tmp_path)), torch.tensor(500)
-    trainer.compute_loss_func = (
-        (lambda out, labels, num_items_in_batch: 0 * out.logits.sum())
-        if reads
-        else (lambda out, labels, **_: 0 * out.logits.sum())
-    )
+    trainer.compute_loss_func = loss
     added = trainer.compute_loss(trainer.model, whole_batch(), num_items_in_batch=total)
     expected = expanded().train()(**whole_batch(), **({"num_items_in_batch": total} if reads else {})).divergence
     torch.testing.assert_close(added, 5 * expected)
+
+
+def test_a_trainer_whose_own_loss_reads_no_total_gets_the_mean_divergence(tmp_path: Path) -> None:
+    """The usual way to a loss of one's own: the labels are taken out, and the loss is a mean of the logits'."""
+
+    class Own(Trainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            inputs.pop("labels")
+            return 0 * model(**inputs).logits.sum()
+
+    made = hf_trainer(expanded(), tmp_path)
+    trainer = ctrl.attach(Own(expanded().train(), made.args, train_dataset=sequences()))  # type: ignore[arg-type]
+    added = trainer.compute_loss(trainer.model, whole_batch(), num_items_in_batch=torch.tensor(500))
+    torch.testing.assert_close(added, 5 * expanded().train()(**whole_batch()).divergence)
 
 
 def test_attach_leaves_a_loss_that_reads_no_total_in_proportion(tmp_path: Path) -> None:

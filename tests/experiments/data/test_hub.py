@@ -106,10 +106,10 @@ class TestDatasets:
 
     @pytest.mark.parametrize("streaming", [False, True])
     def test_cells_of_csv_are_texts(self, streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The package reads a column of digits as numbers: 007 was learned as 7, which source file never did."""
+        """The package reads digits as numbers, and None as no value, which source file never did: 007 became 7."""
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         answers = {"007", "1.50", "12"}
-        for name, more in (("digits", []), ("words", ["true"])):
+        for name, more in (("digits", []), ("words", ["true"]), ("empty", ["None", "NA"])):
             (tmp_path / name).mkdir()
             rows = [f"q{i},{answer},{i}" for i, answer in enumerate([*sorted(answers), *more])]
             (tmp_path / name / "train.csv").write_text("\n".join(["question,answer,n", *rows]))

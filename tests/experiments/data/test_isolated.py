@@ -18,8 +18,9 @@ import pytest
 
 from experiments.common.errors import MachineError
 from experiments.data import isolated
-from experiments.data.isolated import Isolated, _checked, supported
+from experiments.data.isolated import Isolated, _checked
 from experiments.data.isolated_graders import Code
+from experiments.data.rights import supported
 from tests.helpers.hostile import ATTEMPTS, attempt, refused
 
 pytestmark = pytest.mark.skipif(not supported(), reason="needs Linux with seccomp")

@@ -73,6 +73,12 @@ def turns(*contents: str) -> list[dict[str, str]]:
         (chat(turns("Hi", "Hello", LONG, "4")), chat(turns("hi", "hello!", LONG.upper(), "5")), (1, 0)),
         (chat(turns("Hi", "Hello", LONG, "4")), Text(f"hi hello {LONG}"), (1, 0)),
         # roles and the names of JSON fields are no words of a conversation
+        (Item("What is 4?", "0"), chat([{"role": "system", "content": "Be brief."}, *turns("what is 4", "4")]), (1, 0)),
+        (
+            chat([{"role": "system", "content": "Be rude."}, *turns("What is 4?", "0")]),
+            chat([{"role": "system", "content": "Be brief."}, *turns("what is 4", "4")]),
+            (1, 0),
+        ),
         (chat(turns("a", "b", "c", "d")), chat(turns("e", "f", "g", "h")), (0, 0)),
         (chat(turns("Is it", "yes it", "so it", "is")), chat(turns("one", "two", "three", "four")), (0, 0)),
     ],

@@ -12,9 +12,9 @@ import torch
 
 from experiments.common.errors import ConfigError
 from experiments.data.config import DataConfig
-from experiments.data.isolated import supported
 from experiments.data.items import Item, NewTask
 from experiments.data.procedural import CHUNK, ReasoningGym
+from experiments.data.rights import supported
 from experiments.evaluation.replies import parse_answer
 from tests.helpers.small_run import SUMS
 
@@ -130,7 +130,7 @@ class TestRepliesAreNeverCode:
         assert all(drawn.correct(item.answer, item) for item in drawn.test)
 
     def test_elsewhere_the_field_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("experiments.data.isolated.ALLOWED", {})
+        monkeypatch.setattr("experiments.data.rights.ALLOWED", {})
         with pytest.raises(ConfigError, match=r"replies of n_queens cannot be checked here without rights"):
             held_out(2, name="n_queens", params={}, run_code=True)
 

@@ -106,7 +106,7 @@ class TestShapes:
         source = HuggingFace(name="x")
         vars(source)["loaded"] = datasets.Dataset.from_list([row, row])
         assert list(source.epoch(0, 0, frozenset())) == [expected, expected]
-        assert source.notes == []
+        assert [note for note in source.notes if not note.startswith("columns that are not read: ")] == []
 
 
 def test_every_shape_has_a_case() -> None:
@@ -146,6 +146,43 @@ class TestUnknown:
         source = LocalFile(path=path, skip_bad_rows=True)
         assert source.examples == (Item("hi", "hello"),)
         assert source.notes[0].startswith("1 row passed over (")
+
+    def test_columns_that_are_not_read_are_said_unless_the_config_names_some(self, tmp_path: Path) -> None:
+        """The schema of a question to a database, or the options of one, are often in a column of their own."""
+        row = {"question": "q", "context": "CREATE TABLE t", "answer": "a", "text": "q a", "id": 1}
+        path = str(write(tmp_path / "a.jsonl", [row]))
+        (said,) = LocalFile(path=path).notes
+        assert said.startswith("columns that are not read: context, id. If one belongs to the example, put it")
+        assert LocalFile(path=path, question="{context} {question}").notes == []
+        many = {f"c{i}": "x" for i in range(10)}
+        (said,) = LocalFile(path=str(write(tmp_path / "b.jsonl", [{"text": "x", **many}]))).notes
+        assert "c6, c7 and 2 more. " in said
+
+    def test_keys_without_a_value_in_tools_and_calls_are_said(self, tmp_path: Path) -> None:
+        """`datasets` writes them into JSON; it fills up Parquet too, of which they are not read."""
+        import datasets
+
+        names = ("x", "y")
+        calls = [
+            [{"type": "function", "function": {"name": name, "arguments": {name: 1}}, "id": None}] for name in names
+        ]
+        rows = [
+            {"messages": [{**HI, "content": name}, {**HELLO, "tool_calls": call}, {**HELLO, "tool_calls": None}]}
+            for name, call in zip(names, calls, strict=True)
+        ]
+        rows = [
+            {**row, "tools": [{**TOOL, "name": name, "note": {name: 1}}]} for name, row in zip(names, rows, strict=True)
+        ]
+        table = datasets.Dataset.from_list(rows)
+        table.to_json(tmp_path / "a.jsonl")
+        table.to_parquet(tmp_path / "a.parquet")
+        assert [note.partition(", which")[0] for note in LocalFile(path=str(tmp_path / "a.jsonl")).notes] == [
+            "2 cells of column 'messages' with keys that are null",
+            "2 cells of column 'tools' with keys that are null",
+        ]
+        assert LocalFile(path=str(tmp_path / "a.parquet")).notes == []
+        own = [{"messages": [{**HI, "name": None}, {**HELLO, "tool_calls": None}], "tools": None}]
+        assert LocalFile(path=str(write(tmp_path / "b.jsonl", own))).notes == []
 
 
 class TestChats:

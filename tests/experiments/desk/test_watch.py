@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -132,6 +134,22 @@ def test_a_run_is_started_watched_stopped_and_goes_on(
     (result,) = run_experiment(config, tmp_path, say=said.append).results
     assert (result.status, result.steps) == ("finished", 100)
     assert any("continues from checkpoint-" in line for line in said)
+
+
+def test_a_second_start_keeps_what_the_first_one_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says its own reason, not that of the first."""
+
+    def begin(words: list[str], stdout: Any, **options: Any) -> Any:
+        stdout.write(b"error: " + text)
+        stdout.flush()
+        return SimpleNamespace(poll=lambda: 2, returncode=2)
+
+    monkeypatch.setattr("experiments.desk.watch.subprocess.Popen", begin)
+    for text in (b"no memory\n", b"another process is running it\n"):
+        with pytest.raises(RunError, match=f"ended before it began: {text.decode().strip()}$"):
+            start(small_config("m"), tmp_path)
+    (log,) = (tmp_path / "started").glob("*.log")
+    assert log.read_text() == "error: no memory\nerror: another process is running it\n"
 
 
 @pytest.mark.slow

@@ -107,3 +107,11 @@ def test_a_run_with_lm_eval_is_measured_at_its_end(evaluation: dict[str, Any], s
     assert config.evaluation_steps == steps
     assert parse_config(config.to_dict()).evaluation_steps == steps
     assert parse_config(config.to_dict()).digest() == config.digest()
+
+
+def test_a_kept_task_and_one_of_lm_eval_do_not_share_a_figure() -> None:
+    """`retention/arc_easy` would be of the questions of both."""
+    kept, tasks = {"path": "arc_easy.jsonl"}, {"kept": ["arc_easy"]}
+    with pytest.raises(ConfigError, match="'arc_easy' is a kept task and one of lm_eval: give the file another `name`"):
+        config_of({"suites": [{"kept": {"tasks": [kept]}}, {"lm_eval": tasks}]})
+    assert config_of({"suites": [{"kept": {"tasks": [{**kept, "name": "mine"}]}}, {"lm_eval": tasks}]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from experiments.measure.callback import ForgettingCallback, check_whole, weight
 from experiments.measure.run import measure
 from experiments.measure.training_folder import release
 from experiments.measure.watch import Watch
-from experiments.records import read_records
+from experiments.records import Estimate, read_records
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.launch import two_processes
 from tests.helpers.measured import model_folder, tiny_model
@@ -179,6 +179,19 @@ def test_a_broken_limit_stops_the_training_and_the_best_model_keeps_it(tmp_path:
     assert all(torch.equal(best[name], model[name]) for name in model)
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_broken_limit_is_said_whatever_follows_from_it(stop: bool, caplog: pytest.LogCaptureFixture) -> None:
+    hook = ForgettingCallback(limits=["kl <= 1e-9", "retention >= .5"], stop=stop)
+    cards = iter([{"kl": Estimate(0.1), "retention": Estimate(0.9)}, {"kl": Estimate(0.0), "retention": Estimate(0.9)}])
+    hook._watch = cast(Watch, SimpleNamespace(measure=lambda step, model: next(cards)))
+    state = TrainerState()
+    ends = [hook._measure(None, state, TrainerControl(), None, None, step) for step in (2, 4)]
+    assert ends == [True, False]
+    assert [record.message for record in caplog.records] == [
+        f"step 2: kl <= 1e-09 is broken{': the training stops' if stop else ''}"
+    ]
+
+
 @pytest.mark.slow
 def test_a_limit_on_a_figure_that_is_not_measured_is_refused(tmp_path: Path) -> None:
     """No free replies are asked for: it would never be broken."""
@@ -205,12 +218,18 @@ def test_a_limit_that_breaks_ends_the_training_in_all_processes(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(tmp_path: Path) -> None:
+def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = callback(tmp_path)
     trained(tiny_model(), tmp_path, first, save_strategy="steps", save_steps=2, max_steps=4)
     base = read_records(tmp_path / "measured" / "base" / "items.jsonl")
+    state = tmp_path / "measured" / "base" / "state.json"
+    note = json.loads(state.read_text())
+    state.write_text(json.dumps({**note, "with": {**note["with"], "torch": "1.0"}}))
     again = callback(tmp_path)
     trained(tiny_model(), tmp_path, again, resume=True, save_strategy="steps", save_steps=2, max_steps=6)
+    assert "the base was measured with torch 1.0, and torch is" in caplog.text
     assert [point["step"] for point in again.result.trajectory] == [0, 2, 4, 6]
     assert read_records(tmp_path / "measured" / "base" / "items.jsonl") == base
     changed = callback(tmp_path, seed=1)
@@ -219,6 +238,9 @@ def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(tmp_path:
     other = ForgettingCallback(folder=tmp_path / "elsewhere", changes=QUICK)
     with pytest.raises(ConfigError, match=r"goes on at step 6, so the model is not the base any more"):
         trained(tiny_model(), tmp_path, other, resume=True, max_steps=8)
+    assert "are replaced" not in caplog.text
+    trained(tiny_model(), tmp_path, callback(tmp_path), max_steps=1)
+    assert "the measurements of an earlier training are replaced" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ def test_defaults_and_changes(tmp_path: Path) -> None:
     assert measure_config("base").evaluation.suites == DEFAULT
     assert measure_config("base", new=questions(tmp_path)).evaluation.suites == ("new", *DEFAULT)
     config = measure_config("base", kept_tasks=["agreement"], changes={"kept.items": 8, "bootstrap": 200})
+    as_in_a_run = {"evaluation.suites.kept.items": 8, "evaluation.bootstrap": 200}  # as lines of a run name them
+    assert measure_config("base", kept_tasks=["agreement"], changes=as_in_a_run) == config
     assert (config.evaluation.settings("kept").items, config.evaluation.bootstrap) == (8, 200)
     assert config.evaluation.settings("kept").tasks == ("agreement",)
     assert config.evaluation.suites == DEFAULT
@@ -52,7 +54,7 @@ def test_defaults_and_changes(tmp_path: Path) -> None:
         ),
         ({"kept_tasks": ["plurals"], "changes": {"kept": {"items": 8}}}, r"--set kept replaces what --kept"),
         ({"lm_eval": ["piqa"], "changes": {"lm_eval.kept": ["arc"]}}, r"--set lm_eval\.kept replaces .* or --lm-eval"),
-        ({"changes": {"every": 5}}, r"--set every has no effect: no model trains here"),
+        ({"changes": {"evaluation.every": 5}}, r"--set every has no effect: no model trains here"),
         ({"changes": {"new_items": 5}}, r"--set new_items has no effect: it is of the new task, add --new FILE"),
         ({"suites": ["kept"], "changes": {"suites": ["drift"]}}, r"--set suites replaces --suites"),
         ({"suites": ["new", "kept"]}, r"suite new needs a file of the new task: add --new FILE"),

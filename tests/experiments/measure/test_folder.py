@@ -12,7 +12,7 @@ from experiments.common.files import read_json, write_json
 from experiments.common.hashing import BLOCKS_ONCE, WHOLE
 from experiments.measure.config import measure_config
 from experiments.measure.files import content
-from experiments.measure.folder import NOTE, note_settings
+from experiments.measure.folder import NOTE, note_settings, say_replaced
 
 
 @pytest.fixture
@@ -56,3 +56,13 @@ def test_new_weights_of_the_same_size_and_time_are_refused(base: Path, tmp_path:
     os.utime(weights, ns=(time, time))
     with pytest.raises(ConfigError, match="out holds a measurement of another base"):
         note_settings(folder, measure_config("base"), "0123abcd", base)
+
+
+def test_a_report_of_other_models_that_is_replaced_is_said(base: Path, tmp_path: Path) -> None:
+    """One command for each model has one folder, since base and settings are the same."""
+    folder, said = tmp_path / "out", list[str]()
+    for arms in (["one"], ["one", "two"], ["two"]):
+        say_replaced(folder, arms, said.append)
+        note_settings(folder, measure_config("base"), "0123abcd", base, arms=arms)
+    (line,) = said
+    assert line.startswith(f"report and figures.json of one in {folder} are replaced; the records stay")

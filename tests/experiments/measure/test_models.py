@@ -13,15 +13,15 @@ from transformers import AutoConfig
 
 from experiments.cli.main import main
 from experiments.common.errors import ConfigError
-from experiments.measure.kinds import Base
+from experiments.measure.base import Base
 from experiments.measure.models import Model, is_of, load_tokenizer, noted_facts, read_base, read_models
-from tests.helpers.byte_level import QWEN3, byte_base, byte_tokenizer
+from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
 from tests.helpers.measured import adapter_folder, model_folder, tiny_model, training_folder
 
 
 @pytest.fixture(autouse=True)
 def _nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.measure.kinds.load_model", None)  # would fail if it were called
+    monkeypatch.setattr("experiments.measure.base.load_model", None)  # would fail if it were called
     monkeypatch.setattr("experiments.measure.session.load_base", None)
 
 
@@ -61,6 +61,7 @@ def test_other_rules_for_the_same_words_are_another_tokenizer(base: str, tmp_pat
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     (found,) = read(base, model_folder(tmp_path / "lower", tokenizer=tokenizer))
     assert (found.own, found.left_out) == (True, {})
+    assert found.remark == "lower is asked in its own tokens (the base has others): answers may change for that alone"
     assert found.tokenizer("ABC")["input_ids"] == tokenizer("abc")["input_ids"]
 
 
@@ -69,6 +70,22 @@ def test_another_template_asks_in_the_models_own_words(base: str, tmp_path: Path
     (found,) = read(base, model_folder(tmp_path / "instruct", tokenizer=byte_tokenizer(QWEN3)))
     assert (found.own, found.left_out, found.extra) == (True, {}, 0)
     assert found.tokenizer.chat_template == QWEN3
+    why = "answers may change for that alone"
+    assert found.remark == ""  # its prompts are those of the base
+    (found,) = read(base, model_folder(tmp_path / "brief", tokenizer=byte_tokenizer(f"Be brief.{CHATML}")))
+    assert found.remark == f"brief is asked in its own chat template (the base has another): {why}"
+    plain = model_folder(tmp_path / "plain", tokenizer=byte_tokenizer(None))
+    (found,), (other,) = read(plain, base), read(base, plain)
+    assert found.remark == f"base is asked in its own chat template (the base has none): {why}"
+    assert other.remark == f"plain is asked without a chat template (the base has one): {why}"
+
+
+def test_a_template_that_writes_the_same_prompts_is_not_said(base: str, tmp_path: Path) -> None:
+    """Trainers mark what is learned in it, or save it with other blanks."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{# marked #}" + str(tokenizer.chat_template)
+    (found,) = read(base, model_folder(tmp_path / "marked", tokenizer=tokenizer))
+    assert (found.own, found.remark) == (True, "")
 
 
 def test_another_tokenizer_above_the_checkpoints_is_another_model(base: str, tmp_path: Path) -> None:
@@ -87,7 +104,7 @@ def test_another_tokenizer_above_the_checkpoints_is_another_model(base: str, tmp
 
 def test_added_tokens_are_counted(base: str, models: dict[str, str]) -> None:
     (found,) = read(base, models["resized"])
-    assert (found.own, found.left_out, found.extra) == (True, {}, 1)
+    assert (found.own, found.left_out, found.extra, found.remark) == (True, {}, 1, "")
 
 
 def test_another_architecture_has_answers_and_a_smaller_vocabulary_no_drift(base: str, tmp_path: Path) -> None:

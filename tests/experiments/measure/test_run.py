@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from experiments.measure.run import Measurement, _measure_all, measure
 from experiments.records import read_records
 from experiments.scorecard.figures import FIGURES
 from experiments.tracking.journal import journals
+from tests.helpers.byte_level import CHATML, byte_tokenizer
 from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.measured import SMALL, model_folder
 
@@ -143,7 +145,7 @@ def test_a_second_call_reads_what_is_finished(
     measured: Measurement, models: dict[str, str], base: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("experiments.measure.session.load_base", None)  # would fail if it were called
-    monkeypatch.setattr("experiments.measure.kinds.load_model", None)
+    monkeypatch.setattr("experiments.measure.base.load_model", None)
     named = [f"{name}={folder}" for name, folder in models.items()]
     again = measure(base, named[:3], precision="fp32", root=root, changes=SMALL)
     assert again.folder == measured.folder
@@ -158,8 +160,9 @@ def test_the_command_prints_the_answer_first_and_ends_with_the_code_of_the_gate(
     words = ["measure", "--base", base, "--model", f"same={models['same']}", "--root", str(root), *settings]
     words += ["--precision", "fp32", "--gate", "kl <= 0"]
     assert main(words) == 0  # all is on disk
-    out = capsys.readouterr().out
-    assert out.strip().startswith("same lost 0 of 7 kept answers that the base had right and won 0: retention 1.00 [")
+    replaced, _, out = capsys.readouterr().out.partition("\n\n")
+    assert replaced.startswith("report and figures.json of perturbed, adapter in ")
+    assert out.startswith("same lost 0 of 7 kept answers that the base had right and won 0: retention 1.00 [")
     assert "pass  same: kl <= 0: .000 [.000,.000], bound 0.0000" in out
     assert main([*words, "--gate", "retention >= 1"]) == 3
     assert "FAIL  same: retention >= 1: 1.000 [" in capsys.readouterr().out
@@ -291,3 +294,14 @@ def test_a_fault_of_the_machine_is_not_the_models(error: Exception, of_the_model
             _measure_all(session, models)  # type: ignore[arg-type]
         return
     assert list(_measure_all(session, models)[1]) == ["x"]  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_asked_in_other_words_is_said_with_its_figures(tmp_path: Path) -> None:
+    """Trainers give a model a template of theirs: what it lost may be due to that alone."""
+    base = model_folder(tmp_path / "base")
+    model = model_folder(tmp_path / "brief", tokenizer=byte_tokenizer(f"Be brief.{CHATML}"))
+    settings: dict[str, Any] = {"suites": ["kept"], "changes": KEPT, "precision": "fp32", "root": tmp_path / "mlruns"}
+    found = measure(base, [model], say=lambda text: None, **settings)
+    said = "brief is asked in its own chat template (the base has another): answers may change for that alone"
+    assert found.report.notes == [said]
+    assert said in (found.folder / "report.txt").read_text()

@@ -9,7 +9,8 @@ from filelock import FileLock, Timeout
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_json
-from experiments.measure.training_folder import default_folder, hold, release
+from experiments.measure.training_folder import default_folder, hold, libraries, release, said_other, said_replaced
+from tests.helpers.measured import tiny_model
 
 
 def test_trainings_whose_outputs_have_one_name_do_not_share_a_folder(
@@ -48,3 +49,18 @@ def test_a_training_does_not_replace_the_base_of_a_measurement(note: dict[str, s
         (tmp_path / "config.yaml").write_text("name: a run")
     with pytest.raises(ConfigError, match="holds a run or a measurement, whose records would be replaced"):
         hold(tmp_path)
+
+
+def test_a_training_that_goes_on_says_what_else_differs_from_its_base() -> None:
+    model = tiny_model()
+    assert [said_other(note, model) for note in ({}, {"with": libraries(model)})] == ["", ""]
+    said = said_other({"with": {**libraries(model), "torch": "1.0", "device": "cuda"}}, model)
+    assert said.startswith("the base was measured with torch 1.0, and torch is ")
+    assert "; device cuda, and device is cpu here: figures may differ for that alone" in said
+
+
+def test_measurements_that_a_new_training_replaces_are_said(tmp_path: Path) -> None:
+    write_json(tmp_path / "arms" / "trained" / "digests.json", {})
+    assert said_replaced(tmp_path) == ""  # of one that did not end: it begins again
+    write_json(tmp_path / "arms" / "trained" / "result.json", {})
+    assert "the measurements of an earlier training are replaced" in said_replaced(tmp_path)

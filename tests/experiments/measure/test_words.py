@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.measure.words import sentence
+from experiments.measure.words import sentence, without_words
 from experiments.records import ArmResult, Estimate, Record
 from experiments.scorecard import scorecard
 from tests.helpers.turned import AFTER, BASE, choice
@@ -71,3 +71,25 @@ def test_instructions_have_a_verdict_of_their_own(retention: Estimate, said: str
 def test_without_kept_questions_it_says_so() -> None:
     drift = [Record("drift", "base replies", "kl", "0", value=0.5, tokens=4)]
     assert sentence(result(drift, drift), drift, drift).startswith("mine was not asked kept questions; KL .50")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("Paris", "", "mine: 10 of 10 free replies say nothing, or are cut off in their thoughts"),
+        ("Paris", "<think>\nThe user asks for", "10 of 10 free replies say nothing"),
+        ("Paris", "<think>short</think> Rome", ""),
+        ("<think>The", "<think>The", ""),  # the base does so too
+    ],
+)
+def test_replies_that_are_all_thoughts_are_said(before: str, after: str, said: str) -> None:
+    """Their answers count as wrong, though the model may know them."""
+
+    def records(reply: str) -> list[Record]:
+        return [
+            Record("kept", "capitals", "generate", str(i), correct=0, answer="Paris", reply=reply) for i in range(10)
+        ]
+
+    found = without_words("mine", records(before), [*records(after), choice("wrong", (-1.0, -2.0, -3.0))])
+    assert said in found
+    assert bool(said) == bool(found)

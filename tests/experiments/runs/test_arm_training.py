@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from experiments.common.errors import ModelError
 from experiments.config import parse_config
 from experiments.methods.saving import facts_of
-from experiments.runs.arm_training import ArmTraining
+from experiments.runs.arm_training import ArmTraining, reason
 from tests.helpers.tiny_llama import tiny
 
 ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
@@ -57,3 +59,26 @@ def test_a_base_that_somebody_replaced_while_the_run_went_on_is_no_base_of_an_ar
         base.config.rms_norm_eps = 0.1
     with pytest.raises(ModelError, match=r"is another one than when this run measured it: .* goes on"):
         arm._facts(base)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ("", r"out of GPU memory: set training\.micro_batch lower"),
+        (
+            "Process 7 has 17179869184.00 GiB memory in use. ",
+            r"out of GPU memory: set",
+        ),  # what torch says in a container
+        (
+            "Process 7 has 60.25 GiB memory in use. Process 8 has 512.00 MiB memory in use. ",
+            r"out of GPU memory: other processes hold 60\.25 GiB and 512\.00 MiB: end them, or set training",
+        ),
+    ],
+)
+def test_memory_that_other_processes_hold_is_said(others: str, said: str) -> None:
+    """A smaller batch is no remedy for a notebook that still has a model on the GPU."""
+    text = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.15 GiB of which 1.05 GiB is "
+        f"free. {others}Including non-PyTorch memory, this process has 12.06 GiB memory in use. Of the allocated"
+    )
+    assert re.match(said, reason(torch.OutOfMemoryError(text)))

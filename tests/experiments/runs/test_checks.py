@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerBase
 
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, MachineError
 from experiments.config import parse_config
 from experiments.runs.checks import check_run, check_suites, check_tokens
+from experiments.runs.experiment import run_arms
+from experiments.runs.run import run_experiment
 from tests.helpers.byte_level import CHATML, byte_llama, byte_tokenizer
 from tests.helpers.new_tasks import sums
 from tests.helpers.one_arm import arm
 from tests.helpers.readers import build_other
 from tests.helpers.small_run import draw_suites, small_config
 from tests.helpers.tiny_llama import tiny
+
+
+@pytest.fixture
+def lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that a CUDA error has cost its GPU: each call of the device raises it again."""
+
+    def synchronize() -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+
+
+def test_an_arm_that_costs_the_process_its_gpu_fails_alone(request: pytest.FixtureRequest) -> None:
+    """The arms after it, and in a study the trials, would fail for the same error."""
+    ran: list[str] = []
+
+    class Arm:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def run(self, *_: Any) -> None:
+            ran.append(self.name)
+            if self.name == "second":
+                request.getfixturevalue("lost")
+
+    arms: Any = [Arm("first"), Arm("second"), Arm("third")]
+    with pytest.raises(MachineError, match=r"lost its GPU .*device-side assert triggered\)\. .*same command goes on"):
+        run_arms(arms, cast(Any, None), None)
+    assert ran == ["first", "second"]
+
+
+@pytest.mark.usefixtures("lost")
+def test_no_run_begins_in_a_process_without_its_gpu(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="lost its GPU"):
+        run_experiment(small_config("no-such-model"), tmp_path, force=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_arm_is_checked_against_its_base_model() -> None:

@@ -12,8 +12,8 @@ from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig, parse_config
 from experiments.data.encoding import Encoder
 from experiments.data.files import LocalFile
-from experiments.data.isolated import supported
 from experiments.data.items import NewTask, NewText
+from experiments.data.rights import supported
 from experiments.runs.data import ExperimentData
 from experiments.runs.held_out import asked, remarks
 from tests.helpers.chat_families import FAMILIES, family_tokenizer

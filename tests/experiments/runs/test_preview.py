@@ -41,12 +41,13 @@ def test_the_shape_the_counts_and_one_example(base_of_bytes: str, chats: Path) -
     (source,) = found.sources
     tokens = len(source.rows[0])
     assert source.name == "new: own"
-    shape, counts, same = source.facts
+    shape, counts, same, unread = source.facts
     assert shape == "shape: messages (columns messages)"
     learned = sum(len(f"assistant \u65e5{i}".encode()) + 1 for i in range(2))
     assert counts.startswith("1 examples: ")
     assert f" tokens, {learned} of them with loss (" in counts
     assert same == "2 of 3 examples repeat an earlier one and are read once"
+    assert unread.startswith("columns that are not read: id. ")
     assert "".join(token.text for token in source.rows[0] if token.learned) == (
         "assistant \u65e50<|im_end|>assistant \u65e51<|im_end|>"
     )
@@ -69,7 +70,7 @@ def test_a_notebook_shows_text_of_others_as_it_is(base_of_bytes: str, tmp_path: 
     assert {tag.split()[0].strip("<>/") for tag in tags} == {"div", "h4", "pre", "span"}
     assert "ignore" in tags[0]  # formulas
     assert tags[-1] == "</div>"
-    assert html.unescape(re.sub("<[^>]*>", "", page)).replace("\u00a6", "").count(hostile) == 2
+    assert html.unescape(re.sub("<[^>]*>", "", page)).replace("\u00a6", "").count(hostile) == 3
 
 
 def test_what_the_template_refuses_is_counted_and_another_one_is_shown(base_of_bytes: str, tmp_path: Path) -> None:

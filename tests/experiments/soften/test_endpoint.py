@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 import ctrl
-from experiments.measure.kinds import Base
+from experiments.measure.base import Base
 from experiments.measure.models import load_tokenizer, read_base, read_models
 from experiments.soften.endpoint import endpoint
 from experiments.soften.path import WeightPath

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from experiments.common.errors import ConfigError
-from experiments.measure.kinds import Base
+from experiments.measure.base import Base
 from experiments.posthoc.operations import depth_shares
 from experiments.soften.path import EMBEDDINGS, WeightPath
 from tests.helpers.byte_level import byte_base, byte_tokenizer

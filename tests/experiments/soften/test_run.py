@@ -128,7 +128,7 @@ def test_points_are_measured_as_measure_does_and_only_once(
     ours = read_records(found.folder / "arms" / "alpha-1" / "items-1.jsonl")
     assert ours == read_records(same.folder / "arms" / "m" / "items-1.jsonl")
     assert {record.task for record in ours if record.suite == "kept"} == {"capitals", new.stem}
-    monkeypatch.setattr("experiments.measure.kinds.load_model", lambda name, **loading: pytest.fail("measured twice"))
+    monkeypatch.setattr("experiments.measure.base.load_model", lambda name, **loading: pytest.fail("measured twice"))
     before = folder_digests(tmp_path / "soft")
     again = softened(model, tmp_path / "soft", **own)  # the same command: it is there already
     assert (again.alpha, folder_digests(tmp_path / "soft")) == (found.alpha, before)
@@ -152,6 +152,21 @@ def test_points_are_measured_as_measure_does_and_only_once(
     assert (one.kind, one.status, one.best and one.best["arm"]) == ("soften", "finished", f"alpha-{found.alpha:g}")
     assert one.best is not None
     assert one.best["scorecard"]["gain"]["value"] == found.report.cards[found.alpha or 0]["gain"].value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["base", "model"])
+def test_files_that_change_while_they_are_mixed_give_no_model(
+    which: str, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trainer may save a new one there at any time."""
+    folders = {name: model_folder(tmp_path / name, noise) for name, noise in (("base", 0.0), ("model", 0.2))}
+    changed = lambda *_: os.utime(Path(folders[which]) / "model.safetensors", ns=(1, 1))  # noqa: E731
+    monkeypatch.setattr("experiments.soften.run.write_card", changed)
+    options: dict[str, Any] = {"root": tmp_path / "root", "changes": QUICK, "precision": "fp32"}
+    with pytest.raises(ConfigError, match="changed while the softened model was written, so it is dropped"):
+        soften(*folders.values(), tmp_path / "soft", new, [0.5], **options)
+    assert not (tmp_path / "soft").exists()
 
 
 @pytest.mark.slow

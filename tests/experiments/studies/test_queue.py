@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from experiments.common.errors import StudyError
 from experiments.studies.queue import Store
 from experiments.studies.trial import TrialFailed
 from experiments.studies.trial_results import TrialOutcome
@@ -225,3 +226,5 @@ def test_cells_that_were_added_are_not_called_finished(tmp_path: Path) -> None:
     store.add_trials(9)
     store.work(logging_run(tmp_path / "log"), quiet)
     assert (begun(tmp_path / "log"), store.ended()) == (6, "all 6 cells of the grid are finished")
+    with pytest.raises(StudyError, match="has all 6 cells of its grid: none is left"):
+        store.add_trials(1)

@@ -10,9 +10,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from experiments.training.channel import FAILED, AbortLaunch, Channel, CollectiveTimeout
+from experiments.training.processes import MainProcessError, Processes
 
 TIMEOUT = timedelta(seconds=1)
 
@@ -163,3 +165,20 @@ def test_a_store_that_goes_away_ends_the_launch() -> None:
     with pytest.raises(AbortLaunch, match="process 1 lost the connection to the others at 'done': connection reset"):
         channel.receive("done")
     channel.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [(MemoryError(), AbortLaunch), (ConnectionError("gone"), AbortLaunch), (ValueError("x"), MainProcessError)],
+)
+def test_a_fault_of_the_machine_in_one_process_fails_no_arm(fault: Exception, kind: type[Exception]) -> None:
+    """Its text does not say its class: `MemoryError` has none at all."""
+
+    def measuring(channel: Channel, fault: Exception | None) -> None:
+        with Processes(2, channel.index, channel).sharing(torch.nn.Linear(1, 1), "evaluation"):
+            if fault:
+                raise fault
+
+    found = processes(lambda channel: measuring(channel, None), lambda channel: measuring(channel, fault))
+    assert [type(error) for error in found] == [kind, kind]
+    assert all(type(fault).__name__ in str(error) for error in found)

@@ -146,3 +146,14 @@ def test_faults_in_a_file(rows: list[Any], said: str, tmp_path: Path) -> None:
     if "options" in rows[0]:
         write(tmp_path / "exam.jsonl", [*rows, {**rows[0], "answer": "a"}])
         assert [item.answer for item in KeptFile(path=path, skip_bad_rows=True).draw(4, 0).test] == ["a"]
+
+
+def test_rows_of_one_question_with_other_options_are_said_to_be_lost(tmp_path: Path) -> None:
+    """`Which of these is a mammal?` is asked with many options in many tables; a question is known by its words."""
+    rows = [{"question": "Which is a mammal?", "options": [f"cat {i}", "fly"], "answer": "A"} for i in range(3)]
+    kept = KeptFile(path=str(write(tmp_path / "exam.jsonl", [*rows, *EXAM])))
+    assert len(kept.draw("all", 0).test) == 7
+    lost, some = kept.notes(4)
+    assert lost.startswith("2 of its 9 rows are not measured: an earlier one asks the same, if with other options")
+    assert some.startswith("4 of its 7 questions are measured")
+    assert KeptFile(path=str(write(tmp_path / "plain.jsonl", EXAM))).notes() == []

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
-from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings, _wrapped, halve_batches
+from experiments.evaluation.lm_eval_model import halve_batches, wrapped
+from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings
 from experiments.models.tokens import prompt_ids
 from tests.helpers.byte_level import R1, byte_llama, byte_tokenizer
 from tests.helpers.lm_eval_suite import config_of, harness
@@ -208,7 +209,7 @@ def test_lm_eval_asks_as_the_model_was_trained(folder: Path) -> None:
     """No end of text after a question, and no think block that whole chats do not have."""
     tokenizer = byte_tokenizer(R1, bos=True, eos_added=True, eos="</s>")
     suite = harness(folder, tokenizer)
-    model = _wrapped(byte_llama(len(tokenizer)), suite.tokenizer, 1)
+    model = wrapped(byte_llama(len(tokenizer)), suite.tokenizer, 1)
     assert suite.tokenizer.decode(model.tok_encode("hi")) == "<s>hi"
     asked = model.apply_chat_template([{"role": "user", "content": "hi"}])
     assert model.tok_encode(asked) == prompt_ids(tokenizer, "hi")

@@ -1,0 +1,58 @@
+"""Describe an expanded model and its base: what a saved expansion notes, and a base to load onto must agree with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ctrl.computes import computes
+from ctrl.quantised import kinds
+from ctrl.sums import Sums, exact_sums
+
+MERGED = ", merged with copies"  # after the name of a base that is no longer the one of this name
+
+
+def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
+    """Describe an expanded model: `control`, its config, and `base`, the facts of its base when it was expanded. Their
+    `sums` are those of now (`exact_sums`, if they are not passed): a type may have rounded weights since."""
+    control = model.control
+    base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
+    base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
+    base["quantised"] = kinds(model)
+    base["sums"] = {name: list(found) for name, found in (exact_sums(model) if sums is None else sums).items()}
+    return {"control": control.config.to_dict(), "base": base}
+
+
+def base_facts(model: nn.Module) -> dict[str, Any]:
+    """Describe a base model by the facts in which the base to load onto must agree with the base that was expanded."""
+    config: Any = model.config
+    text = config.get_text_config(decoder=True)
+    return {
+        "name": config._name_or_path and config._name_or_path + vars(model).get("_merged_by_ctrl", ""),
+        "model_type": config.model_type,
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "vocab_size": text.vocab_size,
+        "dtype": str(model.dtype),
+        "computes": computes(config),
+    }
+
+
+def note_merged(plain: Any) -> None:
+    """Note that a plain model is not the one of its name: a second expansion needs the merged weights as its base."""
+    vars(plain)["_merged_by_ctrl"] = MERGED
+
+
+def buffer_types(model: nn.Module) -> list[str]:
+    """List the types of the buffers that no file holds, RoPE's frequencies for one: `model.to(dtype)` rounds these too,
+    a base that is loaded in this type has them in fp32."""
+    made = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
+    found = [module._buffers[name] for module, name in made]
+    return sorted({str(buffer.dtype) for buffer in found if buffer is not None and buffer.is_floating_point()})
+
+
+def ends(model: Any) -> list[int]:
+    """List the tokens at which `generate` stops: trainers add the end of turn of a chat template to those of a base."""
+    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if known is None else [int(end) for end in (known if isinstance(known, list | tuple) else [known])]
