@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ctrl.control_model import ControlModel, require_expanded
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.reference import warn_of_reference
@@ -63,8 +62,10 @@ class Collected:
         device = next(self.model.parameters()).device
         tokens = self.model.control.config.divergence_tokens
         found = mean_divergence(self.passes, tokens, device, total)
-        if found is None and self._gradients and self.model.control.adds and self.model.control.enabled:
-            warnings.warn(NOTHING, stacklevel=3)
+        control = self.model.control
+        if found is None and self._gradients and control.may_warn():
+            control.warned = True
+            warn(NOTHING, stacklevel=3)
         return torch.zeros((), device=device) if found is None else found
 
     def weighted(self, labels: Tensor | None = None, total: Tensor | int | None = None) -> Tensor:

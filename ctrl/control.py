@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
 from ctrl.config import ControlConfig
+from ctrl.errors import warn
 from ctrl.passes import ForwardPass
 from ctrl.structure import branch_kinds
 
@@ -96,7 +96,7 @@ class Control:
 
     def _warn_of_copying(self) -> None:
         if block := self.open_block:
-            warnings.warn(
+            warn(
                 f"this model is copied inside {block}, and the copy stays as it is there for ever: copy or pickle it "
                 "outside of the block. ctrl.reference(model) makes a plain model of the base",
                 stacklevel=3,
@@ -140,7 +140,7 @@ class Control:
         A pass in eval mode may train too, which is not known before. For compiled passes with labels see `marked`.
         """
         reached: list[bool] = []
-        if not self._may_warn() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not self.may_warn() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
 
         def check() -> None:
@@ -177,7 +177,7 @@ class Control:
 
     def warn_of_loss_without(self, cause: str) -> None:
         """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""
-        if not self._may_warn():
+        if not self.may_warn():
             return
         if not torch.compiler.is_compiling():
             self.warned = True  # while compiling it would be a reason to compile again
@@ -213,13 +213,13 @@ class Control:
     def warn_of_references(self, use: str) -> None:
         """Warn if a model of ctrl.reference shares the weights of the base, which train from now on."""
         if any(made() is not None for made in self.references):
-            warnings.warn(
+            warn(
                 f"{use} makes the weights of the base trainable, and a model of ctrl.reference shares them: if you "
                 "train them, the reference changes too. A copy.deepcopy of the reference has weights of its own",
                 stacklevel=3,
             )
 
-    def _may_warn(self) -> bool:
+    def may_warn(self) -> bool:
         return self.adds and self.enabled and not self.warned
 
 
@@ -241,4 +241,4 @@ def _queue_callback(check: Callable[[], None]) -> None:
 @torch.compiler.assume_constant_result
 def _warn(message: str) -> None:
     """Warn; torch.compile does it once, while it compiles."""
-    warnings.warn(message, stacklevel=5)
+    warn(message, stacklevel=5)

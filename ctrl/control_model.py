@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import UNUSED, Control
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.facts import description
 from ctrl.fingerprint import rest_print
 from ctrl.hub import upload
@@ -120,7 +119,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         before = model.config.get_text_config(decoder=True).vocab_size
         embeddings = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
         if (now := model.config.get_text_config(decoder=True).vocab_size) != before:
-            warnings.warn(
+            warn(
                 f"the embeddings now have {now} rows in place of {before}, frozen as all of the base: new tokens keep "
                 "the values that they start with, and ctrl.load refuses the base without them. Resize the base before "
                 "ctrl.expand; if new rows are to train, call model.get_input_embeddings().requires_grad_(True) then",
