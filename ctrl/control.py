@@ -48,6 +48,7 @@ class Control:
     trained: set[str] = field(default_factory=set, repr=False)  # names of the parameters that expand trains
     log: Any = None  # ctrl.diagnostics' log while one is open
     looked: bool = False  # whether a training pass has looked at what trains
+    said: set[str] = field(default_factory=set, repr=False)  # what the user was warned of there
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
@@ -174,6 +175,10 @@ class Control:
         if used is None or used.device != loss.device or torch.compiler.is_exporting():
             return loss
         return loss + (used - used.detach()).to(loss.dtype)
+
+    def look_again(self) -> None:
+        """Look at the next training pass as at the first one: it may be one of another training."""
+        self.looked, self.warned, self.unmasked = False, False, 0
 
     def warn_of_loss_without(self, cause: str) -> None:
         """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""

@@ -95,6 +95,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
 
     def train(self, mode: bool = True) -> Any:
         """Set the mode as torch does; quantised matrices stay in train mode, in which they compute the same."""
+        self.control.looked &= self.training or not mode  # after an evaluation, the next training pass looks again
         super().train(mode)
         keep_as_in_training(self)
         return self
@@ -102,6 +103,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the model as torch does, and what belongs to it."""
         moved = super()._apply(*args, **kwargs)
+        self.control.look_again()  # a trainer moves the model as it begins
         self.control.look_from(next(self.parameters()).device)
         return moved
 

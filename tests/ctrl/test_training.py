@@ -109,6 +109,44 @@ def test_a_pretrained_layer_that_trains_next_to_its_copy_is_said_once(structure:
         model(input_ids=IDS, labels=IDS)
 
 
+def begins_again(model: Any) -> None:
+    model.eval()
+    model.train()
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "requires_grad_"])
+@pytest.mark.parametrize("begin", [begins_again, lambda model: model.to("cpu")])  # as trainers do
+def test_a_later_training_is_looked_at_too(change: str, begin: Any) -> None:
+    """Only the first training pass of a model was: copies that were rounded after it lost their steps unsaid."""
+    model = ctrl.expand(tiny().bfloat16(), ctrl.ControlConfig(layers=2)).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(input_ids=IDS, labels=IDS)
+        begin(model)
+        model(input_ids=IDS, labels=IDS)
+    getattr(model, change)()
+    begin(model)
+    with pytest.warns(UserWarning, match=r"\d+ weights (train in torch.bfloat16|of the pretrained layers)"):
+        model(input_ids=IDS, labels=IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begin(model)
+        model(input_ids=IDS, labels=IDS)  # each is said once
+
+
+def test_what_a_trainer_begins_is_a_training_of_its_own() -> None:
+    """The words about a lost divergence and about padding were for the first training of a model alone."""
+    padded = {name: torch.stack([row[name] for row in sequences()]) for name in ("input_ids", "labels")}
+    model = expanded().train()
+    for lose in (lambda: model(input_ids=IDS).logits.sum().backward(), lambda: model(**padded)):
+        for _ in range(2):
+            for _ in range(9):
+                model(input_ids=IDS, labels=IDS)
+            model.to("cpu")
+            with pytest.warns(UserWarning, match="leaves out divergence='mse'|look like padding"):
+                lose()
+
+
 class Synced:
     """Stands for a trainer of TRL that was not attached."""
 
