@@ -65,5 +65,5 @@ class _AboveZero(torch.autograd.Function):
 
 def above_zero(x: Tensor) -> Tensor:
     """max(x, 0), with the gradient that leads back up also below 0: clamp has none there, so x would stay for ever."""
-    made: Tensor = _AboveZero.apply(x)  # type: ignore[no-untyped-call]
+    made: Tensor = _AboveZero.apply(x)
     return made
