@@ -48,6 +48,7 @@ class Control:
     trained: set[str] = field(default_factory=set, repr=False)  # names of the parameters that expand trains
     log: Any = None  # ctrl.diagnostics' log while one is open
     looked: bool = False  # whether a training pass has looked at what trains
+    watched: bool = False  # and watches its optimizer
     said: set[str] = field(default_factory=set, repr=False)  # what the user was warned of there
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
     warned: bool = False  # whether the user was warned of a training pass without its divergence
@@ -178,7 +179,7 @@ class Control:
 
     def look_again(self) -> None:
         """Look at the next training pass as at the first one: it may be one of another training."""
-        self.looked, self.warned, self.unmasked = False, False, 0
+        self.looked, self.watched, self.warned, self.unmasked = False, False, False, 0
 
     def warn_of_loss_without(self, cause: str) -> None:
         """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""

@@ -38,7 +38,9 @@ def warn_of_what_trains(model: Any) -> None:
         return
     model.control.looked = True
     _refuse_trainer_above()
-    watch_optimizers(model)
+    if not model.control.watched:
+        model.control.watched = True
+        watch_optimizers(model)
     copies = (p for layer in expanded_layers(model) for p in layer.expanded.parameters())
     if "peft_config" not in vars(model) and not any(p.requires_grad for p in copies):
         _say(
