@@ -21,7 +21,7 @@ from ctrl.errors import ConfigError, warn
 from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.reference import warn_of_reference
-from ctrl.training import check_gradients, reads_total, refuse_options
+from ctrl.training import check_gradients, reads_total, refuse_options, warn_of_unmarked_padding
 
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "
@@ -59,6 +59,8 @@ class Collected:
             check_gradients(self.model, *self.passes)
         for one in self.passes:
             one.labels = labels if one.labels is None else one.labels
+            if self._gradients and self.model.training:
+                warn_of_unmarked_padding(self.model, one)
         device = next(self.model.parameters()).device
         tokens = self.model.control.config.divergence_tokens
         found = mean_divergence(self.passes, tokens, device, total)
@@ -204,7 +206,8 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
             return
         if control.current is None and control.thread.collected is not None:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            control.begin(ForwardPass(given.get("attention_mask"), decoder=module))
+            ids = None if given.get("position_ids") is not None else given.get("input_ids")
+            control.begin(ForwardPass(given.get("attention_mask"), decoder=module, ids=ids))
 
     @torch.compiler.disable
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -177,6 +177,14 @@ class Control:
             return loss
         return loss + (used - used.detach()).to(loss.dtype)
 
+    def look(self, model: Any = None) -> None:
+        """Let the model look at what trains, in the first pass of a training: trainers may run its decoder alone."""
+        if torch.compiler.is_compiling() or self.looked:
+            return
+        model = self.owner() if model is None and self.owner else model
+        if model is not None:
+            model.look()
+
     def look_again(self) -> None:
         """Look at the next training pass as at the first one: it may be one of another training."""
         self.looked, self.watched, self.warned, self.unmasked = False, False, False, 0
@@ -232,7 +240,10 @@ class Control:
 def _look(reference: weakref.ref[Control], gradient: Tensor) -> None:
     """Warn if the loss of a compiled pass has no gradient, but something else that it returns has."""
     control = reference()
-    if control is None or control.seen:
+    if control is None:
+        return
+    control.look()  # no compiled pass did
+    if control.seen:
         return
     control.seen = True
     if not gradient.any():

@@ -53,17 +53,17 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         kwargs.update(zip(self._forward_names, args, strict=False))
         documents = kwargs.pop("documents", None)
         mask, labels, total = (kwargs.get(name) for name in ("attention_mask", "labels", "num_items_in_batch"))
-        current = ForwardPass(mask, labels, documents=documents, total=total)
+        ids = None if "position_ids" in kwargs else kwargs.get("input_ids")
+        current = ForwardPass(mask, labels, documents=documents, total=total, ids=ids)
         collected = control.thread.collected is not None
         own_loss = control.enabled and current.labels is not None and not collected
         if own_loss:
             current.divergences = {}
         missed = not own_loss and torch.is_grad_enabled() and not collected
         if self.training and torch.is_grad_enabled():
-            warn_of_what_trains(self)
-            packed = "position_ids" in kwargs
-            if own_loss and not packed and not torch.compiler.is_compiling():
-                warn_of_unmarked_padding(self, current, kwargs.get("input_ids"))
+            control.look(self)
+            if own_loss and not torch.compiler.is_compiling():
+                warn_of_unmarked_padding(self, current)
         if missed and self.training:
             control.warn_of_loss_without("without labels")
         control.warn_of_records(kwargs, self.config)
@@ -92,6 +92,8 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         self.control.watch(tensors(out), UNUSED, divergence)
         loss = lm_loss + config.divergence_weight * divergence
         return with_loss(out, self.control.marked(loss) if torch.compiler.is_compiling() else loss, divergence)
+
+    look = warn_of_what_trains  # in a training pass of the model, or of its decoder
 
     def train(self, mode: bool = True) -> Any:
         """Set the mode as torch does; quantised matrices stay in train mode, in which they compute the same."""

@@ -34,8 +34,6 @@ def warn_of_what_trains(model: Any) -> None:
 
     PEFT's adapters on top have a warning of their own.
     """
-    if torch.compiler.is_compiling() or model.control.looked:
-        return
     model.control.looked = True
     _refuse_trainer_above()
     if not model.control.watched:
@@ -73,12 +71,12 @@ def warn_of_what_trains(model: Any) -> None:
         )
 
 
-def warn_of_unmarked_padding(model: Any, current: ForwardPass, ids: Any) -> None:
+def warn_of_unmarked_padding(model: Any, current: ForwardPass) -> None:
     """Warn once of rows that end in padding which nothing marks: the divergence would count it as real tokens.
 
     Seen by two equal tokens without labels at the end of a row, in the first passes.
     """
-    control, labels = model.control, current.labels
+    control, labels, ids = model.control, current.labels, current.ids
     if current.marks is not None or labels is None or not control.adds or control.unmasked >= SEARCHED:
         return
     if type(ids) is not torch.Tensor or ids.dim() != 2 or ids.shape != labels.shape:  # fake tensors have no values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 import warnings
@@ -147,6 +148,20 @@ def test_what_a_trainer_begins_is_a_training_of_its_own() -> None:
                 lose()
 
 
+@pytest.mark.parametrize("divergence", ["mse", "none"])
+def test_a_training_that_runs_the_decoder_alone_is_looked_at(divergence: str) -> None:
+    """As TRL's trainers do, attached or without a divergence."""
+    model = expanded(divergence=divergence).train().requires_grad_()
+    with pytest.warns(UserWarning, match="18 weights of the pretrained layers"), ctrl.collect_divergence(model):
+        model.base_model(input_ids=IDS)
+
+
+def test_a_copy_of_a_model_is_looked_at() -> None:
+    model = copy.deepcopy(expanded()).train().requires_grad_()
+    with pytest.warns(UserWarning, match="18 weights of the pretrained layers"):
+        model(input_ids=IDS, labels=IDS)
+
+
 class Synced:
     """Stands for a trainer of TRL that was not attached."""
 
@@ -198,8 +213,16 @@ def test_a_head_that_starts_at_random_trains_in_the_base_s_type_and_is_said() ->
         model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
 
 
+def collected_pass(model: Any, labels: Any, **batch: Any) -> None:
+    """A loss of one's own, as in `ctrl.attach`."""
+    with ctrl.collect_divergence(model) as collected:
+        model.base_model(**batch)
+    collected.weighted(labels)
+
+
+@pytest.mark.parametrize("run", [lambda model, **batch: model(**batch), collected_pass])
 @pytest.mark.parametrize("case", ["padded", "mask", "labelled", "counted by labels", "weight 0", "packed", "full"])
-def test_padding_that_nothing_marks_is_said_once(case: str) -> None:
+def test_padding_that_nothing_marks_is_said_once(case: str, run: Any) -> None:
     """Rows of equal length with labels and without a mask: padding would count as real tokens without a word."""
     batch = {name: torch.stack([row[name] for row in sequences()]) for name in sequences()[0]}
     settings = {"counted by labels": {"divergence_tokens": "labels"}, "weight 0": {"divergence": "none"}}
@@ -215,7 +238,7 @@ def test_padding_that_nothing_marks_is_said_once(case: str) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
-            model(**batch)
+            run(model, **batch)
     assert sum("look like padding" in str(w.message) for w in seen) == (case == "padded")
 
 
