@@ -206,6 +206,8 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
             return
         if control.current is None and control.thread.collected is not None:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
+            if module.training and torch.is_grad_enabled():
+                control.look(expanded)
             ids = None if given.get("position_ids") is not None else given.get("input_ids")
             control.begin(ForwardPass(given.get("attention_mask"), decoder=module, ids=ids))
 

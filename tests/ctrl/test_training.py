@@ -148,18 +148,28 @@ def test_what_a_trainer_begins_is_a_training_of_its_own() -> None:
                 lose()
 
 
-@pytest.mark.parametrize("divergence", ["mse", "none"])
-def test_a_training_that_runs_the_decoder_alone_is_looked_at(divergence: str) -> None:
-    """As TRL's trainers do, attached or without a divergence."""
-    model = expanded(divergence=divergence).train().requires_grad_()
-    with pytest.warns(UserWarning, match="18 weights of the pretrained layers"), ctrl.collect_divergence(model):
-        model.base_model(input_ids=IDS)
+def own_forward(model: Any) -> Any:
+    return model(input_ids=IDS, labels=IDS)
 
 
-def test_a_copy_of_a_model_is_looked_at() -> None:
-    model = copy.deepcopy(expanded()).train().requires_grad_()
+def decoder(model: Any) -> Any:
+    """As TRL's trainers do."""
+    return model.base_model(input_ids=IDS)
+
+
+def collected_decoder(model: Any) -> Any:
+    """As TRL's trainers do that are attached."""
+    with ctrl.collect_divergence(model):
+        return decoder(model)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(("run", "divergence"), [(own_forward, "mse"), (collected_decoder, "mse"), (decoder, "none")])
+def test_a_training_is_looked_at_however_it_runs_the_model(run: Any, divergence: str, copied: bool) -> None:
+    model = expanded(divergence=divergence)
+    model = (copy.deepcopy(model) if copied and run is not decoder else model).train().requires_grad_()
     with pytest.warns(UserWarning, match="18 weights of the pretrained layers"):
-        model(input_ids=IDS, labels=IDS)
+        run(model)
 
 
 class Synced:
