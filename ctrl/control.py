@@ -49,7 +49,7 @@ class Control:
     log: Any = None  # ctrl.diagnostics' log while one is open
     looked: bool = False  # whether a training pass has looked at what trains
     watched: bool = False  # and watches its optimizer
-    said: set[str] = field(default_factory=set, repr=False)  # what the user was warned of there
+    said: set[str] = field(default_factory=set, repr=False)  # see `say`
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
@@ -176,6 +176,12 @@ class Control:
         if used is None or used.device != loss.device or torch.compiler.is_exporting():
             return loss
         return loss + (used - used.detach()).to(loss.dtype)
+
+    def say(self, message: str, stacklevel: int) -> None:
+        """Warn once for each model of what may be found in each training, or each block."""
+        if message not in self.said:
+            self.said.add(message)
+            warn(message, stacklevel=stacklevel + 1)
 
     def look(self, model: Any = None) -> None:
         """Let the model look at what trains, in the first pass of a training: trainers may run its decoder alone."""

@@ -41,8 +41,7 @@ def warn_of_what_trains(model: Any) -> None:
         watch_optimizers(model)
     copies = (p for layer in expanded_layers(model) for p in layer.expanded.parameters())
     if "peft_config" not in vars(model) and not any(p.requires_grad for p in copies):
-        _say(
-            model,
+        model.control.say(
             "a training pass, but no copy trains: all their parameters are frozen (PEFT's prompt tuning and "
             "prepare_model_for_kbit_training do that). Call the latter before ctrl.expand, or unfreeze the copies",
             stacklevel=5,
@@ -50,8 +49,7 @@ def warn_of_what_trains(model: Any) -> None:
     frozen = [(layer, name, p) for layer in expanded_layers(model) for name, p in layer.named_parameters()]
     moving = [f"layer {one.index}, {name}" for one, name, p in frozen if p.requires_grad and not name.startswith(ADDED)]
     if moving and "peft_config" not in vars(model):
-        _say(
-            model,
+        model.control.say(
             f"{len(moving)} weights of the pretrained layers next to copies train too (first: {moving[0]}), so the "
             "model is not kept to its base: the divergence and ctrl.pretrained use the layers as they are now. "
             "model.requires_grad_() after ctrl.expand does that: unfreeze other parts by name",
@@ -63,8 +61,7 @@ def warn_of_what_trains(model: Any) -> None:
     references = filter(None, (made() for made in model.control.references))
     shared = {id(p) for made in references for p in made.parameters()}
     if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
-        _say(
-            model,
+        model.control.say(
             f"{moving[0]} trains, and the model of ctrl.reference shares it, so the reference changes too: call "
             "ctrl.reference after you unfreeze",
             stacklevel=5,
@@ -101,8 +98,7 @@ def _warn_of_half_types(model: Any) -> None:
     trains = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dtype in HALF}
     chosen = ADDED if model.control.config.copies_dtype == "base" else ()
     if half := [name for name in trains if not any(f".{part}" in name for part in chosen)]:
-        _say(
-            model,
+        model.control.say(
             f"{len(half)} weights train in {trains[half[0]].dtype} (first: {half[0]}), in which most steps are lost at "
             "rates of 1e-5: they are smaller than the distance to the next number. Copies are in fp32 unless model.to("
             "dtype), or the state dict of a save, has rounded them. To train other parts load the base in fp32, or "
@@ -116,8 +112,7 @@ def _warn_of_dropout(model: Any) -> None:
     config = model.control.config
     compared = [layer for layer in expanded_layers(model) if layer.interpolation is not None]
     if config.divergence != "none" and config.divergence_weight > 0 and (found := dropout_in(compared)):
-        _say(
-            model,
+        model.control.say(
             f"{found} in the expanded layers: each branch draws its own, so part of the divergence is that noise, from "
             "the first step on. Load the base with dropout 0 (attention_dropout=0.0, or the names that its config has)",
             stacklevel=6,
@@ -128,20 +123,12 @@ def _warn_of_norms(model: Any) -> None:
     """Warn of stacked copies that start at a norm, see `ctrl.post_norms`."""
     stacked = [] if sharded(model) else [layer.expanded for layer in expanded_layers(model) if layer.kind == "stack"]
     if name := next(filter(None, map(starting_norm, stacked)), ""):
-        _say(
-            model,
+        model.control.say(
             f"these layers end in a norm ({name}), so their stacked copies start with a weight at which it returns 0, "
             "and learn by this weight first: more slowly than stacked copies of other models do at the same rate. Give "
             "them a larger one (1e-3, say), or use structure='concat'",
             stacklevel=5,
         )
-
-
-def _say(model: Any, message: str, stacklevel: int) -> None:
-    """Warn once for each model: each training looks."""
-    if message not in model.control.said:
-        model.control.said.add(message)
-        warn(message, stacklevel=stacklevel + 1)
 
 
 def refuse_options(trainer: Any) -> None:
