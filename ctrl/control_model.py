@@ -96,7 +96,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
     look = warn_of_what_trains  # in a training pass of the model, or of its decoder
 
     def train(self, mode: bool = True) -> Any:
-        """Set the mode as torch does; quantised matrices stay in train mode, in which they compute the same."""
+        """Set the mode as torch does; quantised matrices stay in train mode, see `keep_as_in_training`."""
         self.control.looked &= self.training or not mode  # after an evaluation, the next training pass looks again
         super().train(mode)
         keep_as_in_training(self)
