@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.layer import expanded_layers
 from ctrl.precision import HalfComputing
 
@@ -75,7 +74,7 @@ class HoldsAdapters(nn.Module):
     def peft_config(self, value: Any) -> None:
         refuse_on_copies(self)
         if "peft_config" not in vars(self):
-            warnings.warn(
+            warn(
                 "PEFT freezes the copies of this expanded model until its adapters are merged or unloaded, and its "
                 "save_pretrained writes adapters alone: loaded onto the plain base these are another model. Keep the "
                 "copies too: ctrl.save before get_peft_model (then load both: ctrl.load, PeftModel.from_pretrained), "

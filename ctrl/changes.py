@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ctrl.computes import computes
 from ctrl.control import Control
+from ctrl.errors import warn
 from ctrl.fingerprint import EXACT, digest, part_prints, samples_of
 from ctrl.precision import HALF
 from ctrl.structure import own_head
@@ -66,7 +66,7 @@ def warn_if_changed(model: Any, use: str, whole: bool = True) -> None:
         return
     model.control.told_of_base = True
     names = [n for n, tensor in (*model.named_parameters(), *model.named_buffers()) if id(tensor) in moved]
-    warnings.warn(
+    warn(
         f"{use} is not the base that was expanded: {len(names)} frozen parameters have changed since (first: "
         f"{names[0]}), by merged adapters, a training of theirs or a write. Load the base anew to compare with it",
         stacklevel=4,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
 from ctrl.changes import changed
-from ctrl.errors import CheckpointError
+from ctrl.errors import CheckpointError, warn
 from ctrl.facts import description, ends
 from ctrl.fingerprint import rest_print
 from ctrl.layer import ADDED, expanded_layers
@@ -137,7 +136,7 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
             )
     sums = noted.get("tensors", {})  # earlier versions noted none
     if odd := [name for name, tensor in tensors.items() if name in sums and byte_sum(tensor) != sums[name]]:
-        warnings.warn(
+        warn(
             f"{len(odd)} tensors of {folder / WEIGHTS_FILE} are not what was saved (first: {odd[0]}): the file is "
             f"damaged, or it was edited. Copy it again; after an edit of your own leave the tensor {MARK!r} out",
             stacklevel=3,

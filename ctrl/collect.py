@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -18,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ctrl.control_model import ControlModel, require_expanded
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence
 from ctrl.reference import warn_of_reference
-from ctrl.training import check_gradients, reads_total, refuse_options
+from ctrl.training import check_gradients, reads_total, refuse_options, warn_of_unmarked_padding
 
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "
@@ -60,11 +59,15 @@ class Collected:
             check_gradients(self.model, *self.passes)
         for one in self.passes:
             one.labels = labels if one.labels is None else one.labels
+            if self._gradients and self.model.training:
+                warn_of_unmarked_padding(self.model, one)
         device = next(self.model.parameters()).device
         tokens = self.model.control.config.divergence_tokens
         found = mean_divergence(self.passes, tokens, device, total)
-        if found is None and self._gradients and self.model.control.adds and self.model.control.enabled:
-            warnings.warn(NOTHING, stacklevel=3)
+        control = self.model.control
+        if found is None and self._gradients and control.may_warn():
+            control.warned = True
+            warn(NOTHING, stacklevel=3)
         return torch.zeros((), device=device) if found is None else found
 
     def weighted(self, labels: Tensor | None = None, total: Tensor | int | None = None) -> Tensor:
@@ -203,7 +206,10 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
             return
         if control.current is None and control.thread.collected is not None:
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            control.begin(ForwardPass(given.get("attention_mask"), decoder=module))
+            if module.training and torch.is_grad_enabled():
+                control.look(expanded)
+            ids = None if given.get("position_ids") is not None else given.get("input_ids")
+            control.begin(ForwardPass(given.get("attention_mask"), decoder=module, ids=ids))
 
     @torch.compiler.disable
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ctrl.divergence import DIVERGENCES
-from ctrl.errors import ConfigError, shown, unknown_name
+from ctrl.errors import ConfigError, shown, unknown_name, warn
 from ctrl.interpolation import INTERPOLATIONS
 
 Structure = Literal["concat", "stack", "hybrid"]
@@ -92,7 +91,7 @@ class ControlConfig:
         if isinstance(self.layers, Sequence) and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
         if self.norm_mix == "alpha":
-            warnings.warn(
+            warn(
                 "norm_mix='alpha' is now 'learned': each relaxed norm has a factor of its own, as in published "
                 "checkpoints, in place of the layer's alpha. Write norm_mix='learned'",
                 stacklevel=3,

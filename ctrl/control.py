@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.hooks import unserializable_hook
 
 from ctrl.config import ControlConfig
+from ctrl.errors import warn
 from ctrl.passes import ForwardPass
 from ctrl.structure import branch_kinds
 
@@ -48,6 +48,8 @@ class Control:
     trained: set[str] = field(default_factory=set, repr=False)  # names of the parameters that expand trains
     log: Any = None  # ctrl.diagnostics' log while one is open
     looked: bool = False  # whether a training pass has looked at what trains
+    watched: bool = False  # and watches its optimizer
+    said: set[str] = field(default_factory=set, repr=False)  # see `say`
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
@@ -96,7 +98,7 @@ class Control:
 
     def _warn_of_copying(self) -> None:
         if block := self.open_block:
-            warnings.warn(
+            warn(
                 f"this model is copied inside {block}, and the copy stays as it is there for ever: copy or pickle it "
                 "outside of the block. ctrl.reference(model) makes a plain model of the base",
                 stacklevel=3,
@@ -140,7 +142,7 @@ class Control:
         A pass in eval mode may train too, which is not known before. For compiled passes with labels see `marked`.
         """
         reached: list[bool] = []
-        if not self._may_warn() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if not self.may_warn() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
 
         def check() -> None:
@@ -175,9 +177,27 @@ class Control:
             return loss
         return loss + (used - used.detach()).to(loss.dtype)
 
+    def say(self, message: str, stacklevel: int) -> None:
+        """Warn once for each model of what may be found in each training, or each block."""
+        if message not in self.said:
+            self.said.add(message)
+            warn(message, stacklevel=stacklevel + 1)
+
+    def look(self, model: Any = None) -> None:
+        """Let the model look at what trains, in the first pass of a training: trainers may run its decoder alone."""
+        if torch.compiler.is_compiling() or self.looked:
+            return
+        model = self.owner() if model is None and self.owner else model
+        if model is not None:
+            model.look()
+
+    def look_again(self) -> None:
+        """Look at the next training pass as at the first one: it may be one of another training."""
+        self.looked, self.watched, self.warned, self.unmasked = False, False, False, 0
+
     def warn_of_loss_without(self, cause: str) -> None:
         """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""
-        if not self._may_warn():
+        if not self.may_warn():
             return
         if not torch.compiler.is_compiling():
             self.warned = True  # while compiling it would be a reason to compile again
@@ -213,20 +233,23 @@ class Control:
     def warn_of_references(self, use: str) -> None:
         """Warn if a model of ctrl.reference shares the weights of the base, which train from now on."""
         if any(made() is not None for made in self.references):
-            warnings.warn(
+            warn(
                 f"{use} makes the weights of the base trainable, and a model of ctrl.reference shares them: if you "
                 "train them, the reference changes too. A copy.deepcopy of the reference has weights of its own",
                 stacklevel=3,
             )
 
-    def _may_warn(self) -> bool:
+    def may_warn(self) -> bool:
         return self.adds and self.enabled and not self.warned
 
 
 def _look(reference: weakref.ref[Control], gradient: Tensor) -> None:
     """Warn if the loss of a compiled pass has no gradient, but something else that it returns has."""
     control = reference()
-    if control is None or control.seen:
+    if control is None:
+        return
+    control.look()  # no compiled pass did
+    if control.seen:
         return
     control.seen = True
     if not gradient.any():
@@ -241,4 +264,4 @@ def _queue_callback(check: Callable[[], None]) -> None:
 @torch.compiler.assume_constant_result
 def _warn(message: str) -> None:
     """Warn; torch.compile does it once, while it compiles."""
-    warnings.warn(message, stacklevel=5)
+    warn(message, stacklevel=5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import UNUSED, Control
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.facts import description
 from ctrl.fingerprint import rest_print
 from ctrl.hub import upload
@@ -54,17 +53,17 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         kwargs.update(zip(self._forward_names, args, strict=False))
         documents = kwargs.pop("documents", None)
         mask, labels, total = (kwargs.get(name) for name in ("attention_mask", "labels", "num_items_in_batch"))
-        current = ForwardPass(mask, labels, documents=documents, total=total)
+        ids = None if "position_ids" in kwargs else kwargs.get("input_ids")
+        current = ForwardPass(mask, labels, documents=documents, total=total, ids=ids)
         collected = control.thread.collected is not None
         own_loss = control.enabled and current.labels is not None and not collected
         if own_loss:
             current.divergences = {}
         missed = not own_loss and torch.is_grad_enabled() and not collected
         if self.training and torch.is_grad_enabled():
-            warn_of_what_trains(self)
-            packed = "position_ids" in kwargs
-            if own_loss and not packed and not torch.compiler.is_compiling():
-                warn_of_unmarked_padding(self, current, kwargs.get("input_ids"))
+            control.look(self)
+            if own_loss and not torch.compiler.is_compiling():
+                warn_of_unmarked_padding(self, current)
         if missed and self.training:
             control.warn_of_loss_without("without labels")
         control.warn_of_records(kwargs, self.config)
@@ -94,8 +93,11 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         loss = lm_loss + config.divergence_weight * divergence
         return with_loss(out, self.control.marked(loss) if torch.compiler.is_compiling() else loss, divergence)
 
+    look = warn_of_what_trains  # in a training pass of the model, or of its decoder
+
     def train(self, mode: bool = True) -> Any:
         """Set the mode as torch does; quantised matrices stay in train mode, see `keep_as_in_training`."""
+        self.control.looked &= self.training or not mode  # after an evaluation, the next training pass looks again
         super().train(mode)
         keep_as_in_training(self)
         return self
@@ -103,6 +105,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         """Move or convert the model as torch does, and what belongs to it."""
         moved = super()._apply(*args, **kwargs)
+        self.control.look_again()  # a trainer moves the model as it begins
         self.control.look_from(next(self.parameters()).device)
         return moved
 
@@ -120,7 +123,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         before = model.config.get_text_config(decoder=True).vocab_size
         embeddings = super().resize_token_embeddings(*args, **kwargs)  # type: ignore[misc]
         if (now := model.config.get_text_config(decoder=True).vocab_size) != before:
-            warnings.warn(
+            warn(
                 f"the embeddings now have {now} rows in place of {before}, frozen as all of the base: new tokens keep "
                 "the values that they start with, and ctrl.load refuses the base without them. Resize the base before "
                 "ctrl.expand; if new rows are to train, call model.get_input_embeddings().requires_grad_(True) then",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import types
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ctrl.classes import made_once
 from ctrl.config import ControlConfig
-from ctrl.errors import ConfigError
-from ctrl.numerics import lerp, wide_dtype
+from ctrl.errors import ConfigError, warn
+from ctrl.numerics import above_zero, lerp, wide_dtype
 from ctrl.precision import keep_in_fp32, widen_adapters
 from ctrl.quantised import plain_linears, shared_state
 from ctrl.structure import is_attention
@@ -83,7 +82,7 @@ def add_lora(copied: nn.Module, rank: int) -> None:
     if not linears:
         raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: use 'full'")
     if others:
-        warnings.warn(
+        warn(
             f"expanded='lora' adapts nn.Linear and Conv1D modules only; these weights of {cls} stay as pretrained: "
             f"{', '.join(others)}. expanded='full' trains them",
             stacklevel=4,
@@ -178,7 +177,7 @@ class RelaxedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.norm_mix is None:
-            c = (2 * torch.sigmoid(self.interpolation_factor.float()) - 1).clamp(0, 1)
+            c = above_zero(2 * torch.sigmoid(self.interpolation_factor.float()) - 1)
         else:
             c = x.new_full((), self.norm_mix, dtype=wide_dtype(x))
         return lerp(super().forward(x), x, c)

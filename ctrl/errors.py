@@ -1,8 +1,9 @@
-"""The two errors of this library, and the message for an unknown name."""
+"""The two errors of this library, its warnings, and the message for an unknown name."""
 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 NO_MODEL = "a model of transformers is needed, but got {}: load one with AutoModelForCausalLM.from_pretrained"
@@ -14,6 +15,20 @@ class ConfigError(ValueError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read."""
+
+
+class ControlWarning(UserWarning):
+    """Something is not what the user may think. It is said of every model."""
+
+
+# Python shows equal words of one place once in a process: of the second model of a notebook nothing was said. Filters
+# of the user come first.
+warnings.filterwarnings("always", category=ControlWarning, append=True)
+
+
+def warn(message: str, stacklevel: int) -> None:
+    """Warn, at the place that `warnings.warn` would name if the caller called it."""
+    warnings.warn(message, ControlWarning, stacklevel=stacklevel + 1)
 
 
 def shown(value: object) -> str:

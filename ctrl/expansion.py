@@ -78,7 +78,7 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
     found = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     control.trained = control.trained or found  # of the first time: parts may have been frozen since
     control.owner = weakref.ref(model)
-    control.looked = False  # an optimizer that was made before holds other weights
+    control.look_again()  # an optimizer that was made before holds other weights
     control.look_from(next(model.parameters()).device)
     ignore_fields(model.config)
 

@@ -80,8 +80,10 @@ class ExpandedLayer(nn.Module):
         """Decide what this run of the layer does; warn if a training pass would lose its divergence."""
         control, current = self.control, self.control.current
         again = current is None and _in_backward()  # run again by a checkpoint around the whole layer
-        if current is None and not again and self.training and torch.is_grad_enabled():
-            control.warn_of_loss_without(ALONE)
+        if self.training and torch.is_grad_enabled():
+            control.look()
+            if current is None and not again:
+                control.warn_of_loss_without(ALONE)
         fixed = None if self.interpolation is None else self.interpolation.fixed_alpha
         if not control.enabled or self.interpolation is None or control.config.divergence == "none":
             return LayerRun(current, control.enabled, fixed)

@@ -8,14 +8,13 @@ So the file of the weights holds its description too, as a tensor that `load_sta
 from __future__ import annotations
 
 import json
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ctrl.computes import differences
-from ctrl.errors import CheckpointError
+from ctrl.errors import CheckpointError, warn
 from ctrl.fingerprint import same_base
 from ctrl.sums import other_rows
 
@@ -48,16 +47,16 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
         )
     dtypes = [facts["base"]["dtype"] for facts in (there, here)]
     if dtypes[0] != dtypes[1]:
-        warnings.warn(
+        warn(
             f"these weights were trained on a base in {dtypes[0]}, this one is in {dtypes[1]}, so its outputs are "
             f"others: load the base in {dtypes[0]} to go on with that training",
             stacklevel=3,
         )
     for other in filter(None, (find(there["base"], here["base"]) for find in (other_buffers, other_rows, other_kinds))):
-        warnings.warn(other, stacklevel=3)
+        warn(other, stacklevel=3)
     names = [facts["base"]["name"] for facts in (there, here)]
     if same_base(there["base"], here["base"]) is None and all(names) and names[0] != names[1]:
-        warnings.warn(
+        warn(
             f"these weights were trained on {names[0]!r}, this base is {names[1]!r}: whether the bases' weights are "
             "the same cannot be seen. If they are not, the copies do not fit",
             stacklevel=3,

@@ -8,7 +8,6 @@ check `merge_gap`. Stacked copies become layers of the plain model, without an a
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ctrl.control_model import bare_expanded, require_expanded
 from ctrl.divergence import real_or_all
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.expansion import deep_copy, take_off
 from ctrl.facts import note_merged
 from ctrl.gap import Batches, MergeGap, each, evaluating, merge_gap, readable, run
@@ -73,7 +72,7 @@ def merge_back(
     check_rebuilds(expanded, sources)
     alphas = layer_alphas(expanded, alpha, batches)
     if not layers_of_kind(expanded, "concat"):
-        warnings.warn(
+        warn(
             "structure 'stack' has no branches to mix: merge_back only turns the copies into layers of the plain model "
             "(alpha and batches change nothing)",
             stacklevel=2,
@@ -175,7 +174,7 @@ def _warn_of_gates(model: Any) -> None:
     gates = [layer.interpolation for layer in layers_of_kind(model, "concat")]
     dials = [gate for gate in gates if gate is not None and gate.per_token and gate.fixed_alpha is None]
     if any(whole(held(gate, "theta")).isfinite().all() and whole(held(gate, "weight")).any() for gate in dials):
-        warnings.warn(
+        warn(
             f"alpha of {model.control.config.interpolation!r} depends on the token, but without text its weights are "
             "merged at sigmoid(theta), as if the gate had none. Pass batches of text to merge at the mean alpha, or "
             "give alpha",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
 from ctrl.control_model import ControlModel
 from ctrl.copies import copy_layer, relax_norms, zero_outputs
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.expansion import Expansion, Part, put_on
 from ctrl.interpolation import Interpolation, build_interpolation
 from ctrl.patches import refuse_patches
@@ -53,7 +52,7 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
     config = ControlConfig() if config is None else config
     _check_arguments(model, config)
     for fault in without_effect(config):
-        warnings.warn(f"ControlConfig: {fault}", stacklevel=2)
+        warn(f"ControlConfig: {fault}", stacklevel=2)
     layers = decoder_layers(model)
     indices = place(config.layers, len(layers))
     check_layers(layers, indices)
@@ -147,7 +146,7 @@ def _warn_of_hooks(layers: nn.ModuleList, indices: list[int]) -> None:
     hooks = {place: [*m._forward_hooks.values(), *m._forward_pre_hooks.values()] for place, m in inside.items()}
     own = [place for place, found in hooks.items() if not place.endswith(", ") and not all(map(_records, found))]
     if own:
-        warnings.warn(
+        warn(
             f"{len(own)} modules of the expanded layers have hooks that copies do not get (first: {own[0]}): if these "
             "change what a module returns, the copies do not start as the base. Register them after expand, on both",
             stacklevel=3,
@@ -158,7 +157,7 @@ def _warn_of_routers(model: PreTrainedModel) -> None:
     """Warn that a loss of routers, which transformers adds if they are recorded, leaves the copies' routers out."""
     config = model.config.get_text_config(decoder=True)
     if getattr(config, "output_router_logits", False) and getattr(config, "router_aux_loss_coef", 0):
-        warnings.warn(
+        warn(
             "output_router_logits=True adds the balance of the frozen layers' routers to the loss, which leaves out "
             "those of the copies, the only ones that train: set config.output_router_logits=False, or watch which "
             "experts the copies use",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -47,3 +49,21 @@ def slerp(a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
     # at alpha 0 and 1 the division above is x * y / y: exact in the limit, not in every last bit
     straight = collinear | (alpha == 0) | (alpha == 1)
     return torch.where(straight, torch.lerp(wide_a, wide_b, alpha), curved).to(a.dtype)
+
+
+class _AboveZero(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradients[0].masked_fill((x < 0) & (gradients[0] > 0), 0.0)
+
+
+def above_zero(x: Tensor) -> Tensor:
+    """max(x, 0), with the gradient that leads back up also below 0: clamp has none there, so x would stay for ever."""
+    made: Tensor = _AboveZero.apply(x)
+    return made

@@ -10,12 +10,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable
 from typing import Any
-from warnings import warn
 
 import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from ctrl.errors import warn
 from ctrl.layer import expanded_layers
 from ctrl.sharded import is_sharded
 

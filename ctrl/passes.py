@@ -26,6 +26,7 @@ class ForwardPass:
     running: False after the pass. Gradient checkpointing then runs layers again, which must not be logged twice.
     decoder: the module whose call this is; None if it is the model's own forward.
     total: Trainer's num_items_in_batch, if the model got it.
+    ids: (batch, seq), in which padding may be that nothing marks; None for packed rows.
     """
 
     mask: Any
@@ -35,6 +36,7 @@ class ForwardPass:
     decoder: Any = None
     documents: Tensor | None = None
     total: Any = None
+    ids: Any = None
 
     @property
     def marks(self) -> Any:

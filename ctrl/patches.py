@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import types
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.layer import expanded_layers
 
 FORWARDS = ("forward", "_original_forward", "_old_forward")  # that trainers set on an instance
@@ -98,7 +97,7 @@ class CopiedAlone(nn.Module):
         for name in held:
             vars(copied.get_submodule(name)).pop("forward")
         if held:
-            warnings.warn(
+            warn(
                 f"{len(held)} modules have a forward of their own (a patch, or torch.compile of their forward; first: "
                 f"{held[0]}), which runs the weights of this model: that of the copy is the class's own",
                 stacklevel=3,

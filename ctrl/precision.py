@@ -20,10 +20,11 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class _OfThread(threading.local):
-    """Each thread sees its own value."""
+    """Each thread sees its own value. It is there from the start: torch.compile takes a new one for another program."""
 
-    dtype: torch.dtype | None = None  # in which a copy computes that runs now
-    original: torch.dtype | None = None  # of the weights of its layer
+    def __init__(self) -> None:
+        self.dtype: torch.dtype | None = None  # in which a copy computes that runs now
+        self.original: torch.dtype | None = None  # of the weights of its layer
 
 
 _thread = _OfThread()

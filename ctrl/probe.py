@@ -8,7 +8,6 @@ and a second one of up to 512 if some parameters get none.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel, cache_utils
 from transformers.cache_utils import Cache
 
 from ctrl.copies import original_class
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.idle import idle, leaves
 from ctrl.post_norms import norms_of_zeros, start_at_norms
 from ctrl.quantised import as_in_training, has_quantised
@@ -170,7 +169,7 @@ def probe(
     except ConfigError:
         raise
     except Exception as error:
-        warnings.warn(
+        warn(
             f"{type(model).__name__} does not run on {TOKENS} tokens ({type(error).__name__}: {error}), so whether its "
             "layers can be expanded was not checked",
             stacklevel=3,
@@ -180,7 +179,7 @@ def probe(
     if unused := sorted(copies.keys() - seen.ran):
         raise ConfigError(f"layers={unused} do not run on text alone, so copies of them cannot train: choose others")
     if seen.apart:
-        warnings.warn(
+        warn(
             f"copies of layers {sorted(seen.apart)} start up to {max(seen.apart.values()):.1%} off their quantised "
             "layers, so the expanded model does not start as the base: this quantisation rounds the hidden states too "
             "(bitsandbytes int8 does), and copies are in floats. expanded='lora' starts exactly, as do full copies "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import warnings
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from ctrl.computes import computes, differences
 from ctrl.config import ControlConfig
-from ctrl.errors import CheckpointError
+from ctrl.errors import CheckpointError, warn
 from ctrl.precision import HALF
 from ctrl.published_names import LayerMap, layer_index, layout_of
 from ctrl.structure import select_layers
@@ -109,7 +108,7 @@ def _warn_of_another(config: PreTrainedConfig, values: dict[str, Any], layer_map
     theirs = type(config).from_dict({**copy.deepcopy(plain), "model_type": config.model_type})
     select_layers(theirs.get_text_config(decoder=True), layer_map.base_layers)
     if different := differences(*(_given(computes(one), plain.keys()) for one in (theirs, config))):
-        warnings.warn(
+        warn(
             f"the checkpoint and the base have configs that compute different things: {different}. The base's is "
             "used, so the outputs are not those of the model that was published: load it without base, or pass the "
             "base from which it was expanded",

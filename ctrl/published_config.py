@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ctrl.config import ControlConfig
-from ctrl.errors import ConfigError, unknown_name
+from ctrl.errors import ConfigError, unknown_name, warn
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.published_names import layout_of
 
@@ -98,7 +97,7 @@ def warn_of_losses(config: ControlConfig, back: ControlConfig, half: bool) -> No
     pairs = [(name, getattr(config, name), getattr(back, name)) for name in names]
     lost = [f"{name}={here!r} (comes back as {there!r})" for name, here, there in pairs if here != there]
     if lost:
-        warnings.warn(
+        warn(
             f"the published layout cannot hold {', '.join(lost)}: the export computes the same, but further training "
             "would differ. ctrl.save keeps all settings",
             stacklevel=3,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from itertools import chain
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from ctrl.changes import warn_if_changed
 from ctrl.checkpoint import added_names
 from ctrl.control_model import bare_expanded
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.expansion import deep_copy, take_off
 from ctrl.fingerprint import fingerprint, part_prints, same_base
 from ctrl.layer import ADDED, expanded_layers
@@ -52,7 +51,7 @@ def reference(model: nn.Module) -> PreTrainedModel:
         raise ConfigError("the model is sharded: call ctrl.reference before fully_shard, and shard both models")
     warn_if_changed(expanded, "ctrl.reference")
     if has_trained(expanded):
-        warnings.warn(NOT_AS_NOW, stacklevel=2)
+        warn(NOT_AS_NOW, stacklevel=2)
     added = set(added_names(expanded))
     own = {id(p) for name, p in expanded.named_parameters() if p.requires_grad and name not in added}
     shared = {id(t): t for t in chain(expanded.parameters(), expanded.buffers()) if id(t) not in own}
@@ -77,9 +76,9 @@ def warn_of_reference(model: Any, made: Any) -> None:
     here = {"fingerprint": fingerprint(made), "dtype": str(made.dtype), "part_prints": part_prints(made)}
     if has_trained(model):
         if here["fingerprint"] == base["fingerprint"]:
-            warnings.warn(NOT_AS_NOW, stacklevel=3)
+            warn(NOT_AS_NOW, stacklevel=3)
     elif same_base(base, here) is False:
-        warnings.warn(ANOTHER, stacklevel=3)
+        warn(ANOTHER, stacklevel=3)
 
 
 def has_trained(model: nn.Module) -> bool:

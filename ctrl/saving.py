@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ctrl.checkpoint import (
 from ctrl.computes import differences
 from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
-from ctrl.errors import NO_MODEL, CheckpointError, ConfigError
+from ctrl.errors import NO_MODEL, CheckpointError, ConfigError, warn
 from ctrl.expansion import take_off
 from ctrl.facts import base_facts, buffer_types, ends
 from ctrl.fingerprint import fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
@@ -107,7 +106,7 @@ def _agree_on_ends(model: Any, saved: list[int] | None, named: bool) -> None:
     if named:
         model.generation_config.eos_token_id = saved or None
         return
-    warnings.warn(
+    warn(
         f"the model was saved with generation_config.eos_token_id={saved}, this base has {here}: generate stops at "
         f"other tokens. Set model.generation_config.eos_token_id = {saved or None} to get the saved model's replies",
         stacklevel=3,
@@ -174,9 +173,9 @@ def _check_base(
     rows = "" if allow_other else other_rows(saved, here)
     now = {**here, "buffers": buffer_types(model), "quantised": kinds(model)}
     for other in filter(None, (rows, other_buffers(saved, now), other_kinds(saved, now))):
-        warnings.warn(f"{folder}: {other}", stacklevel=3)
+        warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:
-        warnings.warn(
+        warn(
             f"{folder} was trained on {saved['name']!r}, this base is {here['name']!r}: whether their weights are the "
             "same cannot be seen. If they are not, the copies do not fit",
             stacklevel=3,
@@ -226,20 +225,20 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | N
     computed = {name: base if full and ".expanded." in name else state[name].dtype for name in tensors}
     rounded = [n for n, t in tensors.items() if torch.promote_types(t.dtype, computed[n]) != computed[n]]
     if rounded:
-        warnings.warn(
+        warn(
             f"the checkpoint was trained on a base in {trained_on or 'an unknown dtype'}, this one is in {here}: "
             f"{len(rounded)} tensors are rounded (first: {rounded[0]}). Load the base in the checkpoint's dtype to get "
             "the model that was saved",
             stacklevel=3,
         )
     elif trained_on and torch.promote_types(_dtype(trained_on), base) != base:
-        warnings.warn(
+        warn(
             f"the model was saved with its base in {trained_on}, this one is in {here}, which rounds it, so its "
             f"outputs are others. Load the base in {trained_on} to get the model that was saved",
             stacklevel=3,
         )
     elif trained_on and holds_more(model, trained_on):
-        warnings.warn(
+        warn(
             f"the model was saved with its base in {trained_on}, this one is in {here} and holds values that "
             f"{trained_on} rounds, so its outputs are a little different. Load the base in {trained_on} to get the "
             "model that was saved",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ctrl.changes import changed, warn_if_changed
 from ctrl.computes import computes, differences
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, bare_expanded
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.expansion import Expansion, put_on, take_off
 from ctrl.fingerprint import fingerprint, part_prints, same_base
 from ctrl.offloaded import is_offloaded
@@ -91,7 +90,7 @@ def _refuse_changed(base: Any, sums: Sums) -> None:
 
 def _warn_of_blocks(former: Control) -> None:
     if block := former.open_block:
-        warnings.warn(
+        warn(
             f"ctrl.swap inside {block}: the block was of the former expansion, the copies of the new one run inside it "
             "with their own alpha. Open a block after the swap",
             stacklevel=3,

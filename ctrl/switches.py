@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -37,7 +36,7 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
     expanded = require_expanded(model)
     control = expanded.control
     if (found := active_adapter(model)) is not None:
-        warnings.warn(
+        control.say(
             f"ctrl.pretrained turns the copies off, but the PEFT adapter of {found} stays on: base and adapter. "
             "For the base alone open model.disable_adapter() too",
             stacklevel=3,

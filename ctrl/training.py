@@ -8,12 +8,11 @@ import inspect
 import re
 import sys
 import types
-import warnings
 from typing import Any
 
 import torch
 
-from ctrl.errors import ConfigError
+from ctrl.errors import ConfigError, warn
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
@@ -29,20 +28,20 @@ SEARCHED = 8  # training passes without a mask: to look at tokens is to wait for
 
 
 def warn_of_what_trains(model: Any) -> None:
-    """Warn in the first training pass of what would not train as it is meant, and watch the optimizer.
+    """Warn in the first pass of a training of what would not train as it is meant, and watch the optimizer.
 
     Of copies that do not train, weights that a reference shares, half types and dropout.
 
     PEFT's adapters on top have a warning of their own.
     """
-    if model.control.looked or torch.compiler.is_compiling():
-        return
     model.control.looked = True
     _refuse_trainer_above()
-    watch_optimizers(model)
+    if not model.control.watched:
+        model.control.watched = True
+        watch_optimizers(model)
     copies = (p for layer in expanded_layers(model) for p in layer.expanded.parameters())
     if "peft_config" not in vars(model) and not any(p.requires_grad for p in copies):
-        warnings.warn(
+        model.control.say(
             "a training pass, but no copy trains: all their parameters are frozen (PEFT's prompt tuning and "
             "prepare_model_for_kbit_training do that). Call the latter before ctrl.expand, or unfreeze the copies",
             stacklevel=5,
@@ -50,7 +49,7 @@ def warn_of_what_trains(model: Any) -> None:
     frozen = [(layer, name, p) for layer in expanded_layers(model) for name, p in layer.named_parameters()]
     moving = [f"layer {one.index}, {name}" for one, name, p in frozen if p.requires_grad and not name.startswith(ADDED)]
     if moving and "peft_config" not in vars(model):
-        warnings.warn(
+        model.control.say(
             f"{len(moving)} weights of the pretrained layers next to copies train too (first: {moving[0]}), so the "
             "model is not kept to its base: the divergence and ctrl.pretrained use the layers as they are now. "
             "model.requires_grad_() after ctrl.expand does that: unfreeze other parts by name",
@@ -62,19 +61,19 @@ def warn_of_what_trains(model: Any) -> None:
     references = filter(None, (made() for made in model.control.references))
     shared = {id(p) for made in references for p in made.parameters()}
     if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
-        warnings.warn(
+        model.control.say(
             f"{moving[0]} trains, and the model of ctrl.reference shares it, so the reference changes too: call "
             "ctrl.reference after you unfreeze",
             stacklevel=5,
         )
 
 
-def warn_of_unmarked_padding(model: Any, current: ForwardPass, ids: Any) -> None:
+def warn_of_unmarked_padding(model: Any, current: ForwardPass) -> None:
     """Warn once of rows that end in padding which nothing marks: the divergence would count it as real tokens.
 
     Seen by two equal tokens without labels at the end of a row, in the first passes.
     """
-    control, labels = model.control, current.labels
+    control, labels, ids = model.control, current.labels, current.ids
     if current.marks is not None or labels is None or not control.adds or control.unmasked >= SEARCHED:
         return
     if type(ids) is not torch.Tensor or ids.dim() != 2 or ids.shape != labels.shape:  # fake tensors have no values
@@ -84,7 +83,7 @@ def warn_of_unmarked_padding(model: Any, current: ForwardPass, ids: Any) -> None
     padded = int((unlabelled & (ids[:, -1] == ids[:, -2]).to(labels.device)).sum()) if ids.shape[1] > 1 else 0
     if padded and control.config.divergence_tokens == "real":
         control.unmasked = SEARCHED
-        warnings.warn(
+        warn(
             f"{padded} of {len(ids)} rows end in equal tokens without a label, which look like padding, and the model "
             "got no attention_mask: the divergence counts them as real tokens. Put an attention_mask (0 for padding) "
             "into the rows, as tokenizer.pad does, or expand with divergence_tokens='labels'",
@@ -99,7 +98,7 @@ def _warn_of_half_types(model: Any) -> None:
     trains = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dtype in HALF}
     chosen = ADDED if model.control.config.copies_dtype == "base" else ()
     if half := [name for name in trains if not any(f".{part}" in name for part in chosen)]:
-        warnings.warn(
+        model.control.say(
             f"{len(half)} weights train in {trains[half[0]].dtype} (first: {half[0]}), in which most steps are lost at "
             "rates of 1e-5: they are smaller than the distance to the next number. Copies are in fp32 unless model.to("
             "dtype), or the state dict of a save, has rounded them. To train other parts load the base in fp32, or "
@@ -113,7 +112,7 @@ def _warn_of_dropout(model: Any) -> None:
     config = model.control.config
     compared = [layer for layer in expanded_layers(model) if layer.interpolation is not None]
     if config.divergence != "none" and config.divergence_weight > 0 and (found := dropout_in(compared)):
-        warnings.warn(
+        model.control.say(
             f"{found} in the expanded layers: each branch draws its own, so part of the divergence is that noise, from "
             "the first step on. Load the base with dropout 0 (attention_dropout=0.0, or the names that its config has)",
             stacklevel=6,
@@ -124,7 +123,7 @@ def _warn_of_norms(model: Any) -> None:
     """Warn of stacked copies that start at a norm, see `ctrl.post_norms`."""
     stacked = [] if sharded(model) else [layer.expanded for layer in expanded_layers(model) if layer.kind == "stack"]
     if name := next(filter(None, map(starting_norm, stacked)), ""):
-        warnings.warn(
+        model.control.say(
             f"these layers end in a norm ({name}), so their stacked copies start with a weight at which it returns 0, "
             "and learn by this weight first: more slowly than stacked copies of other models do at the same rate. Give "
             "them a larger one (1e-3, say), or use structure='concat'",

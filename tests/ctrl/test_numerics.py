@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctrl.numerics import lerp, slerp
+from ctrl.numerics import above_zero, lerp, slerp
 from tests.helpers.branches import branches, quick
 
 
@@ -62,3 +62,18 @@ class TestSlerp:
                 share = torch.tensor(alpha, dtype=dtype)
                 bound = angle**2 + 8 * eps
                 torch.testing.assert_close(slerp(a, near, share), lerp(a, near, share), rtol=bound, atol=bound)
+
+
+def test_what_a_step_took_below_zero_can_come_back() -> None:
+    """With clamp alone half of the factors of learned norms never moved again after the first step."""
+    for start, slope, wanted in (
+        (-0.3, 1.0, 0.0),
+        (-0.3, -1.0, -1.0),
+        (0.0, 1.0, 1.0),
+        (0.4, 1.0, 1.0),
+        (0.4, -1.0, -1.0),
+    ):
+        x = torch.tensor(start, requires_grad=True)
+        made = above_zero(x)
+        (slope * made).backward()
+        assert (made.item(), x.grad) == (pytest.approx(max(start, 0)), torch.tensor(wanted))

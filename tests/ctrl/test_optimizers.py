@@ -81,6 +81,12 @@ def inside_pretrained(model: Any) -> torch.Tensor:
         return own(model)
 
 
+def evaluated(model: Any) -> torch.Tensor:
+    loss = own(model)
+    model.eval().train()  # an evaluation after each step begins no other training
+    return loss
+
+
 def late(model: Any) -> torch.Tensor:
     """Labels from the third pass on."""
     model.passes = getattr(model, "passes", 0) + 1
@@ -93,6 +99,7 @@ def late(model: Any) -> torch.Tensor:
     ("values", "loss", "said"),
     [
         ({"alpha_start": 0.0}, own, 1),
+        ({"alpha_start": 0.0}, evaluated, 1),
         ({"interpolation": "moe", "alpha_start": 0.3, "alpha": "learned"}, own, 1),
         ({"divergence": "none"}, inside_pretrained, 1),
         ({}, late, 0),

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, StaticCache
 
 import ctrl
+from ctrl import precision
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import expanded_layers
 from ctrl.mark import MARK
@@ -322,6 +323,15 @@ def test_wide_bases_have_plain_copies(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_thread_holds_is_there_before_its_first_pass() -> None:
+    """A compiled pass that was the first one of its thread ended in torch's `Guard failed on the same frame`."""
+    held: list[set[str]] = []
+    thread = threading.Thread(target=lambda: held.append({*vars(precision._thread)}))
+    thread.start()
+    thread.join()
+    assert held == [{"dtype", "original"}]
+
+
 def test_compiles_without_a_graph_break() -> None:
     model, batch = trained(), labelled(left_padded())
     reference = model(**batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import types
 import warnings
@@ -109,6 +110,68 @@ def test_a_pretrained_layer_that_trains_next_to_its_copy_is_said_once(structure:
         model(input_ids=IDS, labels=IDS)
 
 
+def begins_again(model: Any) -> None:
+    model.eval()
+    model.train()
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "requires_grad_"])
+@pytest.mark.parametrize("begin", [begins_again, lambda model: model.to("cpu")])  # as trainers do
+def test_a_later_training_is_looked_at_too(change: str, begin: Any) -> None:
+    """Only the first training pass of a model was: copies that were rounded after it lost their steps unsaid."""
+    model = ctrl.expand(tiny().bfloat16(), ctrl.ControlConfig(layers=2)).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(input_ids=IDS, labels=IDS)
+        begin(model)
+        model(input_ids=IDS, labels=IDS)
+    getattr(model, change)()
+    begin(model)
+    with pytest.warns(UserWarning, match=r"\d+ weights (train in torch.bfloat16|of the pretrained layers)"):
+        model(input_ids=IDS, labels=IDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begin(model)
+        model(input_ids=IDS, labels=IDS)  # each is said once
+
+
+def test_what_a_trainer_begins_is_a_training_of_its_own() -> None:
+    """The words about a lost divergence and about padding were for the first training of a model alone."""
+    padded = {name: torch.stack([row[name] for row in sequences()]) for name in ("input_ids", "labels")}
+    model = expanded().train()
+    for lose in (lambda: model(input_ids=IDS).logits.sum().backward(), lambda: model(**padded)):
+        for _ in range(2):
+            for _ in range(9):
+                model(input_ids=IDS, labels=IDS)
+            model.to("cpu")
+            with pytest.warns(UserWarning, match="leaves out divergence='mse'|look like padding"):
+                lose()
+
+
+def own_forward(model: Any) -> Any:
+    return model(input_ids=IDS, labels=IDS)
+
+
+def decoder(model: Any) -> Any:
+    """As TRL's trainers do."""
+    return model.base_model(input_ids=IDS)
+
+
+def collected_decoder(model: Any) -> Any:
+    """As TRL's trainers do that are attached."""
+    with ctrl.collect_divergence(model):
+        return decoder(model)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(("run", "divergence"), [(own_forward, "mse"), (collected_decoder, "mse"), (decoder, "none")])
+def test_a_training_is_looked_at_however_it_runs_the_model(run: Any, divergence: str, copied: bool) -> None:
+    model = expanded(divergence=divergence)
+    model = (copy.deepcopy(model) if copied and run is not decoder else model).train().requires_grad_()
+    with pytest.warns(UserWarning, match="18 weights of the pretrained layers"):
+        run(model)
+
+
 class Synced:
     """Stands for a trainer of TRL that was not attached."""
 
@@ -160,8 +223,16 @@ def test_a_head_that_starts_at_random_trains_in_the_base_s_type_and_is_said() ->
         model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
 
 
+def collected_pass(model: Any, labels: Any, **batch: Any) -> None:
+    """A loss of one's own, as in `ctrl.attach`."""
+    with ctrl.collect_divergence(model) as collected:
+        model.base_model(**batch)
+    collected.weighted(labels)
+
+
+@pytest.mark.parametrize("run", [lambda model, **batch: model(**batch), collected_pass])
 @pytest.mark.parametrize("case", ["padded", "mask", "labelled", "counted by labels", "weight 0", "packed", "full"])
-def test_padding_that_nothing_marks_is_said_once(case: str) -> None:
+def test_padding_that_nothing_marks_is_said_once(case: str, run: Any) -> None:
     """Rows of equal length with labels and without a mask: padding would count as real tokens without a word."""
     batch = {name: torch.stack([row[name] for row in sequences()]) for name in sequences()[0]}
     settings = {"counted by labels": {"divergence_tokens": "labels"}, "weight 0": {"divergence": "none"}}
@@ -177,7 +248,7 @@ def test_padding_that_nothing_marks_is_said_once(case: str) -> None:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         for _ in range(2):
-            model(**batch)
+            run(model, **batch)
     assert sum("look like padding" in str(w.message) for w in seen) == (case == "padded")
 
 
