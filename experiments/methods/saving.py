@@ -20,6 +20,7 @@ from ctrl.computes import differences
 from ctrl.control_model import ControlModel
 from ctrl.facts import base_facts
 from ctrl.fingerprint import fingerprint, same_base
+from ctrl.mark import MARK, marked_again
 from ctrl.saving import save
 from ctrl.sharded import write_once
 from experiments.common.errors import DamagedError
@@ -98,9 +99,11 @@ def round_files(folder: Path, dtype: str) -> None:
         with safe_open(file, "pt") as opened:
             metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32 and tensor.dim() > 1}
-        rounded = {name: t.to(DTYPES[dtype]) if name in wide else t for name, t in tensors.items()}
+        rounded = {name: tensors[name].to(DTYPES[dtype]) for name in wide}
+        if MARK in tensors:
+            rounded[MARK] = marked_again(tensors[MARK], rounded)
         part = file.with_name(f".{file.name}{PART}")
-        save_file(rounded, part, metadata=metadata)
+        save_file({**tensors, **rounded}, part, metadata=metadata)
         os.replace(part, file)
 
 
