@@ -26,6 +26,7 @@ from experiments.methods.saving import (
     save_trained,
     write_facts,
 )
+from tests.helpers import families
 from tests.helpers.byte_level import byte_llama
 from tests.helpers.families import perturb
 
@@ -251,3 +252,21 @@ def test_kept_matrices_are_rounded_and_load(tmp_path: Path, kind: str) -> None:
         if parameter.requires_grad:
             assert found[name].dtype == torch.float32
             torch.testing.assert_close(found[name].data, parameter.data, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_whole_model_whose_tensors_have_other_names_on_the_hub_loads(tmp_path: Path, dtype: str) -> None:
+    """transformers writes experts one by one, and holds them stacked."""
+    model = families.build("mixtral").requires_grad_(True)
+    write_facts(tmp_path, facts_of(model))
+    perturb(model)
+    save_trained(model, tmp_path)
+    round_files(tmp_path, dtype)
+    assert not load_file(tmp_path / "model.safetensors").keys() <= model.state_dict().keys()
+    found = load_onto(families.build("mixtral"), tmp_path).state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=0 if dtype == "fp32" else 2**-8, atol=0)
+    file = tmp_path / "model.safetensors"
+    save_file({**load_file(file), "strange": torch.zeros(1)}, file, metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match="are unknown"):
+        load_onto(families.build("mixtral"), tmp_path)
