@@ -198,6 +198,7 @@ def _renamed(base: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     Nothing if it is another model.
     """
     given: dict[str, Any] = {"config": copy.deepcopy(base.config), "dtype": torch.float32, "output_loading_info": True}
-    model, said = type(base).from_pretrained(folder, **given)
+    loader: Any = type(base)
+    model, said = loader.from_pretrained(folder, **given)
     odd = said["missing_keys"] or said["unexpected_keys"] or said["mismatched_keys"]
     return {} if odd else dict(model.state_dict())
