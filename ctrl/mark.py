@@ -8,6 +8,7 @@ So the file of the weights holds its description too, as a tensor that `load_sta
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from ctrl.computes import differences
 from ctrl.errors import CheckpointError, warn
 from ctrl.fingerprint import same_base
-from ctrl.sums import other_rows
+from ctrl.sums import byte_sum, other_rows
 
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
@@ -30,6 +31,13 @@ NOTED = (
 def marked(description: dict[str, Any]) -> Tensor:
     """Return the mark: the description's JSON as bytes."""
     return torch.tensor(list(json.dumps(description).encode()), dtype=torch.uint8)
+
+
+def marked_again(mark: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the mark of a file some of whose tensors were replaced by these, by name: with their sums."""
+    noted = json.loads(bytes(mark.tolist()))
+    sums = {name: byte_sum(tensor) for name, tensor in tensors.items()}
+    return marked({**noted, "tensors": {**noted["tensors"], **sums}} if "tensors" in noted else noted)
 
 
 def check_mark(mark: Tensor, here: dict[str, Any]) -> None:

@@ -67,16 +67,20 @@ def _weights(module: nn.Module, adapters: list[str]) -> dict[str, Tensor]:
         place = next((adapter for adapter in adapters if name.startswith(f"{adapter}.")), None)
         if place is None:
             found[name] = parameter
-        elif name.startswith(f"{place}.base_layer."):
-            found[name.replace(".base_layer.", ".")] = parameter
+        elif "lora_" not in name.removeprefix(place) and name.startswith(f"{place}.base_layer."):
+            found[name.replace(".base_layer", "")] = parameter
     return found
 
 
 def _folded(layer: Any, name: str) -> Tensor | float:
     """Return by how much folding the adapters in changes a parameter of their layer, on the CPU in fp64."""
     if _adds(layer):  # also if the model is in shards
+        # stacked experts have a wrapper for each of their matrices, one around the other
+        below = _folded(layer.base_layer, name) if hasattr(layer.base_layer, "get_base_layer") else 0.0
+        if name != getattr(layer, "parameter_name", "weight"):
+            return below
         deltas = [whole(layer.get_delta_weight(adapter)).cpu().double() for adapter in layer.active_adapters]
-        return sum(deltas, torch.zeros(())) if name == "weight" else 0.0
+        return sum(deltas, torch.as_tensor(below))
     folded = copy.deepcopy(layer).float()  # a bf16 weight would swallow small changes
     start = folded.get_base_layer().get_parameter(name).detach().clone()
     folded.merge()

@@ -148,10 +148,11 @@ def _check_shapes(file: Path, base: Base) -> None:
     from safetensors import safe_open
 
     shapes = {name: tuple(p.shape) for name, p in base.skeleton().named_parameters()}
+    stacked = {name.rpartition(".")[0] for name, shape in shapes.items() if len(shape) > 2}  # experts
     with safe_open(file, framework="pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118 (not a dict)
             module, _, part = key.removeprefix("base_model.model.").partition(".lora_")
-            if part not in ("A.weight", "B.weight"):
+            if part not in ("A.weight", "B.weight") or any(f"{module}.".startswith(f"{one}.") for one in stacked):
                 continue
             size = tensors.get_slice(key).get_shape()[1 if part == "A.weight" else 0]
             if size not in (there := shapes.get(f"{module}.weight", ())):

@@ -73,6 +73,10 @@ class Peft(Tuning):
             )
         return self
 
+    def linear_layers(self, model: PreTrainedModel) -> list[str] | None:
+        named = self.type in OWN_TARGETS or {"target_modules", "target_parameters"} & (self.model_extra or {}).keys()
+        return None if named else linear_names(model, self.targets)
+
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         try:
             return self._adapted(model, context)

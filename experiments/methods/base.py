@@ -80,6 +80,10 @@ class Tuning(Section):
         """The decoder layers that it trains, as `ctrl.structure.place` takes them; None if it does not choose any."""
         return None
 
+    def linear_layers(self, model: PreTrainedModel) -> list[str] | None:
+        """Return the names of the linear layers that it chooses from; None if it does not choose by linear layers."""
+        return None
+
 
 class Addition(Section):
     """Base of loss terms and averages, which are added to what trains.

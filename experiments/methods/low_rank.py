@@ -28,6 +28,9 @@ class Lora(Tuning):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout before the adapters")
     targets: Literal["all", "mlp"] = Field("all", description="linear layers that get an adapter; never the head")
 
+    def linear_layers(self, model: PreTrainedModel) -> list[str] | None:
+        return linear_names(model, self.targets)
+
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         return self._adapted(model, context)
 
@@ -134,8 +137,21 @@ class Corda(Lora):
 
 def linear_names(model: PreTrainedModel, targets: str) -> list[str]:
     """List the full names of linear layers in decoder layers. targets: `all`, or `mlp` for those outside attention."""
-    from transformers.pytorch_utils import Conv1D
-
-    linear = {id(m) for layer in decoder_layers(model) for m in layer.modules() if isinstance(m, nn.Linear | Conv1D)}
+    linear = {id(m) for layer in decoder_layers(model) for m in layer.modules() if _is_linear(m)}
     attention = {id(m) for a in model.modules() if is_attention(a) for m in a.modules()} if targets == "mlp" else set()
     return [name for name, m in model.named_modules() if id(m) in linear and id(m) not in attention]
+
+
+def not_linear(model: PreTrainedModel) -> tuple[float, list[str]]:
+    """Return the share of the layers' weights in matrices of no linear layer (stacked experts), and their names."""
+    owned = [(name, m) for layer in decoder_layers(model) for name, m in layer.named_modules()]
+    named = [(f"{name}.{n}", p, m) for name, m in owned for n, p in m.named_parameters(recurse=False)]
+    other = [(name, p) for name, p, m in named if p.dim() > 1 and not _is_linear(m)]
+    whole = sum(p.numel() for _, p, _ in named)
+    return sum(p.numel() for _, p in other) / whole, list(dict.fromkeys(name for name, _ in other))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)

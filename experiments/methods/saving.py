@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import warnings
@@ -20,6 +21,7 @@ from ctrl.computes import differences
 from ctrl.control_model import ControlModel
 from ctrl.facts import base_facts
 from ctrl.fingerprint import fingerprint, same_base
+from ctrl.mark import MARK, marked_again
 from ctrl.saving import save
 from ctrl.sharded import write_once
 from experiments.common.errors import DamagedError
@@ -98,9 +100,11 @@ def round_files(folder: Path, dtype: str) -> None:
         with safe_open(file, "pt") as opened:
             metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         wide = {name for name, tensor in tensors.items() if tensor.dtype == torch.float32 and tensor.dim() > 1}
-        rounded = {name: t.to(DTYPES[dtype]) if name in wide else t for name, t in tensors.items()}
+        rounded = {name: tensors[name].to(DTYPES[dtype]) for name in wide}
+        if MARK in tensors:
+            rounded[MARK] = marked_again(tensors[MARK], rounded)
         part = file.with_name(f".{file.name}{PART}")
-        save_file(rounded, part, metadata=metadata)
+        save_file({**tensors, **rounded}, part, metadata=metadata)
         os.replace(part, file)
 
 
@@ -173,7 +177,10 @@ def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def _filled(base: PreTrainedModel, file: Path, whole: bool) -> PreTrainedModel:
     """Set the base's tensors to those of a file, which has all of them or (partial) some. Raises DamagedError."""
     try:
-        left = base.load_state_dict(load_file(file), strict=False)
+        tensors = load_file(file)
+        if whole and tensors.keys() - base.state_dict().keys():
+            tensors = _renamed(base, file.parent) or tensors
+        left = base.load_state_dict(tensors, strict=False)
     except (OSError, RuntimeError, SafetensorError) as error:  # a shape of another model
         raise DamagedError(f"{file} does not fit the base model ({' '.join(str(error).split())}): {AGAIN}") from error
     tied = set(getattr(base, "all_tied_weights_keys", ()))
@@ -183,3 +190,15 @@ def _filled(base: PreTrainedModel, file: Path, whole: bool) -> PreTrainedModel:
         kind = "unknown" if left.unexpected_keys else "missing"
         raise DamagedError(f"{file} is not of this arm and base model, {strange[:3]} are {kind}: {AGAIN}")
     return base
+
+
+def _renamed(base: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
+    """Read a whole model whose files have the names of the Hub (experts one by one), by those of the model in memory.
+
+    Nothing if it is another model.
+    """
+    given: dict[str, Any] = {"config": copy.deepcopy(base.config), "dtype": torch.float32, "output_loading_info": True}
+    loader: Any = type(base)
+    model, said = loader.from_pretrained(folder, **given)
+    odd = said["missing_keys"] or said["unexpected_keys"] or said["mismatched_keys"]
+    return {} if odd else dict(model.state_dict())

@@ -58,6 +58,9 @@ class Half(Tuning):
     Norms, embeddings and the head do not train. The paper draws anew in each of its training stages; a run here is one.
     """
 
+    def linear_layers(self, model: PreTrainedModel) -> list[str] | None:
+        return linear_names(model, "all")
+
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         generator = torch.Generator().manual_seed(context.seed)
         model.requires_grad_(False)

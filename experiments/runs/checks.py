@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +14,7 @@ from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.evaluation.evaluate import Suites
 from experiments.methods.config import ArmConfig
+from experiments.methods.low_rank import not_linear
 from experiments.models.positions import embedding_rows, positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
@@ -19,6 +22,8 @@ from experiments.training.arguments import missing_package
 from experiments.training.checkpointing import why_not
 from experiments.training.lm_loss import why_unweighted
 from experiments.training.processes import deepspeed, shards, world_size
+
+MUCH = 0.1  # of the weights of the layers
 
 
 def check_device() -> None:
@@ -44,6 +49,17 @@ def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
         faults += [f"arm {arm.name!r}: {fault}" for fault in _arm_faults(arm, config, model)]
     if faults:
         raise ConfigError("\n".join(faults))
+
+
+def passed_over(config: ExperimentConfig, model: PreTrainedModel) -> Iterator[str]:
+    """Say which arms train linear layers alone, if much of the model is none: the experts of a mixture are stacked."""
+    arms = [arm.name for arm in config.arms if arm.build().tuning.linear_layers(model) is not None]
+    share, names = not_linear(model) if arms else (0.0, [])
+    if share > MUCH:
+        yield (
+            f"{', '.join(arms)}: {share:.0%} of the weights of the model's layers are no linear layers, and do not "
+            f"train ({', '.join(names)}): train: {{peft: {{type: lora, target_parameters: [NAME, ...]}}}} adapts them"
+        )
 
 
 def check_tokens(config: ExperimentConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -168,9 +184,11 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
             f"method {arm.method_name} weighs a token by the others of its pass, and {cut}: results would not be those "
             "of the whole step. Leave that out, or leave the arm out"
         )
-    if method.layer_choice is not None:
-        try:
+    try:
+        if method.tuning.linear_layers(model) == []:
+            faults.append("its targets are linear layers, and this model has none there: set targets to all")
+        if method.layer_choice is not None:
             place(method.layer_choice, len(decoder_layers(model)))
-        except ctrl.ConfigError as error:
-            faults.append(str(error))
+    except ctrl.ConfigError as error:
+        faults.append(str(error))
     return faults

@@ -24,7 +24,7 @@ from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, write_records
 from experiments.runs.baseline import MeasuredBase, headline, measure_base
-from experiments.runs.checks import check_run, check_suites, check_tokens
+from experiments.runs.checks import check_run, check_suites, check_tokens, passed_over
 from experiments.runs.data import ExperimentData
 from experiments.runs.overlap import Searched, search
 from experiments.runs.result_file import owners_noted, write_result
@@ -121,6 +121,8 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
         say(line)
     model, tokenizer = config.load_base()
     check_run(config, model)
+    for line in passed_over(config, model):
+        say(line)
     check_tokens(config, model, tokenizer)
 
     def writer() -> PreTrainedModel:

@@ -18,7 +18,7 @@ from experiments.common.progress import Task
 from experiments.methods import ActiveMethod
 from experiments.training.checkpoints import complete
 from experiments.training.meter import Meter
-from experiments.training.processes import ALONE, Processes
+from experiments.training.processes import ALONE, Processes, deepspeed, shards
 from experiments.training.stopping import StopRequest
 
 
@@ -127,12 +127,27 @@ class Log(TrainerCallback):
 
 
 class ZeroGradient(TrainerCallback):
-    """Warn once if the gradient is exactly 0 for PATIENCE steps in a row: nothing trains any more."""
+    """Warn once of what no gradient reaches, and if all of it is exactly 0 for PATIENCE steps: nothing trains any more.
+
+    A model may read the weight of a layer without calling it (Jamba's `dt_proj`): an adapter there never trains.
+    """
 
     PATIENCE = 10
 
     def __init__(self, label: str) -> None:
-        self.label, self.steps = label, 0
+        self.label, self.steps, self.looked = label, 0, False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if self.looked or shards() or deepspeed():  # gradients of shards are elsewhere
+            return
+        self.looked = True
+        idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        if idle:
+            warnings.warn(
+                f"{self.label}: no gradient reaches {len(idle)} of the tensors that train, so they stay as they are: "
+                f"{', '.join(idle[:3])}{', ...' if len(idle) > 3 else ''}",
+                stacklevel=2,
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if not logs or "grad_norm" not in logs:

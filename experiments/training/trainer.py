@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import SequentialSampler
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
+from ctrl.control_model import ControlModel
+from experiments.common.errors import DamagedError
 from experiments.methods import ActiveMethod
 from experiments.methods.batches import micro_batch_fraction, read_by
 from experiments.models.head import only_label_logits
@@ -75,6 +79,18 @@ class ArmTrainer(Trainer):
             self.lr_scheduler = schedule(chosen, self.training_config)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _save(self, *args: Any, **kwargs: Any) -> None:
+        with own_names(self.accelerator.unwrap_model(self.model, keep_torch_compile=False)):
+            super()._save(*args, **kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Raise DamagedError for tensors of a checkpoint that the model does not have: it would go on without them."""
+        if strange := load_result.unexpected_keys:
+            raise DamagedError(
+                f"the checkpoint in {self.args.output_dir} has tensors that are not of this model ({strange[0]}, "
+                f"{len(strange)} in all): delete that folder, and the same command trains the arm from its start"
+            )
 
     def compute_loss(
         self,
@@ -158,6 +174,23 @@ class ArmTrainer(Trainer):
             logs = {**logs, **dict(zip(self.parts, parts, strict=True)), **layers, **self.meter.rates()}
             self.parts = {}
         super().log(logs, *args, **kwargs)
+
+
+@contextmanager
+def own_names(model: Any) -> Iterator[None]:
+    """Let a plain model be saved by the names of its own tensors inside the block.
+
+    transformers writes those of the Hub (experts one by one, another prefix), and Trainer does not read them back: it
+    would go on with the base's weights, without a word.
+    """
+    if not isinstance(model, PreTrainedModel) or isinstance(model, ControlModel):
+        yield
+        return
+    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 def once_a_pass(loss: Tensor, computed: ModelLoss, out: Any) -> Tensor | None:

@@ -17,6 +17,7 @@ from ctrl.structure import decoder_layers
 from experiments.evaluation.weights import update_sizes
 from experiments.models.base import load_base
 from experiments.models.precision import Precision
+from tests.helpers import families
 from tests.helpers.families import perturb
 from tests.helpers.small_run import draw_suites, small_config, small_values
 
@@ -49,6 +50,17 @@ def test_learned_relaxed_norms_are_no_weights_of_the_base(model: PreTrainedModel
     assert (update_sizes(model, relaxed) == 0).all()
     perturb(relaxed, size=0.05)
     assert (update_sizes(model, relaxed)[relaxed.control.layers] > 0).all()
+
+
+def test_adapters_of_stacked_experts_count_in_their_matrices() -> None:
+    """Against the plain model that merging makes. PEFT puts a wrapper around the experts for each matrix."""
+    wanted = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    adapters = LoraConfig(r=2, target_modules=["q_proj"], target_parameters=wanted, init_lora_weights=False)
+    adapted = get_peft_model(families.build("mixtral"), adapters)  # type: ignore[arg-type]  # a PeftModel
+    found = update_sizes(families.build("mixtral"), adapted)
+    merged = update_sizes(families.build("mixtral"), adapted.merge_and_unload())
+    assert found.tolist() == pytest.approx(merged.tolist(), rel=1e-5)
+    assert (found > 0).all()
 
 
 @pytest.mark.parametrize("init", ["gaussian", "corda"])

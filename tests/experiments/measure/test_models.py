@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from tokenizers import normalizers
 from transformers import AutoConfig
 
@@ -15,6 +17,7 @@ from experiments.cli.main import main
 from experiments.common.errors import ConfigError
 from experiments.measure.base import Base
 from experiments.measure.models import Model, is_of, load_tokenizer, noted_facts, read_base, read_models
+from tests.helpers import families
 from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
 from tests.helpers.measured import adapter_folder, model_folder, tiny_model, training_folder
 
@@ -226,6 +229,21 @@ def test_a_base_of_other_shapes_is_refused(models: dict[str, str], tmp_path: Pat
     for allow in (False, True):
         with pytest.raises(ConfigError, match=match):
             read(other, models[model], allow_other=allow)
+
+
+@pytest.mark.parametrize("name", ["mlp.experts.base_layer", "mlp.experts.1.down_proj", "mlp.experts"])
+def test_adapters_of_stacked_experts_are_no_adapters_of_other_shapes(tmp_path: Path, name: str) -> None:
+    """transformers 4 wrote them expert by expert, and PEFT reads these too; now they are of a stack of matrices."""
+    model = families.build("mixtral")
+    base = byte_base(tmp_path / "base", byte_tokenizer(), model)
+    adapter_folder(tmp_path / "adapter", base)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    key = f"base_model.model.model.layers.0.{name}.lora_A.weight"
+    save_file({key: torch.zeros(8, 48)}, file, metadata={"format": "pt"})
+    assert read(base, str(tmp_path / "adapter"))[0].kind == "PEFT adapter"
+    save_file({key.replace("mlp.experts", "mlp.other"): torch.zeros(8, 48)}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="is missing"):
+        read(base, str(tmp_path / "adapter"))
 
 
 def test_code_that_a_model_brings_along_runs_only_if_asked_for(

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import ctrl
+from ctrl.mark import MARK
 from experiments.common.errors import DamagedError
 from experiments.common.files import read_json, write_json
 from experiments.methods.saving import (
@@ -25,6 +26,7 @@ from experiments.methods.saving import (
     save_trained,
     write_facts,
 )
+from tests.helpers import families
 from tests.helpers.byte_level import byte_llama
 from tests.helpers.families import perturb
 from tests.helpers.hostile import Ran
@@ -212,7 +214,7 @@ def test_a_change_of_weights_is_one_of_its_own_base(tmp_path: Path, whole: bool)
 
 @pytest.mark.parametrize("kind", ["whole", "part", "control", "adapter"])
 def test_kept_matrices_are_rounded_and_load(tmp_path: Path, kind: str) -> None:
-    """Norms and alphas stay as they are, and so does what marks the file as of this expansion."""
+    """Norms and alphas stay as they are. The file is still marked as of this expansion, and not called damaged."""
     base = byte_llama(260)
     write_facts(tmp_path, facts_of(base))
     if kind == "control":
@@ -233,9 +235,29 @@ def test_kept_matrices_are_rounded_and_load(tmp_path: Path, kind: str) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
     for name, tensor in before.items():
         wide = tensor.dtype == torch.float32 and tensor.dim() > 1
-        assert torch.equal(after[name], tensor.bfloat16() if wide else tensor)
-    found = dict(load_onto(byte_llama(260), tmp_path).named_parameters())
+        assert name == MARK or torch.equal(after[name], tensor.bfloat16() if wide else tensor)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not what was saved")
+        found = dict(load_onto(byte_llama(260), tmp_path).named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert found[name].dtype == torch.float32
             torch.testing.assert_close(found[name].data, parameter.data, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_whole_model_whose_tensors_have_other_names_on_the_hub_loads(tmp_path: Path, dtype: str) -> None:
+    """transformers writes experts one by one, and holds them stacked."""
+    model = families.build("mixtral").requires_grad_(True)
+    write_facts(tmp_path, facts_of(model))
+    perturb(model)
+    save_trained(model, tmp_path)
+    round_files(tmp_path, dtype)
+    assert not load_file(tmp_path / "model.safetensors").keys() <= model.state_dict().keys()
+    found = load_onto(families.build("mixtral"), tmp_path).state_dict()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=0 if dtype == "fp32" else 2**-8, atol=0)
+    file = tmp_path / "model.safetensors"
+    save_file({**load_file(file), "strange": torch.zeros(1)}, file, metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match="are unknown"):
+        load_onto(families.build("mixtral"), tmp_path)

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError, MachineError
-from experiments.config import parse_config
-from experiments.runs.checks import check_run, check_suites, check_tokens
+from experiments.config import ExperimentConfig, parse_config
+from experiments.runs.checks import check_run, check_suites, check_tokens, passed_over
 from experiments.runs.experiment import run_arms
 from experiments.runs.run import run_experiment
+from tests.helpers import families
 from tests.helpers.byte_level import CHATML, byte_llama, byte_tokenizer
 from tests.helpers.new_tasks import sums
 from tests.helpers.one_arm import arm
@@ -97,6 +98,36 @@ def test_passes_of_fewer_rows_would_change_the_weights_of_tokens(
     with pytest.raises(ConfigError, match=said) if said else nullcontext():
         check_run(config, tiny())
     check_run(parse_config({"name": "x", "training": training, "arms": [arm(loss=["dft"])]}), tiny())
+
+
+LORA = {"method": "lora", "options": {"rank": 2}}
+EXPERTS = {"type": "lora", "target_parameters": ["mlp.experts.gate_up_proj"]}
+
+
+def of_arm(arm: dict[str, Any]) -> ExperimentConfig:
+    return small_config("-", arms=[{"name": "x", "learning_rates": [1e-3], **arm}])
+
+
+@pytest.mark.parametrize("arm", [LORA, {"method": "half"}, {"train": {"peft": {"type": "oft"}}}])
+def test_arms_that_pass_over_stacked_experts_are_said(arm: dict[str, Any]) -> None:
+    config, model = of_arm(arm), families.build("mixtral")
+    inside = sum(p.numel() for layer in model.model.layers for p in layer.parameters())
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n or ".gate." in n)
+    (line,) = passed_over(config, model)
+    assert line.startswith(f"x: {experts / inside:.0%} of the weights")
+    assert "mlp.experts.gate_up_proj" in line
+    assert not list(passed_over(config, tiny()))
+
+
+@pytest.mark.parametrize("arm", [{"method": "full"}, {"method": "partial"}, {"train": {"peft": EXPERTS}}])
+def test_arms_that_train_experts_pass_over_none(arm: dict[str, Any]) -> None:
+    assert not list(passed_over(of_arm(arm), families.build("mixtral")))
+
+
+def test_targets_that_the_model_does_not_have() -> None:
+    config = of_arm(LORA | {"options": {"targets": "mlp"}})
+    with pytest.raises(ConfigError, match="this model has none there: set targets to all"):
+        check_run(config, families.build("mixtral"))
 
 
 def test_ids_beyond_the_embedding() -> None:

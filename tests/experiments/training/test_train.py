@@ -154,6 +154,19 @@ def test_a_gradient_that_stays_exactly_0_is_told_once(recwarn: pytest.WarningsRe
     assert said.startswith("full 1e+06: the gradient has been exactly 0 for 10 steps, up to step 21: nothing trains")
 
 
+def test_tensors_that_no_gradient_reaches_are_told_once(recwarn: pytest.WarningsRecorder) -> None:
+    model, watch = (
+        torch.nn.ModuleDict({"used": torch.nn.Linear(2, 2), "idle": torch.nn.Linear(2, 2)}),
+        ZeroGradient("x"),
+    )
+    model["used"](torch.ones(2)).sum().backward()
+    for _ in range(2):
+        watch.on_pre_optimizer_step(None, None, None, model=model)
+    [said] = [str(warning.message) for warning in recwarn]
+    assert said.startswith("x: no gradient reaches 2 of the tensors that train")
+    assert said.endswith("idle.weight, idle.bias")
+
+
 @pytest.mark.parametrize("method", ["full", "control", "kl on replayed and control", "dft on control"])
 def test_a_step_is_the_same_however_it_is_cut(method: str, tmp_path: Path) -> None:
     """Rows of unlike length in micro-batches of 4, 2 (3 is rounded down) and 1: the same losses and weights."""

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from experiments.common.errors import DamagedError
+from experiments.common.files import write_json
 from experiments.methods.config import ArmConfig
 from experiments.methods.losses import FromStart
+from experiments.training.checkpoints import COMPLETE, file_digests
 from experiments.training.trainer import ArmFailed
-from tests.helpers.engine import (
-    CONTROL,
-    arm_config,
-    train,
-)
+from tests.helpers import engine, families
+from tests.helpers.engine import CONTROL, Killed, arm_config, train
 
 
 def test_each_step_logs_the_parts_of_its_loss_and_its_layers(tmp_path: Path) -> None:
@@ -68,3 +70,31 @@ def test_a_penalty_that_is_no_number_stops_the_arm(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(FromStart, "penalty", lambda *args: torch.tensor(float("nan")))
     with pytest.raises(ArmFailed, match="loss became nan at step 1: lower the learning rate"):
         train(arm_config("l2sp"), tmp_path)
+
+
+@pytest.mark.parametrize("arm", ["full", "partial", "control"])
+def test_a_resumed_arm_has_the_tensors_that_the_hub_names_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arm: str
+) -> None:
+    """transformers writes experts one by one and holds them stacked: the arm went on with those of the base."""
+    monkeypatch.setattr(engine, "tiny", lambda: families.build("mixtral"))
+
+    def trained(folder: str, kill_at: int | None = None) -> dict[str, Tensor]:
+        return train(arm_config(arm, {}, control={"layers": 1}), tmp_path / folder, kill_at, steps=4).weights
+
+    whole = trained("whole")
+    with pytest.raises(Killed):
+        trained("cut", kill_at=4)
+    resumed = trained("cut")
+    assert [name for name, tensor in whole.items() if not torch.equal(resumed[name], tensor)] == []
+
+
+def test_a_checkpoint_of_other_tensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(arm_config("full"), tmp_path, kill_at=4)
+    (folder,) = tmp_path.glob("checkpoint-*")
+    file = folder / "model.safetensors"
+    save_file({**load_file(file), "strange": torch.zeros(1)}, file, metadata={"format": "pt"})
+    write_json(folder / COMPLETE, file_digests(folder))
+    with pytest.raises(DamagedError, match="tensors that are not of this model"):
+        train(arm_config("full"), tmp_path)
