@@ -140,6 +140,12 @@ class ForgettingCallback(TrainerCallback):
         if self.stop and broadcast_object_list([stop])[0]:  # all processes, or none
             control.should_training_stop = True
 
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Measure the last step at the trainer's closing line: in `on_train_end` its trackers have closed already."""
+        closing = "train_runtime" in (logs or {}) and not args.load_best_model_at_end  # which changes the weights yet
+        if closing and state.is_world_process_zero and state.global_step not in self._watched().points:
+            self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs), state.global_step)
+
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
@@ -148,6 +154,10 @@ class ForgettingCallback(TrainerCallback):
             logger.warning("the training ends with the weights of step %d: what was measured later is deleted", step)
             watch.back_to(step)
         if step not in watch.points:
+            if self._reporters:  # MLflow would begin another run for it
+                said = "the figures of step %d go to state.log_history and %s alone: %s took its last ones before"
+                logger.warning(said, step, watch.folder, " and ".join(args.report_to))
+            self._reporters = []
             self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs), step)
         watch.write()
         release(watch.folder)
