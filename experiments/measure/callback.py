@@ -90,7 +90,7 @@ class ForgettingCallback(TrainerCallback):
             )
         self.limits: list[Condition] = conditions(limits, self.config)
         self.base, self.every, self.budget, self.stop, self.keep_best = base, every, budget, stop, keep_best
-        self.folder = self._given = Path(folder) if folder else None
+        self.folder = self._given = Path(folder).expanduser() if folder else None
         self._watch: Watch | None = None  # while a training is measured, in its first process
         self._reporters: list[TrainerCallback] = []
 
