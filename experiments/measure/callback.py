@@ -29,7 +29,7 @@ from experiments.measure.training_folder import (
     said_other,
     said_replaced,
 )
-from experiments.measure.watch import Watch
+from experiments.measure.watch import Watch, check_best
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
@@ -106,6 +106,8 @@ class ForgettingCallback(TrainerCallback):
             return
         output = Path(args.output_dir).resolve()
         folder = self.folder = self._given or default_folder(output)  # that of this training, not of an earlier one
+        if self.keep_best:
+            check_best(folder)
         hold(folder)
         config = self.config.model_copy(update={"precision": "bf16" if args.bf16 else "fp32"})
         self._reporters = [cls() for cls in get_reporting_integration_callbacks(args.report_to)]

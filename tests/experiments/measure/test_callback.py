@@ -295,13 +295,16 @@ def test_one_callback_in_two_trainings_measures_in_a_folder_of_each(
     assert [folder.name for folder in folders] == ["callback-one", "callback-two", "own"]
 
 
-def test_a_trainer_without_a_tokenizer_or_with_shards_is_refused(tmp_path: Path) -> None:
+def test_a_trainer_without_a_tokenizer_or_with_shards_or_over_a_folder_best_is_refused(tmp_path: Path) -> None:
     args = TrainingArguments(**arguments(tmp_path))
     row = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
     with pytest.raises(ConfigError, match=r"the trainer has no tokenizer: give it one"):
         Trainer(tiny_model(), args, train_dataset=[row], callbacks=[callback(tmp_path)]).train()
     with pytest.raises(ConfigError, match="FSDP or DeepSpeed has it in shards"):
         check_whole(type("Args", (), {"fsdp": "full_shard", "deepspeed": None}))
+    (tmp_path / "measured" / "best").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="best was not kept by a ForgettingCallback"):
+        Trainer(tiny_model(), args, train_dataset=[row], callbacks=[callback(tmp_path, keep_best=True)]).train()
 
 
 def test_figures_of_the_end_are_of_the_checkpoint_that_trainer_loads_at_the_end(
