@@ -23,9 +23,11 @@ from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
 from experiments.measure.training_folder import (
     default_folder,
+    earlier_base,
     hold,
     measured_base,
     release,
+    said_moved,
     said_other,
     said_replaced,
 )
@@ -122,12 +124,13 @@ class ForgettingCallback(TrainerCallback):
         with nullcontext() if self.base else _as_base(model):
             if state.global_step and measured_base(folder):
                 self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
-                said = said_other(read_note(folder / "base" / STATE), base)
+                said = [said_other(read_note(folder / "base" / STATE), base)]
             else:
-                said = said_replaced(folder)
+                said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder)
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
-        if said:
-            logger.warning("%s", said)
+                said.append(said_moved(earlier, self._watch.base))
+        for line in filter(None, said):
+            logger.warning("%s", line)
         if self.limits:
             measured = self._watch.card(self._watch.base)
             for limit in (one for one in self.limits if one.figure not in measured):

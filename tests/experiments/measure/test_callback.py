@@ -246,6 +246,11 @@ def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(
     assert "are replaced" not in caplog.text
     trained(tiny_model(), tmp_path, callback(tmp_path), max_steps=1)
     assert "the measurements of an earlier training are replaced" in caplog.text
+    assert "otherwise than at the start" not in caplog.text
+    moved = tiny_model()
+    moved.lm_head.weight.data.neg_()
+    trained(moved, tmp_path, callback(tmp_path), max_steps=1)
+    assert "questions otherwise than at the start of the earlier training" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -286,7 +291,7 @@ def test_one_callback_in_two_trainings_measures_in_a_folder_of_each(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("experiments.measure.callback._tokenizer", lambda kwargs: None)
     monkeypatch.setattr(ForgettingCallback, "_suites", lambda self, tokenizer: None)
-    monkeypatch.setattr(Watch, "begun", lambda folder, *_: folders.append(folder))
+    monkeypatch.setattr(Watch, "begun", lambda folder, *_: folders.append(folder) or SimpleNamespace(base=[]))
     hook, given, start = ForgettingCallback(), ForgettingCallback(folder="own"), TrainerState()
     for one, out in ((hook, "one"), (hook, "two"), (given, "three")):
         args = TrainingArguments(output_dir=str(tmp_path / out), report_to=[], use_cpu=True)
