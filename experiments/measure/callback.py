@@ -11,7 +11,6 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
-from transformers.integrations import get_reporting_integration_callbacks
 
 import ctrl
 from ctrl.control_model import ControlModel
@@ -21,6 +20,7 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
+from experiments.measure.reporters import reporters_of
 from experiments.measure.training_folder import (
     default_folder,
     earlier_base,
@@ -112,7 +112,7 @@ class ForgettingCallback(TrainerCallback):
             check_best(folder)
         hold(folder)
         config = self.config.model_copy(update={"precision": "bf16" if args.bf16 else "fp32"})
-        self._reporters = [cls() for cls in get_reporting_integration_callbacks(args.report_to)]
+        self._reporters = reporters_of(self, args.report_to)
         suites = self._suites(_tokenizer(kwargs))
         model = kwargs["model"]
         if state.global_step and not measured_base(folder) and self.base is None and not _has_base(model):
