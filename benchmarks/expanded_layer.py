@@ -4,13 +4,15 @@
     python benchmarks/expanded_layer.py --write        # and writes them to benchmarks/expanded_layer.md
 
 A Llama layer of width 1024 over 256 tokens, one thread. Bytes are per token and unit of the hidden state in bf16, each
-storage counted once, the layer's own input not. Times are CPU times of a forward and a backward pass relative to the
-first way, the least of several rounds in turn; those of layers in fp32, since some CPUs are slow in bf16.
+storage counted once, the layer's own input not. Kernels are the operations of a forward and a backward pass, without
+views; after compilation, the loops that are left. Times are CPU times of both passes relative to the first way, the
+least of several rounds in turn; those of layers in fp32, since some CPUs are slow in bf16.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._inductor import metrics
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -36,6 +40,7 @@ PAIRS = [
     ("slerp", "norm"),
 ]
 Run = Callable[[], Tensor]
+Mix = Callable[[], tuple[Tensor, Tensor]]
 
 
 class OwnFunction(torch.autograd.Function):
@@ -74,7 +79,7 @@ def tables() -> list[str]:
     times = timed({name: run for name, (run, _) in layers(torch.float32).items()})
     first = next(iter(times.values()))
     rows = [f"| {name} | {kept[name]:.0f} | {times[name] / first:.2f} |" for name in times]
-    head = ["| mix and divergence | way | bytes kept | time |", "|---|---|---|---|"]
+    head = ["| mix and divergence | way | kernels | bytes kept | time |", "|---|---|---|---|---|"]
     return [
         "\n".join(["| layer (lerp, mse) | bytes kept | time |", "|---|---|---|", *rows]),
         "\n".join([*head, *(row for pair in PAIRS for row in mix_rows(*pair))]),
@@ -90,17 +95,24 @@ def layers(dtype: torch.dtype) -> dict[str, tuple[Run, list[Tensor]]]:
 
 
 def mix_rows(interpolation: str, divergence: str) -> list[str]:
-    ways = ways_to_mix(interpolation, divergence)
-    times = timed({name: run for name, (run, _) in ways.items()})
+    h, ways = ways_to_mix(interpolation, divergence)
+    runs: dict[str, Run] = {name: functools.partial(loss, way) for name, way in ways.items()}
+    times = timed(runs)
     first = times["as it is"]
     return [
-        f"| {interpolation}, {divergence} | {name} | {bytes_kept(run, skip):.0f} | {times[name] / first:.2f} |"
-        for name, (run, skip) in ways.items()
+        f"| {interpolation}, {divergence} | {name} | {kernels(ways[name])} | {bytes_kept(run, [h]):.0f} "
+        f"| {times[name] / first:.2f} |"
+        for name, run in runs.items()
     ]
 
 
-def ways_to_mix(interpolation: str, divergence: str) -> dict[str, tuple[Run, list[Tensor]]]:
-    """As the layer does it, run again in the backward pass, compiled, and (lerp with mse) by a function of its own."""
+def loss(way: Mix) -> Tensor:
+    mixed, per_token = way()
+    return mixed.sum(dtype=torch.float32) + per_token.mean()
+
+
+def ways_to_mix(interpolation: str, divergence: str) -> tuple[Tensor, dict[str, Mix]]:
+    """The layer's input, and ways to mix: as it does, run again backward, compiled, and (lerp, mse) an own function."""
     gate, measure = build_interpolation(interpolation, WIDTH), DIVERGENCES[divergence]
     h = torch.randn(1, TOKENS, WIDTH).bfloat16()
     a, b = ((h + size * torch.randn(h.shape)).bfloat16().requires_grad_() for size in (0.3, 0.32))
@@ -110,18 +122,15 @@ def ways_to_mix(interpolation: str, divergence: str) -> dict[str, tuple[Run, lis
         mixed, _ = gate(wide_a, wide_b, h)
         return mixed.to(a.dtype), measure(wide_a, wide_b)
 
-    def loss(mixed: Tensor, per_token: Tensor) -> Tensor:
-        return mixed.sum(dtype=torch.float32) + per_token.mean()
-
     compiled = torch.compile(mix)
-    ways: dict[str, Run] = {
-        "as it is": lambda: loss(*mix(a, b)),
-        "run again": lambda: loss(*checkpoint(mix, a, b, use_reentrant=False)),
-        "compiled": lambda: loss(*compiled(a, b)),
+    ways: dict[str, Mix] = {
+        "as it is": lambda: mix(a, b),
+        "run again": lambda: checkpoint(mix, a, b, use_reentrant=False),
+        "compiled": lambda: compiled(a, b),
     }
     if (interpolation, divergence) == ("lerp", "mse"):
-        ways["own function"] = lambda: loss(*OwnFunction.apply(a, b, torch.tensor(0.5)))
-    return {name: (run, [h]) for name, run in ways.items()}
+        ways["own function"] = lambda: OwnFunction.apply(a, b, torch.tensor(0.5))
+    return h, ways
 
 
 def plain_layer(dtype: torch.dtype) -> tuple[Run, list[Tensor]]:
@@ -172,6 +181,33 @@ def bytes_kept(run: Run, skip: list[Tensor]) -> float:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     return sum(storage.nbytes() for at, storage in kept.items() if at not in known) / (TOKENS * WIDTH)
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operations that are no views of a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def kernels(way: Mix) -> int:
+    """Count those of both passes, after one that compiles what is to be compiled."""
+
+    def passes() -> None:
+        given = [out for out in way() if out.requires_grad]
+        torch.autograd.backward(given, [torch.ones_like(out) for out in given])
+
+    torch.compiler.reset()
+    metrics.reset()
+    passes()
+    if metrics.generated_kernel_count:
+        return int(metrics.generated_kernel_count)
+    with Counted() as counted:
+        passes()
+    return counted.count
 
 
 def timed(runs: dict[str, Run]) -> dict[str, float]:

@@ -95,7 +95,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         return with_loss(out, self.control.marked(loss) if torch.compiler.is_compiling() else loss, divergence)
 
     def train(self, mode: bool = True) -> Any:
-        """Set the mode as torch does; quantised matrices stay in train mode, in which they compute the same."""
+        """Set the mode as torch does; quantised matrices stay in train mode, see `keep_as_in_training`."""
         super().train(mode)
         keep_as_in_training(self)
         return self

@@ -50,7 +50,7 @@ def kinds(model: nn.Module) -> list[str]:
 
 @contextlib.contextmanager
 def as_in_training(model: nn.Module) -> Iterator[None]:
-    """Put the quantised matrices into train mode inside the block, in which they compute the same.
+    """Put the quantised matrices into train mode inside the block, in which they compute the same or more exactly.
 
     In eval mode bitsandbytes lays out 4 bits anew for some CPUs, and no gradient passes such a matrix, ever after.
     """
@@ -66,9 +66,10 @@ def as_in_training(model: nn.Module) -> Iterator[None]:
 
 def keep_as_in_training(model: nn.Module) -> None:
     """Put the quantised matrices into train mode for good, see `as_in_training`: else an evaluation in the middle of a
-    training would cut the gradients after it."""
+    training would cut the gradients after it. Int8 of bitsandbytes, whose state notes the mode, follows it: on CPUs it
+    rounds hidden states in eval mode alone, and the base does so too."""
     for module in filter(is_quantised_linear, model.modules()):
-        module.training = True
+        module.training |= not hasattr(getattr(module, "state", None), "is_training")
 
 
 def refuse_repacked(model: nn.Module) -> None:

@@ -59,9 +59,13 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-def dump_yaml(values: Any) -> str:
-    """Return plain values as YAML that `load_yaml` reads as the same values. Keys keep their order."""
-    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False))
+def dump_yaml(values: Any, short: bool = False) -> str:
+    """Return plain values as YAML that `load_yaml` reads as the same values. Keys keep their order.
+
+    short: a list or section that holds no other is one line.
+    """
+    layout: dict[str, Any] = {"default_flow_style": None, "width": 110} if short else {}
+    return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, **layout))
 
 
 def load_yaml(text: str) -> Any:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
 from ctrl.config import field_choices
 from experiments.common.errors import ConfigError
 from experiments.common.paths import root_folder
 from experiments.common.section import nearest
+from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig, parse_config, run_config
 from experiments.desk import watch
 from experiments.desk.live import Follower
@@ -57,7 +57,7 @@ class Picker:
     @property
     def yaml(self) -> str:
         """The arms as they are written in a YAML file."""
-        return _yaml(list(self.arms.values()))
+        return dump_yaml(list(self.arms.values()), short=True)
 
     def add(
         self, name: str, method: str = "control", rate: float = 1e-3, replay: float | None = None, **control: Any
@@ -145,7 +145,7 @@ class Picker:
             raise ConfigError(f"there is an arm {arm['name']!r} already: give another name, or remove it first")
         check_fields(self._config({**self.arms, arm["name"]: arm}))
         self.arms[arm["name"]] = arm
-        print(_yaml([arm]), end="")
+        print(dump_yaml([arm], short=True), end="")
 
     def _config(self, arms: Mapping[str, Arm]) -> ExperimentConfig:
         return parse_config({**self._rest, "arms": list(arms.values())}, "the picked arms")
@@ -169,11 +169,6 @@ def _plain(arm: Arm) -> Arm:
     control = {key: value for key, value in arm.get("control", {}).items() if value != defaults.get(key)}
     short = {key: value for key, value in arm.items() if value not in (None, {}, []) and key != "control"}
     return short | ({"control": control} if control else {})
-
-
-def _yaml(arms: list[Arm]) -> str:
-    text: str = yaml.safe_dump(arms, sort_keys=False, default_flow_style=None, width=110)
-    return text
 
 
 def _text(value: Any) -> str:

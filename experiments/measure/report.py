@@ -9,12 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 
 from experiments.common.errors import CompareError
 from experiments.common.files import write_json, write_text
 from experiments.common.printable import without_codes
+from experiments.common.yaml_values import dump_yaml
 from experiments.comparison.compare import compare
 from experiments.comparison.folders import ComparedRun
 from experiments.comparison.inputs import read_runs
@@ -140,7 +140,7 @@ def _values(
     return {
         "question": f"What did {', '.join(r.arm for r in results) or 'the models'} forget of {base}?",
         "config": session.config,
-        "yaml": yaml.safe_dump(session.config.to_dict(), sort_keys=False),
+        "yaml": dump_yaml(session.config.to_dict()),
         "words": report.words,
         "tables": report.all_tables,
         "pictures": [

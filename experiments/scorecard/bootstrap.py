@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,13 +77,19 @@ def question_weights(rng: np.random.Generator, draws: int, m: int) -> Array:
     return np.asarray(weights * (m / weights.sum(axis=1, keepdims=True)))
 
 
-def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int, positive: bool = False) -> Array:
+def weighted(
+    rows: Iterable[tuple[Record, float, float]],
+    draws: int,
+    seed: int,
+    positive: bool = False,
+    key: Sequence[int] = (),
+) -> Array:
     """Weighted mean sum(weight * value) / sum(weight) over records, from (record, value, weight): (1 + draws,).
 
     Texts and replies are few, so the deviation of each draw is widened (`student_factor`). positive: values of at
     least 0 with a long tail, such as KL (`with_unseen_value`). Other values that are all above 0, or all below, may be
     such too: of the texts that a model forgets a few lose far more than the rest. Each draw then is the one of both
-    ways that is further away.
+    ways that is further away. key: further seed of what the sample did not show, for one arm alone.
     """
     rows = list(rows)
     columns: dict[tuple[Stratum, str], Array] = {}
@@ -91,16 +97,16 @@ def weighted(rows: Iterable[tuple[Record, float, float]], draws: int, seed: int,
         columns[(record.task, (record.form,)), record.item] = np.array([weight * value, weight])
     sums = resample(columns, draws, seed)
     top, bottom = np.sum(list(sums.values()), axis=0).T
-    factor = student_factor(len(columns), len(sums))
+    seen, weights = np.array([(value, weight) for _, value, weight in rows]).T
     if positive:
-        return with_unseen_value(top, bottom, np.array([value for _, value, _ in rows]), factor, seed)
+        return with_unseen_value(top, bottom, seen, student_factor(len(columns), len(sums)), (seed, *key))
+    factor = student_factor(len(columns), len(sums), lost_degrees(weights))
     values = ratio(top, bottom)
     values[1:] = values[0] + factor * (values[1:] - values[0])
-    seen = np.array([value for _, value, _ in rows])
     if len(seen) < FEWEST_VALUES or not ((seen > 0).all() or (seen < 0).all()):
         return values
     sign = math.copysign(1.0, seen[0])
-    tailed = sign * with_unseen_value(sign * top, bottom, abs(seen), factor, seed)
+    tailed = sign * with_unseen_value(sign * top, bottom, abs(seen), factor, (seed, *key))
     return further_away(values, tailed)
 
 
@@ -109,7 +115,7 @@ def further_away(first: Array, second: Array) -> Array:
     return np.where(abs(second - second[0]) > abs(first - first[0]), second, first)
 
 
-def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, seed: int) -> Array:
+def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, seed: Sequence[int]) -> Array:
     """Divide top by bottom, both (1 + draws,), of values with a long tail: each draw counts a value that was not seen.
 
     Its weight is a gamma number of mean `UNSEEN_WEIGHT` mean weights and shape `UNSEEN_SHAPE`: almost 0 in most draws.
@@ -124,7 +130,7 @@ def with_unseen_value(top: Array, bottom: Array, seen: Array, factor: float, see
         return values
     if n < FEWEST_VALUES:
         return np.concatenate([values[:1], np.full(len(values) - 1, np.nan)])
-    rng, draws, df = np.random.default_rng([seed, n]), len(values) - 1, max(n - 1, 5)
+    rng, draws, df = np.random.default_rng([*seed, n]), len(values) - 1, max(n - 1, 5)
     weight = rng.standard_gamma(UNSEEN_SHAPE, draws) * (UNSEEN_WEIGHT / UNSEEN_SHAPE) * bottom[0] / n
     size = seen.max() * np.exp(UNSEEN_SPREADS * log_spread(seen) * np.sqrt(df / rng.chisquare(df, draws)))
     relative = ratio(top[1:] + weight * size, bottom[1:] + weight) / values[0]
@@ -141,14 +147,31 @@ def log_spread(values: Array) -> float:
     return float(np.log(np.maximum(values, least)).std(ddof=1))
 
 
-def student_factor(units: int, strata: int = 1) -> float:
+def student_factor(units: int, strata: int = 1, lost: float = 0) -> float:
     """Widening factor from the normal to Student's t interval: t / 1.96, t: the 97.5 % quantile; 1.21 for 8 units.
 
-    Degrees of freedom: units - strata. NaN for a single unit, which has no interval.
+    Degrees of freedom: units - strata - lost (`lost_degrees`), at least 1. NaN for a single unit: it has no interval.
     """
     if units <= strata:
         return float("nan")
-    return float(student.ppf(0.975, units - strata) / normal.ppf(0.975))
+    return float(student.ppf(0.975, max(units - strata - lost, 1)) / normal.ppf(0.975))
+
+
+def lost_degrees(weights: Array) -> float:
+    """Count the degrees of freedom that the variance of a weighted mean has less than n - 1; 0 for equal weights.
+
+    Few long texts among short ones decide the mean, and its variance too. With shares h of the weight, a = h^2 and
+    c = sum(a) / 2 - h it is tr(G) = sum(a (1 + 2c)) times s^2, and has tr(G)^2 / tr(G^2) degrees (Satterthwaite 1946;
+    Bell & McCaffrey 2002), tr(G^2) = sum(a^2 (1 + 4c)) + 2 sum(a c^2) sum(a) + 2 sum(a c)^2.
+    """
+    if len(weights) < 2 or not weights.sum() > 0:
+        return 0.0
+    h = weights / weights.sum()
+    a = h**2
+    c = a.sum() / 2 - h
+    trace, of_square = (a * (1 + 2 * c)).sum(), (a**2 * (1 + 4 * c)).sum()
+    of_square += 2 * (a * c**2).sum() * a.sum() + 2 * (a * c).sum() ** 2
+    return max(0.0, float(len(h) - 1 - trace**2 / of_square))
 
 
 def ratio(top: Array, bottom: Array) -> Array:

@@ -149,7 +149,7 @@ _DRIFT = (
            units=lambda s: s.divergences("kept chat")),
     Figure("eta", "drift", "eta", "gain for the change on natural text: gain / sqrt(kl_text)",
            "gain / sqrt(kl_text) (DCO, arXiv 2609.13680)", "higher", unit="", signed=True,
-           tables=("further", "compare"), draw=lambda s: _efficiency(_gain(s), s.divergence("text"))),
+           tables=("further", "compare"), draw=lambda s: _efficiency(_gain(s), s.divergence("text", own=True))),
     Figure("perplexity_drift", "text", "ppl drift",
            "negative log-likelihood of general text, after - before, nats per token",
            "mean over tokens of NLL after - before, paired by document", "lower", PER_TOKEN, (2, 2, 1), signed=True,

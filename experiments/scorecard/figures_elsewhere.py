@@ -97,8 +97,8 @@ COSTS = (  # measured by the trainer
 )
 COMPARISON = (  # computed by `trajectory`, over the evaluations of an arm and over several arms
     Figure("retention_matched", "comparison", "retention at matched gain", "retention at a gain that all arms reach",
-           "interpolated where the trajectory first reaches the matched gain; if the gain no longer rises there, a "
-           "later point may be read by luck", "higher", unchanged=1,
+           "interpolated where the trajectory first reaches the matched gain, in each bootstrap resample", "higher",
+           unchanged=1,
            bounds=ABOVE_ZERO, tables=("compare",)),
     Figure("area", "comparison", "area", "mean retention over gains from 0 to the matched gain",
            "area under the upper envelope retention(gain) / matched gain", "higher", unchanged=1, tables=("compare",)),

@@ -119,9 +119,13 @@ class Sample:
         pairs = _some([pair for pair in self.pairs[suite] if pair[1].form == "nll"])
         return [(r, sign * (require(r, "value") - require(r0, "value")), require(r, "tokens")) for r0, r in pairs]
 
-    def divergence(self, task: str | None = None) -> Array:
-        """KL(base || trained), nats per token, on one task of the drift suite; None: on replies to general prompts."""
-        return weighted(self.divergences(task), self.draws, self.seed, positive=True)
+    def divergence(self, task: str | None = None, own: bool = False) -> Array:
+        """KL(base || trained), nats per token, on one task of the drift suite; None: on replies to general prompts.
+
+        own: each arm may have missed another text, so what was missed does not cancel in a difference of two arms.
+        Without it `units.half_means` have to be counted as well.
+        """
+        return weighted(self.divergences(task), self.draws, self.seed, True, (self._key,) if own else ())
 
     def divergences(self, task: str | None = None) -> list[Valued]:
         """List the KL of each reply or text of `divergence`, with its tokens."""

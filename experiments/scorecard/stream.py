@@ -8,7 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from experiments.records import Estimate, Record
-from experiments.scorecard.bootstrap import Array, Stratum, check_draws, estimate, of_highest, resample, student_factor
+from experiments.scorecard.bootstrap import (
+    Array,
+    Stratum,
+    check_draws,
+    estimate,
+    lost_degrees,
+    of_highest,
+    resample,
+    student_factor,
+)
 from experiments.scorecard.flips import UNSEEN, answers_key
 from experiments.scorecard.pairing import by_key, require
 
@@ -81,7 +90,8 @@ def stream_matrix(
         own = matrix[:, j]
         own[:] = (sums[:, 1:] / sums[:, :1]).T
         if task in texts:
-            own[:, 1:] = own[:, :1] + student_factor(len(columns)) * (own[:, 1:] - own[:, :1])
+            factor = student_factor(len(columns), lost=lost_degrees(np.array([row[0] for row in columns.values()])))
+            own[:, 1:] = own[:, :1] + factor * (own[:, 1:] - own[:, :1])
         else:
             rng = np.random.default_rng([seed, arm, zlib.crc32(task.encode())])
             own[:, 1:] += _unseen(rng, len(stages), draws) / len(columns)

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-import yaml
-
 from experiments.common.files import write_json, write_text
 from experiments.common.printable import escaped, without_codes
+from experiments.common.yaml_values import dump_yaml
 from experiments.measure.report import plain_figures
 from experiments.measure.session import Session
 from experiments.posthoc.choice import SHOWN, Point
@@ -67,7 +66,7 @@ def write_report(
     values = {
         "question": f"How far from {session.base.name} to the model?",
         "config": session.config,
-        "yaml": yaml.safe_dump(session.config.to_dict(), sort_keys=False),
+        "yaml": dump_yaml(session.config.to_dict()),
         "words": words,
         "tables": [report.table],
         "pictures": [("Figures along the path", inline_svg(picture))],

@@ -13,6 +13,7 @@ import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 
 import ctrl
+from tests.helpers.families import perturb
 from tests.helpers.tiny_llama import IDS, expanded, tiny
 from tests.helpers.trainers import (
     TRAINERS,
@@ -101,6 +102,17 @@ def test_a_compiled_loop_with_the_model_s_loss_is_told_nothing_and_trains_alike(
         p.grad is None or torch.equal(p.grad, q.grad)
         for p, q in zip(model.parameters(), other.parameters(), strict=True)
     )
+
+
+def test_a_decoder_without_a_head_loses_no_divergence_without_a_word() -> None:
+    """It has no loss of its own to carry it, as when one loads AutoModel."""
+    model: Any = ctrl.expand(tiny().model, ctrl.ControlConfig(layers=2, divergence="mse"))
+    perturb(model)
+    with pytest.warns(UserWarning, match=LOST):
+        model(IDS).last_hidden_state.square().mean().backward()
+    with ctrl.collect_divergence(model) as collected:
+        model(IDS)
+    assert collected.weighted() > 0
 
 
 @pytest.mark.slow

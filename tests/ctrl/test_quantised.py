@@ -18,7 +18,7 @@ from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from ctrl.quantised import has_quantised, is_quantised, is_quantised_linear
 from tests.helpers.families import build, labelled, left_padded, perturb
-from tests.helpers.quantised import QUANTISED, FakeInt8, FakeRepacked, replace_linears
+from tests.helpers.quantised import QUANTISED, FakeByMode, FakeInt8, FakeRepacked, replace_linears
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "concat": {},
@@ -186,6 +186,21 @@ def test_the_layout_of_the_matrices_stays_that_of_training(expanded: Any) -> Non
     assert not any(hasattr(parameter, "repacked") for parameter in model.parameters())
     model.train()(input_ids=IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("expanded", ["full", "lora"])
+def test_matrices_that_compute_by_mode_are_those_of_the_base_in_each(expanded: Any) -> None:
+    """Int8 of bitsandbytes on CPUs: in eval mode `ctrl.pretrained` once was a more exact model than the base."""
+    base = build("llama")
+    replace_linears(base.model, FakeByMode)
+    with torch.no_grad():
+        want = [base.train(mode)(IDS).logits for mode in (True, False)]
+        model = ctrl.expand(base, ctrl.ControlConfig(layers=[0], expanded=expanded))
+        perturb(model)
+        assert (want[0] - want[1]).abs().max() > 0.01
+        for mode in (True, False):
+            with ctrl.pretrained(model.train(mode)):
+                assert torch.equal(model(IDS).logits, want[not mode])
 
 
 def test_a_base_that_is_laid_out_for_inference_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""A verifier that runs the reply, and replies that try to do something outside of it."""
+"""A verifier that runs the reply, replies that try to do something outside of it, and a pickle that runs code."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def refused(answer: str, entry: dict[str, Any]) -> float:
     except PermissionError:
         return 1.0
     return 0.0
+
+
+class Ran:
+    """A pickle of it writes a file when it is loaded."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)

@@ -47,6 +47,18 @@ class FakeRepacked(FakeInt8):
         return out.detach() if hasattr(self.weight, "repacked") else out
 
 
+class FakeByMode(FakeInt8):
+    """A matrix that rounds hidden states in eval mode alone, as int8 of bitsandbytes does on CPUs."""
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain)
+        self.state.is_training = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.state.is_training = self.training
+        return super().forward(x if self.training else (8 * x).round() / 8)
+
+
 class FakePacked(nn.Module):
     """A matrix without a weight, as GPTQ and AWQ have: integers in buffers."""
 
@@ -94,6 +106,7 @@ def _nf4() -> PreTrainedModel:
     def make(plain: nn.Linear) -> nn.Module:
         new = bnb.nn.Linear4bit(plain.in_features, plain.out_features, bias=False, quant_type="nf4")
         new.weight = bnb.nn.Params4bit(plain.weight.data.clone(), requires_grad=False, quant_type="nf4")
+        new.support_avx512bf16_for_cpu = False  # its layout for eval mode needs rows of 64, and expand refuses it
         return new.to("cpu")
 
     return _replaced(make)

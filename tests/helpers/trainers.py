@@ -61,6 +61,12 @@ def unpadded() -> list[dict[str, list[int]]]:
     return [{name: row[name][:length].tolist() for name in ("input_ids", "labels")} for row, length in rows]
 
 
+def completions() -> list[dict[str, list[int]]]:
+    """The sequences in two parts, of which SFTTrainer trains the second alone."""
+    rows = [row["input_ids"] for row in unpadded()]
+    return [{"input_ids": ids, "completion_mask": [int(at > 2) for at in range(len(ids))]} for ids in rows]
+
+
 def preferences() -> list[dict[str, str]]:
     """Four rows of a prompt, a chosen and a rejected answer, each in words of `tokenizer`."""
     texts = [[f"w{token}" for token in row["input_ids"]] for row in unpadded()[:4]]
@@ -173,6 +179,7 @@ def losses(trainer: Any) -> list[float]:
 TRAINERS: dict[str, Callable[[Any, Path], Any]] = {
     "SFT": sft_trainer,
     "SFT, packed": lambda model, folder: sft_trainer(model, folder, packing=True, max_length=32, eval_packing=False),
+    "SFT, completions": lambda model, folder: sft_trainer(model, folder, completions(), completion_only_loss=True),
     "DPO": lambda model, folder: dpo_trainer(model, folder, tiny()),
     "GRPO": grpo_trainer,
     "label smoothing": lambda model, folder: hf_trainer(model, folder, label_smoothing_factor=0.1),

@@ -18,6 +18,7 @@ from tests.helpers.trainers import (
     dpo_trainer,
     fuse_head,
     fused_loss,
+    grpo_trainer,
     hf_trainer,
     own_loop,
     own_loss,
@@ -41,7 +42,9 @@ TRAININGS: dict[str, Callable[[Any, Path], Any]] = {
     "fused head": fused,
     "SFTTrainer": lambda model, folder: sft_trainer(model, folder).train(),
     "SFTTrainer, bf16": lambda model, folder: sft_trainer(model, folder, bf16=True).train(),
+    "SFTTrainer, attached": lambda model, folder: ctrl.attach(sft_trainer(model, folder)).train(),
     "DPOTrainer": lambda model, folder: dpo_trainer(model, folder, tiny()).train(),
+    "GRPOTrainer": lambda model, folder: grpo_trainer(model, folder).train(),
 }
 
 

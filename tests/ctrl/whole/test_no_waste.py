@@ -116,6 +116,31 @@ def test_half_types_are_not_cast_to_ask_for_their_dtype(interpolation: str) -> N
         assert casts(2) <= 2 * (branch + 3 + 2)
 
 
+class StateCasts(TorchDispatchMode):
+    """Counts the casts of tensors as wide as the hidden state."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += str(func) == "aten._to_copy.default" and args[0].shape[-1:] == (32,)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "divergence"),
+    [*((name, "mse") for name in INTERPOLATIONS), ("dlerp", "cosine"), ("slerp", "norm")],
+)
+def test_states_that_are_wide_already_are_not_copied(interpolation: str, divergence: str) -> None:
+    """Over a base in fp32 neither the mix nor the divergence casts a state, forward or backward; over bf16 they do."""
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = expanded(dtype=dtype, interpolation=interpolation, divergence=divergence).train()
+        with StateCasts() as casts:
+            trained(model)
+        found.append(casts.count)
+    assert found[0] == 0 < found[1]
+
+
 def casts_of_one_layer() -> int:
     """What the layer itself casts: its norms compute in fp32."""
     model = tiny().eval().bfloat16()

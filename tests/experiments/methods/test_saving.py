@@ -27,6 +27,7 @@ from experiments.methods.saving import (
 )
 from tests.helpers.byte_level import byte_llama
 from tests.helpers.families import perturb
+from tests.helpers.hostile import Ran
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 CHANGES: dict[str, tuple[Change, str]] = {
@@ -167,16 +168,6 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(data)
     with pytest.raises(DamagedError, match="does not fit the base model"):
         load_onto(byte_llama(260), tmp_path)
-
-
-class Ran:
-    """A pickle of it writes a file when it is loaded."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.file,)
 
 
 @pytest.mark.parametrize("kind", ["code", "empty", "no tensors", "cut"])

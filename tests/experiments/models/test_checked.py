@@ -18,6 +18,7 @@ from torch import Tensor
 from experiments.common.errors import ModelError
 from experiments.models.base import load_base
 from tests.helpers.byte_level import CHATML, byte_base, byte_llama, byte_tokenizer
+from tests.helpers.hostile import Ran
 
 Change = Callable[[Path], object]
 SIZES = {"vocab_size": 260, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1}
@@ -180,16 +181,6 @@ def test_a_folder_without_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no file named model\.safetensors"):
         load_base(str(folder))
-
-
-class Ran:
-    """A pickle of it writes a file when it is loaded."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.file,)
 
 
 def test_pickled_weights_run_no_code_and_nothing_says_how_to(folder: Path, tmp_path: Path) -> None:

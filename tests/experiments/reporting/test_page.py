@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.reporting.page import few_colours, image_bytes, write_page
+from experiments.reporting.page import TEMPLATES, few_colours, image_bytes, write_page
 from experiments.reporting.table import Table
 
 HOSTILE = ("<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "![seen](http://example.com/x.png)", "[a](x)")
@@ -28,6 +30,31 @@ def test_a_page_that_is_printed_does_not_steer_the_terminal(name: str, tmp_path:
     text = page(tmp_path / name, "a\x1b]0;title\x07\x9b2J\u202eb")
     assert text.count("a\\x1b]0;title\\x07\\x9b2J\\u202eb") >= 3
     assert not set(text) & set("\x1b\x07\x9b\u202e")
+
+
+class Elements(HTMLParser):
+    """The elements of a page, with the names of their attributes."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.found: list[tuple[str, list[str]]] = []
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, [name for name, _ in attrs]))
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, '"><b onclick=alert(1)>', "</title></style><script>"])
+def test_a_page_has_the_elements_of_one_with_plain_text(name: str, tmp_path: Path) -> None:
+    for file, text in (("a.html", "plain"), ("b.html", name)):
+        page(tmp_path / file, text)
+    assert Elements(tmp_path / "b.html").found == Elements(tmp_path / "a.html").found
+
+
+def test_every_page_escapes_all_text() -> None:
+    texts = {file.name: file.read_text(encoding="utf-8") for file in TEMPLATES.glob("*.html.j2")}
+    assert len(texts) >= 5
+    assert [name for name, text in texts.items() if re.search(r"\|\s*safe|autoescape|Markup", text)] == []
 
 
 @pytest.mark.parametrize("name", HOSTILE)

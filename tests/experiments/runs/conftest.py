@@ -12,7 +12,7 @@ from tests.helpers.small_run import small_config
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, base: str) -> Path:
-    """One whole run; the tests below copy what they change."""
-    root = tmp_path_factory.mktemp("whole") / "mlruns"
+    """One whole run, in a folder with spaces and letters beyond ASCII; the tests below copy what they change."""
+    root = tmp_path_factory.mktemp("whole") / "meine Läufe 数"
     run_experiment(small_config(base), root)
     return root

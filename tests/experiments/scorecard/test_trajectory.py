@@ -42,6 +42,13 @@ def test_retention_is_interpolated_where_the_gain_is_first_reached() -> None:
     assert np.isnan(value_at(gain, retention, 0.5)).all()
 
 
+def test_each_draw_is_read_where_its_own_gains_reach_the_target() -> None:
+    """Columns: as observed; reached one point earlier; one point later; never, so at its highest gain."""
+    gain = np.array([[0, 0, 0, 0], [0.3, 0.5, 0.2, 0.1], [0.5, 0.5, 0.3, 0.35], [0.5, 0.6, 0.5, 0.2]])
+    retention = np.broadcast_to(np.array([1, 0.9, 0.7, 0.5])[:, None], gain.shape)
+    assert value_at(gain, retention, 0.4) == pytest.approx([0.8, 0.92, 0.6, 0.7])
+
+
 def test_matched_gain_is_the_highest_that_all_reach() -> None:
     slow, fast = path(column(0, 0.3), column(1, 0.97)), path(column(0, 0.6), column(1, 0.9))
     gain, found = matched_retention({"slow": slow, "fast": fast})

@@ -244,3 +244,19 @@ def test_records_of_another_attempt_on_this_machine_do_not_count(change: str, tm
     chosen = next(trial for trial in store.trials() if trial.number == int(line["trial"]))
     assert float(line["gain"]) == pytest.approx(result_of(chosen.runs[0]).scorecard["gain"].value)
     assert line["unused_items"] == "False"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["base", "arm"])
+@pytest.mark.parametrize("damage", ["one digit", "cut", "empty", "missing"])
+def test_a_report_of_damaged_records_is_refused_by_name(damage: str, of: str, tmp_path: Path) -> None:
+    """It had another, weaker test, or other figures, without a word; or one trial ended it with a traceback."""
+    store = synthetic_store(tmp_path, {"full": TABLE5["full"]})
+    file = record_files(store.trials()[0].runs[0], tmp_path)[of == "arm"]
+    text = file.read_text()
+    file.write_text({"one digit": text.replace('"correct": 1', '"correct": 0', 1), "cut": text[:999]}.get(damage, ""))
+    if damage == "missing":
+        file.unlink()
+    with pytest.raises(DamagedError, match=rf"{of}\S*/{file.name} is .*result\.json was made from: bring it back, "):
+        write_study_report(store, tmp_path, tmp_path / "report")
+    assert not (tmp_path / "report").exists()

@@ -1,9 +1,10 @@
-"""A worker ends when the process that started it is gone, and only then."""
+"""A worker ends when the process that started it is gone or stopped, and only then."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,8 @@ import pytest
 
 from experiments.common.errors import StudyError
 from experiments.common.progress import PLAIN
-from experiments.studies import workers
+from experiments.studies import launch, workers
+from experiments.studies.launch import keep_working, work
 from experiments.studies.workers import PARENT, VISIBLE, ends_with_parent, worker_places, worker_starter
 from experiments.tracking.machine import sigterm_raises
 
@@ -33,6 +35,28 @@ def test_a_worker_with_its_parent_and_any_other_process_go_on(parent: str, monke
     monkeypatch.setenv(PARENT, parent)
     with sigterm_raises(), ends_with_parent():
         time.sleep(0.1)
+
+
+def test_a_worker_looks_at_its_parent_while_it_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Killed, the parent can end no worker: they went on unseen, and the next start added its own to them."""
+    store = SimpleNamespace(config=SimpleNamespace(name="toy"), work=lambda *_: time.sleep(30))
+    monkeypatch.setenv(PARENT, "999999999")
+    with pytest.raises(SystemExit, match="143"), sigterm_raises():
+        work(store, tmp_path, print)  # type: ignore[arg-type]
+
+
+def test_workers_end_with_the_shell_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM reaches that one alone. It waits for them, so that their trials are marked as stopped."""
+    seen: list[str] = []
+
+    def start() -> SimpleNamespace:
+        noting = {name: lambda name=name: seen.append(name) for name in ("terminate", "wait")}
+        return SimpleNamespace(poll=lambda: None, **noting)
+
+    monkeypatch.setattr(launch.time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="143"), sigterm_raises():
+        keep_working(SimpleNamespace(), start, 2)  # type: ignore[arg-type]
+    assert seen == ["terminate"] * 2 + ["wait"] * 2
 
 
 def test_a_worker_knows_its_parent_and_whether_others_share_its_terminal(

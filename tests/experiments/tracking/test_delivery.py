@@ -80,7 +80,7 @@ def test_a_store_locked_by_another_process_gets_all_later(root: Path, monkeypatc
 
 
 def test_a_server_that_hangs_and_dies_in_mid_run_gets_all_later(
-    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5994")
     monkeypatch.setattr(delivery, "RETRY_SECONDS", 0.5)
@@ -112,6 +112,7 @@ def test_a_server_that_hangs_and_dies_in_mid_run_gets_all_later(
             seen.append(everything(tracker) + models(tracker))
             run.journal.path.with_name(run.journal.path.stem + ".delivered.json").unlink()
         assert seen[0] == seen[1]
+        assert "View run" not in capsys.readouterr().out  # MLflow's own six lines per run
         info = seen[0][0][0]
         assert info[1] == "FINISHED"
         loss = tracker.client.get_metric_history(info[0], "loss")

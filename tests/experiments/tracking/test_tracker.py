@@ -18,6 +18,7 @@ import pytest
 
 from experiments.tracking import tracker as tracking
 from experiments.tracking.journal import PATTERN, Delivered
+from experiments.tracking.store import TrackingStore
 from experiments.tracking.tracker import Tracker
 
 
@@ -29,6 +30,25 @@ def test_the_environment_can_name_another_store(
     tracker = Tracker(root, "demo")
     assert tracker.uri.endswith("other.db")
     assert tracker.ui_command().startswith('MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI" ')  # in no argument
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [("PERMISSION_DENIED", "refuses"), ("UNAUTHENTICATED", "refuses"), ("INTERNAL_ERROR", "does not answer")],
+)
+def test_a_server_that_answers_no_is_not_said_to_be_away(
+    code: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answer(Exception):
+        error_code = code
+
+    def answers(*_: object) -> None:
+        raise Answer("no")
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(TrackingStore, "experiment", answers)
+    with pytest.warns(UserWarning, match=rf"^http://127\.0\.0\.1:9 {said} \(no\): this run is kept in its journal"):
+        Tracker(tmp_path, "demo")
 
 
 def test_the_ui_address_of_a_run(root: Path) -> None:

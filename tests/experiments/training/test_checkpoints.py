@@ -6,8 +6,10 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
+import torch
 
 from experiments.common.files import write_json
 from experiments.common.owner import SOURCES
@@ -18,6 +20,7 @@ from tests.helpers.engine import (
     arm_config,
     train,
 )
+from tests.helpers.hostile import Ran
 
 
 def test_unfinished_and_cut_checkpoints_do_not_count(tmp_path: Path) -> None:
@@ -81,6 +84,20 @@ def test_checkpoints_of_another_run_or_arm_do_not_count(tmp_path: Path) -> None:
         shutil.copytree(other / "checkpoint-2", own / "checkpoint-4")
         assert last_checkpoint(own) == str(own / "checkpoint-2")
         assert not (own / "checkpoint-4").exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_pickle_in_the_checkpoint_of_others_runs_no_code(name: str, tmp_path: Path) -> None:
+    """Its digests fit, as in a run folder that somebody sent."""
+    with pytest.raises(Killed):
+        train(arm_config("full"), tmp_path / "arm", kill_at=4, save_every=2)
+    checkpoint = Path(str(last_checkpoint(tmp_path / "arm")))
+    assert (checkpoint / name).is_file()
+    torch.save({"a": Ran(tmp_path / "ran")}, checkpoint / name)
+    write_json(checkpoint / COMPLETE, file_digests(checkpoint))
+    with pytest.raises(UnpicklingError, match="Weights only load failed"):
+        train(arm_config("full"), tmp_path / "arm", save_every=2)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_steps_that_are_measured_again_drop_their_checkpoints(tmp_path: Path) -> None:
