@@ -57,7 +57,6 @@ def test_what_is_left_behind_is_written_as_a_whole() -> None:
         "experiments/common/files.py",
         "experiments/cli/servers.py",  # a pipe
         "experiments/desk/explore.py",  # into memory
-        "experiments/desk/watch.py",  # the output of a process
         "experiments/reporting/page.py",  # into memory
         "experiments/posthoc/export.py",  # into a folder that is renamed
         "experiments/soften/path.py",  # into a folder that is renamed
