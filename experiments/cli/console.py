@@ -112,8 +112,8 @@ def _shown_warning(*values: Any, **options: Any) -> str:
 
 
 def folder(text: str) -> Path:
-    """Return the path of a folder that is there or can be made."""
-    path = Path(text)
+    """Return the path of a folder that is there or can be made. Shells leave the ~ of --out=~/x as it is."""
+    path = Path(text).expanduser()
     there = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     if not there.is_dir():
         why = "" if there == path else f": {short_path(there)} is a file"
@@ -123,7 +123,8 @@ def folder(text: str) -> Path:
 
 def folder_or_page(text: str) -> Path:
     """Return the path of a folder, or of a page: the name of a file that ends in .html."""
-    return Path(text) if text.endswith(".html") and not Path(text).is_dir() else folder(text)
+    page = Path(text).expanduser()
+    return page if text.endswith(".html") and not page.is_dir() else folder(text)
 
 
 def add_root(command: argparse.ArgumentParser) -> None:

@@ -123,9 +123,11 @@ def split_arm(text: str) -> tuple[str, float]:
 
 
 def sync_command(args: argparse.Namespace) -> int:
-    from experiments.tracking.sync import sync
+    from experiments.tracking.sync import store_of, sync
 
-    said = sync(args.folders, args.root or _root_of(args.folders))
+    root = args.root or _root_of(args.folders)
+    said = sync(args.folders, root)
+    show(f"store: {store_of(root).shown}")
     for path, what in said.items():
         show(f"{path.name}: {what}")
     return 1 if any(what.startswith("not sent") for what in said.values()) else 0

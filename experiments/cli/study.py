@@ -164,13 +164,15 @@ def report_command(args: argparse.Namespace) -> int:
 
 
 def _check_out(store: Store, folder: Path) -> None:
-    """Raise ConfigError for a folder with a study's YAML that no report has written: it would be replaced."""
+    """Raise ConfigError for a folder with a table, page or YAML that no report has written: it would be replaced."""
     from experiments.studies.storage import public_yaml
 
     own = folder / YAML
-    if own.is_file() and not (folder / PAGES[0]).is_file() and own.read_bytes() != public_yaml(store.config).encode():
+    known = own.is_file() and own.read_bytes() == public_yaml(store.config).encode()
+    others = [name for name in (*PAGES, YAML) if (folder / name).is_file()]
+    if others and not (known or (folder / PAGES[0]).is_file()):
         raise ConfigError(
-            f"--out {folder} has a {YAML} of its own, which the report would replace: name another folder"
+            f"--out {folder} has a {others[-1]} of its own, which the report would replace: name another folder"
         )
 
 

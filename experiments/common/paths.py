@@ -17,6 +17,11 @@ def default_root() -> Path:
     return next((p / "mlruns" for p in (here, *here.parents) if (p / "mlruns").is_dir()), here / "mlruns")
 
 
+def root_folder(root: str | Path | None) -> Path:
+    """Return the folder of results from the top: the one that is given, ~ for the home folder, or the default one."""
+    return (Path(root).expanduser() if root else default_root()).resolve()
+
+
 def absolute(path: str | Path) -> Path:
     """Return the path from the top, without `..`. Links are not followed: a run folder that was moved to another disk
     and linked still belongs to the root in which its link is.

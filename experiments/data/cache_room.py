@@ -27,7 +27,7 @@ def in_use(entry: Path) -> IO[str]:
     Waits while another process deletes it. Raises OSError if nothing can be written there.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
-    file = open(f"{entry}{USED}", "a")  # noqa: SIM115  # the caller keeps it open
+    file = open(_mark(entry), "a")  # noqa: SIM115  # the caller keeps it open
     if fcntl:
         fcntl.flock(file, fcntl.LOCK_SH)
     os.utime(file.fileno())
@@ -74,13 +74,16 @@ def _entries() -> Iterator[Path]:
     for folder in FOLDERS:
         found = cache_folder() / folder
         if found.is_dir():
-            yield from (path for path in found.iterdir() if path.is_dir() or path.suffix == ".db")
+            yield from (path for path in found.iterdir() if _mark(path).is_file())  # others are not of this cache
+
+
+def _mark(entry: Path) -> Path:
+    return Path(f"{entry}{USED}")
 
 
 def _last_use(entry: Path) -> float:
-    used = Path(f"{entry}{USED}")
     try:
-        return (used if used.exists() else entry).stat().st_mtime
+        return _mark(entry).stat().st_mtime
     except FileNotFoundError:  # another process has deleted it
         return 0.0
 
@@ -96,7 +99,7 @@ def _size(entry: Path) -> int:
 def _delete(entry: Path) -> bool:
     """Delete an entry, unless it is in use."""
     try:
-        with open(f"{entry}{USED}", "a") as file:
+        with open(_mark(entry), "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if entry.is_dir():
                 shutil.rmtree(entry)

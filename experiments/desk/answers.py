@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.common.errors import ConfigError
-from experiments.common.paths import default_root
+from experiments.common.paths import root_folder
 from experiments.common.result_folders import find
 from experiments.common.section import nearest
 from experiments.config import run_config
@@ -99,7 +99,7 @@ def answers(
     """
     if count < 1:
         raise ConfigError(f"count={count}: give how many answers of each kind are shown, 1 or more")
-    folder = find(str(source), (Path(root) if root else default_root()).resolve())
+    folder = find(str(source), root_folder(root))
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder.name} is no run: name a run, or the run of a trial")
     found = last_records(folder, arms)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from experiments.common.commands import command
 from experiments.common.files import read_note
-from experiments.common.paths import default_root
+from experiments.common.paths import root_folder
 from experiments.common.result_folders import MEASUREMENT, find
 from experiments.desk.explore import Picture, forgetting_hover
 from experiments.desk.grid import Grid
@@ -34,7 +34,7 @@ class Results:
     """All runs, studies and measurements below a root, the latest first. trials: those of studies too."""
 
     def __init__(self, root: str | Path | None = None, trials: bool = False) -> None:
-        self.root = (Path(root) if root else default_root()).resolve()
+        self.root = root_folder(root)
         self.found = read_all(self.root, trials)
 
     @property
@@ -90,7 +90,7 @@ def open_result(source: str | Path, root: str | Path | None = None) -> Opened:
 
     source: its folder, its name, or the beginning of one. Raises ConfigError.
     """
-    base = (Path(root) if root else default_root()).resolve()
+    base = root_folder(root)
     folder = find(str(source), base)
     if (folder / MEASUREMENT).is_file():
         text = (folder / "report.txt").read_text(encoding="utf-8") if (folder / "report.txt").is_file() else ""

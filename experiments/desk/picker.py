@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ctrl.config import field_choices
 from experiments.common.errors import ConfigError
-from experiments.common.paths import default_root
+from experiments.common.paths import root_folder
 from experiments.common.section import nearest
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import ExperimentConfig, parse_config, run_config
@@ -39,7 +39,7 @@ class Picker:
     """
 
     def __init__(self, config: ExperimentConfig, root: str | Path | None = None, own_arms: bool = True) -> None:
-        self.root = (Path(root) if root else default_root()).resolve()
+        self.root = root_folder(root)
         growing = config.model_copy(update={"grows": True})
         self.folder = run_folder(growing, self.root)
         first = growing if own_arms else growing.model_copy(update={"arms": ()})

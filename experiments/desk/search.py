@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from experiments.common.errors import ConfigError, StudyError
-from experiments.common.paths import default_root, short_path
+from experiments.common.paths import root_folder, short_path
 from experiments.common.result_folders import find
 from experiments.desk.answers import Answers, answers
 from experiments.desk.explore import Json, Picture, marks, page_of, titled
@@ -41,7 +41,7 @@ class StudyView:
     """
 
     def __init__(self, source: str | Path, root: str | Path | None = None) -> None:
-        self.folder = find(str(source), (Path(root) if root else default_root()).resolve())
+        self.folder = find(str(source), root_folder(root))
         self.root = self.folder.parents[1]  # the folder's own: another root may have a study of this name
         if not (self.folder / "study.yaml").is_file():
             raise ConfigError(f"{self.folder.name} is no study: open it with open_result, or name a study")

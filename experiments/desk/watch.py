@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.common.commands import MODULE, command, own_modules, own_python
 from experiments.common.errors import ConfigError, RunError, Stopped
 from experiments.common.files import read_note, write_text
-from experiments.common.paths import default_root, short_path
+from experiments.common.paths import root_folder, short_path
 from experiments.common.yaml_values import dump_yaml
 from experiments.desk.live import Follower, Live, words_of
 from experiments.tracking.journal import PATTERN, Journal
@@ -36,7 +36,7 @@ def start(config: ExperimentConfig | StudyConfig, root: str | Path | None = None
     It goes on if the notebook or its kernel ends. What it prints is in ROOT/started/NAME.log, its config next to it.
     Raises RunError if it ends before it has begun.
     """
-    root = (Path(root) if root else default_root()).resolve()
+    root = root_folder(root)
     folder, word = _folder_of(config, root)
     file = root / STARTED / f"{folder.name}.yaml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def stop(source: str | Path, root: str | Path | None = None) -> None:
 
     Raises RunError if it does not run here.
     """
-    folder = Follower(str(source), (Path(root) if root else default_root()).resolve()).folder
+    folder = Follower(str(source), root_folder(root)).folder
     owner = _owner(folder)
     if not owner or not process_state(owner):
         raise RunError(f"{folder.name} does not run on this machine: there is nothing to stop")
@@ -125,7 +125,7 @@ async def watch_async(
 def _follower(source: str | Path, root: str | Path | None, every: float) -> Follower:
     if not 0 < every < 86_400:
         raise ConfigError(f"every={every}: give the seconds between two looks, for example 2")
-    return Follower(str(source), (Path(root) if root else default_root()).resolve())
+    return Follower(str(source), root_folder(root))
 
 
 def _looks(follower: Follower, shown: Show) -> Iterator[None]:

@@ -11,7 +11,6 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState
-from transformers.integrations import get_reporting_integration_callbacks
 
 import ctrl
 from ctrl.control_model import ControlModel
@@ -21,15 +20,18 @@ from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
+from experiments.measure.reporters import reporters_of
 from experiments.measure.training_folder import (
     default_folder,
+    earlier_base,
     hold,
     measured_base,
     release,
+    said_moved,
     said_other,
     said_replaced,
 )
-from experiments.measure.watch import Watch
+from experiments.measure.watch import Watch, check_best
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
@@ -90,7 +92,7 @@ class ForgettingCallback(TrainerCallback):
             )
         self.limits: list[Condition] = conditions(limits, self.config)
         self.base, self.every, self.budget, self.stop, self.keep_best = base, every, budget, stop, keep_best
-        self.folder = self._given = Path(folder) if folder else None
+        self.folder = self._given = Path(folder).expanduser() if folder else None
         self._watch: Watch | None = None  # while a training is measured, in its first process
         self._reporters: list[TrainerCallback] = []
 
@@ -106,9 +108,11 @@ class ForgettingCallback(TrainerCallback):
             return
         output = Path(args.output_dir).resolve()
         folder = self.folder = self._given or default_folder(output)  # that of this training, not of an earlier one
+        if self.keep_best:
+            check_best(folder)
         hold(folder)
         config = self.config.model_copy(update={"precision": "bf16" if args.bf16 else "fp32"})
-        self._reporters = [cls() for cls in get_reporting_integration_callbacks(args.report_to)]
+        self._reporters = reporters_of(self, args.report_to)
         suites = self._suites(_tokenizer(kwargs))
         model = kwargs["model"]
         if state.global_step and not measured_base(folder) and self.base is None and not _has_base(model):
@@ -120,12 +124,13 @@ class ForgettingCallback(TrainerCallback):
         with nullcontext() if self.base else _as_base(model):
             if state.global_step and measured_base(folder):
                 self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
-                said = said_other(read_note(folder / "base" / STATE), base)
+                said = [said_other(read_note(folder / "base" / STATE), base)]
             else:
-                said = said_replaced(folder)
+                said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder)
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
-        if said:
-            logger.warning("%s", said)
+                said.append(said_moved(earlier, self._watch.base))
+        for line in filter(None, said):
+            logger.warning("%s", line)
         if self.limits:
             measured = self._watch.card(self._watch.base)
             for limit in (one for one in self.limits if one.figure not in measured):
@@ -140,6 +145,12 @@ class ForgettingCallback(TrainerCallback):
         if self.stop and broadcast_object_list([stop])[0]:  # all processes, or none
             control.should_training_stop = True
 
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Measure the last step at the trainer's closing line: in `on_train_end` its trackers have closed already."""
+        closing = "train_runtime" in (logs or {}) and not args.load_best_model_at_end  # which changes the weights yet
+        if closing and state.is_world_process_zero and state.global_step not in self._watched().points:
+            self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs), state.global_step)
+
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
@@ -148,6 +159,10 @@ class ForgettingCallback(TrainerCallback):
             logger.warning("the training ends with the weights of step %d: what was measured later is deleted", step)
             watch.back_to(step)
         if step not in watch.points:
+            if self._reporters:  # MLflow would begin another run for it
+                said = "the figures of step %d go to state.log_history and %s alone: %s took its last ones before"
+                logger.warning(said, step, watch.folder, " and ".join(args.report_to))
+            self._reporters = []
             self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs), step)
         watch.write()
         release(watch.folder)

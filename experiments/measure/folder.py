@@ -45,13 +45,12 @@ class Folder:
 
     @property
     def base_root(self) -> Path:
-        return Path(self.root) if self.root else default_root()
+        return Path(self.root).expanduser() if self.root else default_root()
 
     def path(self, digest: str) -> Path:
         """Return the folder for a digest of `digest_of`."""
-        return (
-            Path(self.out).resolve() if self.out else self.base_root / "runs" / f"{self.command}-{self.name}-{digest}"
-        )
+        own = Path(self.out or self.base_root / "runs" / f"{self.command}-{self.name}-{digest}")
+        return own.expanduser().resolve() if self.out else own
 
     def digest_of(self, config: MeasureConfig, base: Base) -> str:
         """Return the digest of the settings and of what changes with the files of the base."""

@@ -87,8 +87,10 @@ def _read(text: str, known: Sequence[str]) -> Condition:
     name, sign, limit = match[1].strip(), match[2], float(match[3])
     if name not in known:
         raise ConfigError(f"--gate {text!r}: no figure {name!r} is measured here: {nearest(name, known)}")
-    better = figure_of(name).better
-    if better and sign[0] != {"higher": ">", "lower": "<"}[better]:
+    row = figure_of(name)
+    if (better := row.better) and sign[0] != {"higher": ">", "lower": "<"}[better]:
         right = ">=" if better == "higher" else "<="
         raise ConfigError(f"--gate {text!r}: of {name}, {better} is better: write {name} {right} {limit:g}")
+    if why := row.beyond(sign, limit):
+        raise ConfigError(f"--gate {text!r}: {why}")
     return Condition(name, sign, limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from experiments.common.hashing import file_digest, sha256
 from experiments.common.owner import MEASURED
 from experiments.common.paths import default_root
 from experiments.measure.config import MeasureConfig
+from experiments.records import Record, read_records
 from experiments.runs.base_records import ITEMS, STATE
 from experiments.runs.result_file import RESULT
 
@@ -109,6 +110,30 @@ def said_replaced(folder: Path) -> str:
     if not (folder / "arms" / NAME / RESULT).is_file():
         return ""
     return f"{folder}: the measurements of an earlier training are replaced; folder=... keeps those of both"
+
+
+def earlier_base(folder: Path) -> list[Record]:
+    """Return what the model answered at the start of an earlier training; nothing if that is not as it was written."""
+    file, digest = folder / "base" / ITEMS, read_note(folder / "base" / STATE).get("items")
+    return read_records(file) if file.is_file() and digest == file_digest(file) else []
+
+
+def said_moved(earlier: Sequence[Record], base: Sequence[Record]) -> str:
+    """Say that a training begins with another model than an earlier one: it may be the one which that one left.
+
+    A cell that is run again after an interrupt goes on with the model as it is, from which nothing was forgotten yet.
+    earlier: `earlier_base`. base: the answers now.
+    """
+    known = {(one.key, one.prompt): one.correct for one in earlier}
+    both = [one for one in base if (one.key, one.prompt) in known]
+    others = sum(one.correct != known[one.key, one.prompt] for one in both)
+    if not others:
+        return ""
+    return (
+        f"the model answers {others} of {len(both)} questions otherwise than at the start of the earlier training in "
+        "this folder, and forgetting is measured from now on: if it has been trained since, load it again, or name its "
+        "base, ForgettingCallback(base=...)"
+    )
 
 
 def step_of(file: Path) -> int:

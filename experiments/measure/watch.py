@@ -209,6 +209,17 @@ def best_of(folder: Path, step: int, training: str = "") -> tuple[float, int] | 
     return (_merit(found, found["step"]), found["step"]) if found and own and found["step"] <= step else None
 
 
+def check_best(folder: Path) -> None:
+    """Raise ConfigError if the folder `best` is not of a training that was measured: it would be replaced."""
+    best = folder / BEST
+    own = any((place / NOTE).is_file() for place in (best, _part(folder)))  # a kill may leave the new one alone
+    if best.exists() and not own:
+        raise ConfigError(
+            f"{best} was not kept by a ForgettingCallback, and keep_best=True would replace it: move it, or take "
+            "another folder, ForgettingCallback(folder=...)"
+        )
+
+
 def _part(folder: Path) -> Path:
     return folder / (BEST + PART)
 

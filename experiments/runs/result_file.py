@@ -73,7 +73,7 @@ def check_files(file: Path, trained: bool = False) -> None:
         _check_strange(file, values)
     for name, digest in values.get(MADE_FROM, {}).items():
         path = run / name
-        if ("/trained/" in name) is not trained or (path.is_file() and file_digest(path) == digest):
+        if _of_weights(name) is not trained or (path.is_file() and file_digest(path) == digest):
             continue
         state = "is not the file that" if path.is_file() else "is gone, and"
         advice = TRAIN_AGAIN.format(folder) if name != BASE_ITEMS else BASE_AGAIN.format(anew(run))
@@ -83,7 +83,7 @@ def check_files(file: Path, trained: bool = False) -> None:
 def _check_strange(file: Path, values: Mapping[str, Any]) -> None:
     """Raise DamagedError for a file that would be loaded with an arm's weights, such as an adapter of another arm."""
     folder = file.parent / "trained"
-    noted = {Path(name).name for name in values.get(MADE_FROM, {}) if "/trained/" in name}
+    noted = {Path(name).name for name in values.get(MADE_FROM, {}) if _of_weights(name)}
     strange = [path for path in sorted(folder.glob("*")) if path.suffix in LOADED and path.name not in noted]
     if noted and strange:
         raise DamagedError(f"{strange[0]} is not of this arm, which did not write it: move it out of {folder}")
@@ -132,7 +132,12 @@ def check_trained(loaded: Mapping[Path, str]) -> None:
 def trained_digest(arm: Path) -> str:
     """Return a digest of what an arm trained, as its result notes it; empty if an earlier version noted nothing."""
     files = result_values(arm / RESULT).get(MADE_FROM, {})
-    return json_digest({name: digest for name, digest in files.items() if "/trained/" in name}) if files else ""
+    return json_digest({name: digest for name, digest in files.items() if _of_weights(name)}) if files else ""
+
+
+def _of_weights(name: str) -> bool:
+    """Whether a file that a result was made from is one of arms/ARM/trained/; a measured model may be called so."""
+    return Path(name).parts[2:3] == ("trained",)
 
 
 def owners_noted(run: Path) -> dict[str, Any]:

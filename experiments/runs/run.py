@@ -61,7 +61,7 @@ def run_experiment(
         only_one_process("a study")
     if observe is not None:
         only_one_process("an observer")
-    root = Path(root) if root else default_root()
+    root = Path(root).expanduser() if root else default_root()
     folder = run_folder(config, root)
     config = config if fresh else with_begun_arms(config, folder)
     if parent is None:

@@ -77,6 +77,14 @@ class Figure:
         """Whether its values are often far apart, some ten times as large as others: those that begin at 0."""
         return self.bounds == ABOVE_ZERO and self.unit == PER_TOKEN
 
+    def beyond(self, sign: str, limit: float) -> str:
+        """Say that `figure sign limit` holds for all values, or for none; an empty text if it is a limit."""
+        most = self.bounds[1]
+        if limit < most or (limit == most and sign == ">="):
+            return ""
+        percent = f"; for {limit:g} % write {limit / 100:g}" if self.unit == SHARE else ""
+        return f"it is at most {most:g}, so this {'always' if sign[0] == '<' else 'never'} holds{percent}"
+
     @property
     def prefix(self) -> str:
         """The name without the family: the names of its members begin with it."""

@@ -16,6 +16,7 @@ from experiments.posthoc.checks import DIALS
 from experiments.runs.checks import check_run
 from experiments.runs.prepared import read_inputs
 from experiments.runs.unused import unused_fields
+from experiments.scorecard.figure import Figure
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Constraint, Objective, StudyConfig, parts
 from experiments.studies.space import probes
@@ -69,7 +70,7 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     if any(config.grows for config in configs):
         raise ConfigError(f"{source}: base: grows is for a single run; a trial has the arms of its picks: leave it out")
     wrong = [fault for objective in study.objectives for fault in _against(objective)]
-    if wrong := wrong + [fault for constraint in study.constraints for fault in _worse_side(constraint)]:
+    if wrong := wrong + [fault for constraint in study.constraints for fault in _idle(constraint)]:
         raise ConfigError("\n".join([f"{source}:", *wrong]))
     if study.pruner and len(study.seeds) == 1 and all(len(config.evaluation_steps) == 1 for config in configs):
         every, steps = configs[0].evaluation.every, configs[0].training.steps
@@ -106,6 +107,15 @@ def _against(objective: Objective) -> Iterator[str]:
             yield f"  objectives: {text}, but {name} is to be {right}d: turn one round"
 
 
+def _idle(constraint: Constraint) -> Iterator[str]:
+    """Describe a bound that only worse trials keep to, and one that all or none do: a share in percent."""
+    yield from _worse_side(constraint)
+    figure = _figure(constraint.figure)
+    sign, key, limit = ("<=", "max", constraint.max) if constraint.min is None else (">=", "min", constraint.min)
+    if figure and limit is not None and (why := figure.beyond(sign, limit)):
+        yield f"  constraints: {key}={limit:g} on {constraint.figure!r}: {why}"
+
+
 def _worse_side(constraint: Constraint) -> Iterator[str]:
     """Describe a bound that only worse trials keep to: `kl` from 0.1 on. With both bounds it is a range, and meant."""
     right = _right(constraint.figure)
@@ -119,9 +129,13 @@ def _worse_side(constraint: Constraint) -> Iterator[str]:
 
 def _right(name: str) -> str | None:
     """Return the direction in which a figure gets better, if it has one."""
-    family = next((one for one in FIGURES.values() if one.family and name.startswith(one.prefix)), None)
-    figure = FIGURES.get(name, family)
+    figure = _figure(name)
     return DIRECTIONS.get(figure.better) if figure and figure.better else None
+
+
+def _figure(name: str) -> Figure | None:
+    family = next((one for one in FIGURES.values() if one.family and name.startswith(one.prefix)), None)
+    return FIGURES.get(name, family)
 
 
 def check_inputs(study: StudyConfig, root: Path, say: Callable[[str], None] = print) -> None:

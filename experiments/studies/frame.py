@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import CompareError, ConfigError
-from experiments.common.paths import SHIPPED, default_root, short_path
+from experiments.common.paths import SHIPPED, root_folder, short_path
 from experiments.common.result_folders import find, folders, trial_runs
 from experiments.common.section import nearest
 from experiments.common.yaml_values import read_yaml
@@ -58,7 +58,7 @@ def frame(*sources: str | Path, root: str | Path | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
-    root = (Path(root) if root else default_root()).resolve()
+    root = root_folder(root)
     found = [one if one.startswith(MLFLOW) else str(find(one, root)) for one in map(str, sources or _all(root))]
     rows = [row for source in dict.fromkeys(found) for row in _rows(source, root)]  # each once: twice, n would double
     table = pd.DataFrame(rows, columns=[*TYPES, *sorted({key for row in rows for key in row} - set(TYPES))])

@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from experiments.common.errors import StudyError
 from experiments.common.files import read_note, write_json, write_text
-from experiments.common.paths import default_root, short_path
+from experiments.common.paths import root_folder, short_path
 from experiments.common.printable import escaped
 from experiments.common.yaml_values import dump_yaml
 from experiments.studies.agree import agree
@@ -63,7 +63,7 @@ def run_study(
     trials are not run again. devices: the GPU of each worker (`workers.worker_places`), in place of `workers`.
     """
     workers = len(devices) or workers
-    root = (root or default_root()).resolve()
+    root = root_folder(root)
     found = read_trials(config, known) if known else []
     store = Store(check_start(config, root, workers, storage), config)
     store.progress = functools.partial(steps_done, config, root)

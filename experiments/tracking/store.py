@@ -123,7 +123,7 @@ def last_line(error: BaseException) -> str:
     SQLAlchemy's texts end with its SQL and the address of a help page, those of requests with a chain of reprs.
     """
     text = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-    lines = [line for line in text.splitlines() if not line.startswith(("(Background on", "[SQL:", "[parameters:"))]
+    lines = re.split(r"^(?:\[SQL:|\[parameters:|\(Background on)", text, maxsplit=1, flags=re.MULTILINE)[0].splitlines()
     line = printable(without_password(lines[-1] if lines else text))
     if "Caused by" not in line:
         return line

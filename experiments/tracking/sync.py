@@ -18,13 +18,18 @@ from experiments.tracking.store import TrackingStore, last_line
 MODEL = "models:/"  # how the UI names a logged model
 
 
+def store_of(root: Path, uri: str | None = None) -> TrackingStore:
+    """Return the store `uri`, that of MLFLOW_TRACKING_URI, or else the local one in `root`."""
+    return TrackingStore(Path(root).resolve(), uri or os.environ.get("MLFLOW_TRACKING_URI"))
+
+
 def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Path, str]:
     """Deliver the journals at or below folders to the store: `uri`, MLFLOW_TRACKING_URI, or the local one in `root`.
 
     Returns for each journal the run's id in the store, or why it was not sent. A run whose process died is ended as
     KILLED. Raises TrackingError if the store cannot be opened or one of the folders holds no journal.
     """
-    store = TrackingStore(Path(root).resolve(), uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    store = store_of(root, uri)
     read = {folder: journals(folder) for folder in folders}
     if empty := [str(folder) for folder, own in read.items() if not own] or ([] if read else ["no folder"]):
         raise TrackingError(f"no journal in {', '.join(empty)}: give run folders, as mlruns/runs/NAME")
@@ -54,7 +59,7 @@ def download(source: str, root: Path, name: str = TRAINED, to: Path | None = Non
     `experiments.methods.saving.load_onto` instead of `ctrl.load`. root: the folder of the local store, not used if
     MLFLOW_TRACKING_URI is set. to: the folder to write to, a new temporary one by default.
     """
-    store = TrackingStore(Path(root).resolve(), os.environ.get("MLFLOW_TRACKING_URI"))
+    store = store_of(root)
     folder = to or Path(tempfile.mkdtemp(prefix="artifact-"))
     if source.startswith(MODEL):
         return download_model(store.client, store.uri, source.removeprefix(MODEL), folder)

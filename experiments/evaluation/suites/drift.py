@@ -110,6 +110,15 @@ class DriftSuite(DrawnSuite):
         self.prompts = general + new
         self.given = [*self._text(), *self._kept()]
 
+    @property
+    def notes(self) -> list[str]:
+        asked, found = self.settings.new_replies, len(self.prompts) - self.settings.replies
+        if found == asked or "new_replies" not in self.settings.model_dump(exclude_defaults=True):
+            return []
+        return [
+            f"suite drift: new_replies: {asked}, but the new task has {found} held-out questions, so it has {found}"
+        ]
+
     def _text(self) -> Iterator[Given]:
         tokens = self.settings.text_tokens
         for i, window in enumerate(text_windows(self.tokenizer, tokens) if tokens else ()):

@@ -109,7 +109,7 @@ class Sent:
 SENT: list[str] = []
 
 
-def test_a_report_sends_its_own_files_and_replaces_no_yaml_of_others(
+def test_a_report_sends_its_own_files_and_replaces_none_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`--out .`: the folder has files that a shared store must not get, and a YAML with somebody's comments."""
@@ -125,7 +125,10 @@ def test_a_report_sends_its_own_files_and_replaces_no_yaml_of_others(
     assert cli.main(line) == 2
     assert "has a study.yaml of its own, which the report would replace: name another" in capsys.readouterr().err
     assert len(list(out.iterdir())) == 4
-    (out / "study.yaml").unlink()
+    (out / "study.yaml").rename(out / "table.csv")
+    assert cli.main(line) == 2
+    assert "has a table.csv of its own, which the report would replace: name another" in capsys.readouterr().err
+    (out / "table.csv").unlink()
     SENT.clear()
     for _ in range(2):  # the second finds the first one's YAML
         assert cli.main(line) == 0

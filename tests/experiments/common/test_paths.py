@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.paths import absolute, default_root, short_path
+from experiments.cli.console import folder, folder_or_page
+from experiments.common.paths import absolute, default_root, root_folder, short_path
 from experiments.common.result_folders import find
+from experiments.measure.callback import ForgettingCallback
+from experiments.measure.folder import Folder
 from experiments.records import ArmResult
 from experiments.runs.outcome import Outcome
 from experiments.studies.trial import run_record
@@ -20,6 +23,16 @@ def test_results_go_to_the_nearest_mlruns(tmp_path: Path, monkeypatch: pytest.Mo
     assert default_root() == below / "mlruns"
     (tmp_path / "mlruns").mkdir()
     assert default_root() == tmp_path / "mlruns"
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave it in --out=~/x, and Python does: a folder of the name ~ was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert root_folder("~/results") == folder("~/results") == tmp_path / "results"
+    assert folder_or_page("~/page.html") == tmp_path / "page.html"
+    assert Folder("measure", "m", out="~/out").path("1") == tmp_path / "out"
+    assert Folder("measure", "m", root="~/results").path("1") == tmp_path / "results" / "runs" / "measure-m-1"
+    assert ForgettingCallback(folder="~/seen").folder == tmp_path / "seen"
 
 
 def test_paths_are_relative_below_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,19 @@ def test_the_oldest_are_deleted(days: float, most: int, kept: int, tmp_path: Pat
     assert other.exists()
 
 
+def test_files_of_others_in_the_folder_are_kept(tmp_path: Path) -> None:
+    """CONTROL_LLM_CACHE=/data, where somebody has a folder `tables`: it was deleted."""
+    own, others = (
+        entry(tmp_path, "tables/a", 99),
+        [entry(tmp_path, name, 99) for name in ("tables/sales", "tokens/x.db")],
+    )
+    for other in others:
+        Path(f"{other}.used").unlink()
+        os.utime(other, (0, 0))
+    assert prune(0, 0) == [own]
+    assert all(other.exists() for other in others)
+
+
 @pytest.mark.parametrize("name", ["tables/a", "tokens/b.db"])
 def test_what_is_in_use_is_kept(name: str, tmp_path: Path) -> None:
     used = entry(tmp_path, name, 99)

@@ -50,18 +50,23 @@ MODELS: dict[str, Any] = {
 
 
 class Seen(TrainerCallback):
-    """A reporter, as `report_to` names them."""
+    """A reporter, as `report_to` names them. As MLflow's, it takes figures until the end of the training."""
 
     logs: list[dict[str, float]] = []  # noqa: RUF012 (shared by its instances: Trainer makes its own)
+    closed = False
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        assert not Seen.closed, "these figures would begin another run"
         self.logs.append(dict(logs))
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        Seen.closed = True
 
 
 @pytest.fixture
 def reporter(monkeypatch: pytest.MonkeyPatch) -> type[Seen]:
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "seen", Seen)
-    Seen.logs = []
+    Seen.logs, Seen.closed = [], False
     return Seen
 
 
@@ -241,6 +246,11 @@ def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(
     assert "are replaced" not in caplog.text
     trained(tiny_model(), tmp_path, callback(tmp_path), max_steps=1)
     assert "the measurements of an earlier training are replaced" in caplog.text
+    assert "otherwise than at the start" not in caplog.text
+    moved = tiny_model()
+    moved.lm_head.weight.data.neg_()
+    trained(moved, tmp_path, callback(tmp_path), max_steps=1)
+    assert "questions otherwise than at the start of the earlier training" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -281,7 +291,7 @@ def test_one_callback_in_two_trainings_measures_in_a_folder_of_each(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("experiments.measure.callback._tokenizer", lambda kwargs: None)
     monkeypatch.setattr(ForgettingCallback, "_suites", lambda self, tokenizer: None)
-    monkeypatch.setattr(Watch, "begun", lambda folder, *_: folders.append(folder))
+    monkeypatch.setattr(Watch, "begun", lambda folder, *_: folders.append(folder) or SimpleNamespace(base=[]))
     hook, given, start = ForgettingCallback(), ForgettingCallback(folder="own"), TrainerState()
     for one, out in ((hook, "one"), (hook, "two"), (given, "three")):
         args = TrainingArguments(output_dir=str(tmp_path / out), report_to=[], use_cpu=True)
@@ -290,13 +300,16 @@ def test_one_callback_in_two_trainings_measures_in_a_folder_of_each(
     assert [folder.name for folder in folders] == ["callback-one", "callback-two", "own"]
 
 
-def test_a_trainer_without_a_tokenizer_or_with_shards_is_refused(tmp_path: Path) -> None:
+def test_a_trainer_without_a_tokenizer_or_with_shards_or_over_a_folder_best_is_refused(tmp_path: Path) -> None:
     args = TrainingArguments(**arguments(tmp_path))
     row = {"input_ids": torch.arange(5), "labels": torch.arange(5)}
     with pytest.raises(ConfigError, match=r"the trainer has no tokenizer: give it one"):
         Trainer(tiny_model(), args, train_dataset=[row], callbacks=[callback(tmp_path)]).train()
     with pytest.raises(ConfigError, match="FSDP or DeepSpeed has it in shards"):
         check_whole(type("Args", (), {"fsdp": "full_shard", "deepspeed": None}))
+    (tmp_path / "measured" / "best").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="best was not kept by a ForgettingCallback"):
+        Trainer(tiny_model(), args, train_dataset=[row], callbacks=[callback(tmp_path, keep_best=True)]).train()
 
 
 def test_figures_of_the_end_are_of_the_checkpoint_that_trainer_loads_at_the_end(
@@ -317,6 +330,22 @@ def test_figures_of_the_end_are_of_the_checkpoint_that_trainer_loads_at_the_end(
     assert "ends with the weights of step 2" in caplog.text
     (run,) = read_runs([str(tmp_path / "measured")])
     assert list(run.checkpoints) == [2]
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_figures_of_the_last_step_are_in_the_trainers_own_run(
+    best: bool, tmp_path: Path, reporter: type[Seen], caplog: pytest.LogCaptureFixture
+) -> None:
+    """MLflow's run ends with the training, and a figure that came later began another one."""
+    hook = callback(tmp_path, every=100, suites=["kept"], changes={"kept.items": 4, "bootstrap": 100})
+    how = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 1, "save_steps": 1} if best else {}
+    args = TrainingArguments(**arguments(tmp_path, report_to=["seen"], load_best_model_at_end=best, max_steps=1, **how))
+    parts: Any = {"data_collator": default_data_collator, "processing_class": byte_tokenizer(), "callbacks": [hook]}
+    trainer = Trainer(tiny_model(), args, train_dataset=rows_of(2), eval_dataset=rows_of(2), **parts)
+    trainer.train()
+    assert "forgetting/retention" in trainer.state.log_history[-1]
+    assert any("forgetting/retention" in logs for logs in reporter.logs) is not best  # its weights come too late
+    assert ("go to state.log_history and" in caplog.text) is best
 
 
 def test_a_best_checkpoint_that_is_gone_was_not_loaded(tmp_path: Path) -> None:

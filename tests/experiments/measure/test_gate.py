@@ -93,11 +93,18 @@ def test_a_figure_that_was_not_measured_fails_with_the_reason() -> None:
         ("perplexity_drift <= .1", r"no figure 'perplexity_drift' is measured here"),  # its suite is not
         ("retention <= .98", r"of retention, higher is better: write retention >= 0\.98"),
         ("kl >= .1", r"of kl, lower is better: write kl <= 0\.1"),
+        ("forgetting <= 5", r"it is at most 1, so this always holds; for 5 % write 0\.05"),  # no gate at all
+        ("nfr <= 1", r"so this always holds; for 1 % write 0\.01"),
+        ("kept_accuracy >= 70", r"so this never holds; for 70 % write 0\.7"),
     ],
 )
 def test_a_wrong_condition_is_refused(text: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         conditions([text], CONFIG)
+
+
+def test_a_limit_that_a_figure_can_pass_is_one() -> None:
+    assert len(conditions(["forgetting <= .99", "kept_accuracy >= 1", "retention >= 1.5", "kl <= 50"], CONFIG)) == 4
 
 
 def test_a_member_of_a_family_can_be_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,18 @@ from filelock import FileLock, Timeout
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_json
-from experiments.measure.training_folder import default_folder, hold, libraries, release, said_other, said_replaced
+from experiments.common.hashing import file_digest
+from experiments.measure.training_folder import (
+    default_folder,
+    earlier_base,
+    hold,
+    libraries,
+    release,
+    said_moved,
+    said_other,
+    said_replaced,
+)
+from experiments.records import Record, write_records
 from tests.helpers.measured import tiny_model
 
 
@@ -64,3 +76,17 @@ def test_measurements_that_a_new_training_replaces_are_said(tmp_path: Path) -> N
     assert said_replaced(tmp_path) == ""  # of one that did not end: it begins again
     write_json(tmp_path / "arms" / "trained" / "result.json", {})
     assert "the measurements of an earlier training are replaced" in said_replaced(tmp_path)
+
+
+def test_a_training_that_begins_with_the_model_of_an_earlier_one_is_said(tmp_path: Path) -> None:
+    """A cell that is run again after an interrupt: the model that had trained was the base, without a word."""
+    first = [Record("kept", "capitals", "plain", name, correct=1, prompt="0") for name in "abc"]
+    file = tmp_path / "base" / "items.jsonl"
+    assert earlier_base(tmp_path) == []
+    write_records(file, first)
+    assert earlier_base(tmp_path) == []  # of an earlier version, or changed
+    write_json(tmp_path / "base" / "state.json", {"items": file_digest(file)})
+    assert earlier_base(tmp_path) == first
+    assert said_moved([], first) == said_moved(first, first) == ""
+    now = [replace(first[0], correct=0), first[1], replace(first[2], correct=0, prompt="1")]
+    assert said_moved(first, now).startswith("the model answers 1 of 2 questions otherwise than at the start of the")

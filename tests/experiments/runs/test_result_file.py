@@ -14,7 +14,7 @@ import pytest
 from experiments.common.errors import DamagedError, RunError
 from experiments.common.files import read_json, write_json
 from experiments.common.owner import ARM, LAUNCH, SOURCES
-from experiments.records import ArmResult, Estimate
+from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.runs.result_file import (
     check_files,
     check_operation_of,
@@ -71,6 +71,17 @@ def test_other_records(folder: Path, name: str, damage: Callable[[Path], object]
     damage(folder.parents[1] / name)
     with pytest.raises(DamagedError, match=rf"{name} is .*result\.json was made from: bring it back, "):
         whole_results([folder / "result.json"])
+
+
+def test_other_records_of_a_model_called_trained(folder: Path) -> None:
+    """As ForgettingCallback calls its own: they were taken for weights, and a gate passed on those of another one."""
+    arm = folder.with_name("trained")
+    folder.rename(arm)
+    write_result(arm, replace(RESULT, arm="trained", method=MEASURED))
+    (arm / "items-4.jsonl").write_text("others")
+    with pytest.raises(DamagedError, match=r"items-4\.jsonl is not the file that"):
+        check_files(arm / "result.json")
+    check_files(arm / "result.json", trained=True)
 
 
 def test_other_weights_matter_where_they_are_loaded(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import ConfigError
-from experiments.studies.checks import _against, _worse_side, check_inputs
+from experiments.studies.checks import _against, _idle, check_inputs
 from experiments.studies.config import Constraint, Objective
 from tests.helpers.byte_level import byte_base
 from tests.helpers.tiny_study import ARMS, tiny_study
@@ -69,13 +69,18 @@ def test_an_objective_points_to_what_is_better(figure: str, direction: str, faul
         ({"figure": "retention", "max": 0.9}, "max=0.9 on 'retention' .* maximized: give min"),
         ({"figure": "retention/capitals", "max": 0.9}, "max=0.9 on 'retention/capitals'"),
         ({"figure": "cost/seconds", "min": 5}, "min=5 on 'cost/seconds'"),
+        ({"figure": "forgetting", "max": 5}, "max=5 on 'forgetting': it is at most 1, so this always holds; for 5 %"),
+        ({"figure": "kept_accuracy", "min": 70}, "min=70 on 'kept_accuracy': .* never holds"),
+        ({"figure": "kept_accuracy", "min": 0.5, "max": 1}, ""),
         ({"figure": "kl", "max": 0.1}, ""),
         ({"figure": "retention", "min": 0.9, "max": 1.1}, ""),
         ({"figure": "cost/tokens", "min": 5}, ""),
     ],
 )
-def test_a_constraint_bounds_the_side_that_is_worse(constraint: dict[str, object], fault: str) -> None:
-    found = list(_worse_side(Constraint.model_validate(constraint)))
+def test_a_constraint_bounds_the_side_that_is_worse_within_the_figures_values(
+    constraint: dict[str, object], fault: str
+) -> None:
+    found = list(_idle(Constraint.model_validate(constraint)))
     assert len(found) == bool(fault)
     assert re.search(fault, "".join(found))
 

@@ -106,6 +106,7 @@ FULL = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT]\n(Bac
     ("text", "reason"),
     [
         (FULL, "(sqlite3.OperationalError) database or disk is full"),
+        ("no such table: runs\n[SQL: SELECT a\n LIMIT ? OFFSET ?]\n[parameters: (1,)]", "no such table: runs"),
         (REFUSED, "Connection refused"),
         (SLOW, "Read timed out. (read timeout=15)"),
         ("two\nlines", "lines"),

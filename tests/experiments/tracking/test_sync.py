@@ -56,6 +56,7 @@ def test_runs_that_no_store_saw_are_synced_with_their_parents_and_twice_changes_
     seen = []
     for _ in range(2):
         assert cli.main(["sync", str(tmp_path / "run"), "--root", str(root)]) == 0
+        assert capsys.readouterr().out.startswith(f"store: sqlite:///{root.resolve() / 'mlflow.db'}\n")
         seen.append(everything(local))
         for note in (tmp_path / "run").rglob("*.delivered.json"):
             note.unlink()  # a crash between a delivery and the note of it, at its worst

@@ -34,6 +34,17 @@ def test_drift_asks_several_new_tasks_in_turn(base: str, tokenizer: PreTrainedTo
     suite: Any = make_suite(SUITES["drift"], config, tokenizer, (first, second, NOTES))
     assert [task for task, _, _ in suite.prompts] == ["base replies"] * 2 + ["new_prompts"] * 3
     assert [item for _, item, _ in suite.prompts[2:]] == [first.test[0].id, second.test[0].id, first.test[1].id]
+    assert suite.notes == []
+
+
+@pytest.mark.parametrize(("asked", "said"), [(8, []), (50, ["50, but the new task has 4 held-out questions"])])
+def test_fewer_questions_than_replies_that_are_asked_for_are_said(
+    asked: int, said: list[str], base: str, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    config = small_config(base, evaluation={"replies": 2, "new_replies": asked})
+    task = ReasoningGym(name="basic_arithmetic").held_out(4, 0)
+    notes = make_suite(SUITES["drift"], config, tokenizer, (task,)).notes
+    assert [note.partition(": new_replies: ")[2].partition(", so")[0] for note in notes] == said  # 8: the default
 
 
 def test_drift_reads_natural_text_and_kept_answers_as_they_are(
