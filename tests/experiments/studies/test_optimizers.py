@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import optuna
 import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.studies.config import PRUNERS, SAMPLERS
 from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
 from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS
-from experiments.studies.optimizers import check_options
+from experiments.studies.optimizers import check_options, importances
 from experiments.studies.trial import TrialPruned
 from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import (
@@ -77,3 +80,27 @@ def test_pruner_stops_what_is_worse_than_the_median(tmp_path: Path) -> None:
 def test_options_are_checked_before_anything_runs(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_options(toy_study(**change))
+
+
+@pytest.mark.parametrize(("trials", "least", "most"), [(8, 0.25, 0.6), (16, 0.1, 0.4), (32, 0.0, 0.05)])
+def test_importances_of_few_trials_are_a_hint(trials: int, least: float, most: float) -> None:
+    """Reports say how often a dimension without effect has more than .3 (`pictures.FEW_TRIALS`): half of the variance
+    is that of one dimension, the other half is noise."""
+    search: dict[str, Any] = {
+        "x": optuna.distributions.FloatDistribution(0, 1),
+        "y": optuna.distributions.FloatDistribution(0, 1),
+    }
+    search["k"] = optuna.distributions.CategoricalDistribution(["a", "b", "c"])
+    config: Any = SimpleNamespace(search=search, objectives=(SimpleNamespace(figure="gain"),))
+    alarms = 0
+    for seed in range(40):
+        rng, study = np.random.default_rng(seed), optuna.create_study()
+        for _ in range(trials):
+            picks = {"x": rng.random(), "y": rng.random(), "k": str(rng.choice(["a", "b", "c"]))}
+            value = np.sqrt(12) * picks["x"] + rng.normal()
+            study.add_trial(optuna.create_trial(params=picks, distributions=search, value=float(value)))
+        shares = importances(study, SimpleNamespace(search=search, objectives=(SimpleNamespace(figure="gain"),)))[
+            "gain"
+        ]
+        alarms += max(shares["y"], shares["k"]) > 0.3
+    assert least <= alarms / 40 <= most, alarms
