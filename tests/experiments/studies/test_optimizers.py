@@ -86,10 +86,7 @@ def test_options_are_checked_before_anything_runs(change: dict[str, Any], messag
 def test_importances_of_few_trials_are_a_hint(trials: int, least: float, most: float) -> None:
     """Reports say how often a dimension without effect has more than .3 (`pictures.FEW_TRIALS`): half of the variance
     is that of one dimension, the other half is noise."""
-    search: dict[str, Any] = {
-        "x": optuna.distributions.FloatDistribution(0, 1),
-        "y": optuna.distributions.FloatDistribution(0, 1),
-    }
+    search: dict[str, Any] = {name: optuna.distributions.FloatDistribution(0, 1) for name in "xy"}
     search["k"] = optuna.distributions.CategoricalDistribution(["a", "b", "c"])
     config: Any = SimpleNamespace(search=search, objectives=(SimpleNamespace(figure="gain"),))
     alarms = 0
@@ -99,8 +96,6 @@ def test_importances_of_few_trials_are_a_hint(trials: int, least: float, most: f
             picks = {"x": rng.random(), "y": rng.random(), "k": str(rng.choice(["a", "b", "c"]))}
             value = np.sqrt(12) * picks["x"] + rng.normal()
             study.add_trial(optuna.create_trial(params=picks, distributions=search, value=float(value)))
-        shares = importances(study, SimpleNamespace(search=search, objectives=(SimpleNamespace(figure="gain"),)))[
-            "gain"
-        ]
+        shares = importances(study, config)["gain"]
         alarms += max(shares["y"], shares["k"]) > 0.3
     assert least <= alarms / 40 <= most, alarms
