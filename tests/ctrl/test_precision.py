@@ -322,7 +322,6 @@ def test_wide_bases_have_plain_copies(dtype: torch.dtype) -> None:
     assert expanded_layers(model)[0].expanded.mlp.up_proj.weight.dtype == dtype
 
 
-@pytest.mark.slow
 def test_what_a_thread_holds_is_there_before_its_first_pass() -> None:
     """A compiled pass that was the first one of its thread ended in torch's `Guard failed on the same frame`."""
     held: list[set[str]] = []
@@ -332,6 +331,7 @@ def test_what_a_thread_holds_is_there_before_its_first_pass() -> None:
     assert held == [{"dtype", "original"}]
 
 
+@pytest.mark.slow
 def test_compiles_without_a_graph_break() -> None:
     model, batch = trained(), labelled(left_padded())
     reference = model(**batch)
