@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -69,24 +69,16 @@ def recorded_classes(model: PreTrainedModel) -> tuple[type[nn.Module], ...]:
 def add_lora(copied: nn.Module, rank: int) -> None:
     """Put low-rank adapters on a copy that shares the frozen pretrained weights: W + B A, with B = 0 at the start.
 
-    Warns of matrices that no adapter can train. Raises ConfigError if peft is missing or nothing can be adapted.
+    Raises ConfigError if peft is missing or nothing can be adapted.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("expanded='lora' needs the package peft: pip install peft") from None
     linears = {name: m for name, m in copied.named_modules() if _is_linear(m)}
-    adapted = {id(m.weight) for m in linears.values()}
-    others = [name for name, p in copied.named_parameters() if p.dim() > 1 and id(p) not in adapted]
-    cls = original_class(copied).__name__
     if not linears:
+        cls = original_class(copied).__name__
         raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: use 'full'")
-    if others:
-        warn(
-            f"expanded='lora' adapts nn.Linear and Conv1D modules only; these weights of {cls} stay as pretrained: "
-            f"{', '.join(others)}. expanded='full' trains them",
-            stacklevel=4,
-        )
     config = LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -94,6 +86,22 @@ def add_lora(copied: nn.Module, rank: int) -> None:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linears.values()),  # Conv1D holds its weight transposed
     )
     inject_adapter_in_model(config, copied)
+
+
+def warn_of_frozen_matrices(copies: Iterable[nn.Module]) -> None:
+    """Warn of matrices that no adapter trains, once for all low-rank copies that have the same ones."""
+    found = dict.fromkeys((original_class(copied).__name__, _frozen_matrices(copied)) for copied in copies)
+    for cls, names in ((cls, names) for cls, names in found if names):
+        warn(
+            f"expanded='lora' adapts nn.Linear and Conv1D modules only; these weights of {cls} stay as pretrained: "
+            f"{', '.join(names)}. expanded='full' trains them",
+            stacklevel=3,
+        )
+
+
+def _frozen_matrices(copied: nn.Module) -> tuple[str, ...]:
+    matrices = [(name, p) for name, p in copied.named_parameters() if p.dim() > 1 and not p.requires_grad]
+    return tuple(name for name, _ in matrices if ".base_layer." not in name)
 
 
 def _is_linear(module: nn.Module) -> bool:

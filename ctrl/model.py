@@ -16,7 +16,7 @@ from ctrl.changes import remember_base
 from ctrl.config import ControlConfig, without_effect
 from ctrl.control import Control
 from ctrl.control_model import ControlModel
-from ctrl.copies import copy_layer, relax_norms, zero_outputs
+from ctrl.copies import copy_layer, relax_norms, warn_of_frozen_matrices, zero_outputs
 from ctrl.errors import ConfigError, warn
 from ctrl.expansion import Expansion, Part, put_on
 from ctrl.interpolation import Interpolation, build_interpolation
@@ -70,6 +70,8 @@ def expand(model: PreTrainedModel, config: ControlConfig | None = None) -> PreTr
                 _copy(layers[index], kind, len(layers) + j, model, config)
                 for j, (index, kind) in enumerate(zip(indices, kinds, strict=True))
             ]
+        if config.expanded == "lora":
+            warn_of_frozen_matrices(copies)
         expansions = list(zip(indices, kinds, copies, strict=True))
         stacked = {index for index, kind in zip(indices, kinds, strict=True) if kind == "stack"}
         shape = probe(model, layers, dict(zip(indices, copies, strict=True)), stacked)
