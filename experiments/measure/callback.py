@@ -111,7 +111,8 @@ class ForgettingCallback(TrainerCallback):
         if self.keep_best:
             check_best(folder)
         hold(folder)
-        config = self.config.model_copy(update={"precision": "bf16" if args.bf16 else "fp32"})
+        precision = "bf16" if args.bf16 else "fp32"
+        config = self.config.model_copy(update={"precision": precision})
         self._reporters = reporters_of(self, args.report_to)
         suites = self._suites(_tokenizer(kwargs))
         model = kwargs["model"]
@@ -126,7 +127,7 @@ class ForgettingCallback(TrainerCallback):
                 self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
                 said = [said_other(read_note(folder / "base" / STATE), base)]
             else:
-                said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder)
+                said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder, precision, model)
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
                 said.append(said_moved(earlier, self._watch.base))
         for line in filter(None, said):

@@ -112,10 +112,14 @@ def said_replaced(folder: Path) -> str:
     return f"{folder}: the measurements of an earlier training are replaced; folder=... keeps those of both"
 
 
-def earlier_base(folder: Path) -> list[Record]:
-    """Return what the model answered at the start of an earlier training; nothing if that is not as it was written."""
-    file, digest = folder / "base" / ITEMS, read_note(folder / "base" / STATE).get("items")
-    return read_records(file) if file.is_file() and digest == file_digest(file) else []
+def earlier_base(folder: Path, precision: str, model: PreTrainedModel) -> list[Record]:
+    """Return what the model answered at the start of an earlier training, to compare with its answers now.
+
+    Nothing if that is not as it was written, or if precision, libraries or device were others: these change answers.
+    """
+    file, note = folder / "base" / ITEMS, read_note(folder / "base" / STATE)
+    as_now = note.get("precision") == precision and not said_other(note, model)
+    return read_records(file) if as_now and file.is_file() and note.get("items") == file_digest(file) else []
 
 
 def said_moved(earlier: Sequence[Record], base: Sequence[Record]) -> str:

@@ -81,12 +81,16 @@ def test_measurements_that_a_new_training_replaces_are_said(tmp_path: Path) -> N
 def test_a_training_that_begins_with_the_model_of_an_earlier_one_is_said(tmp_path: Path) -> None:
     """A cell that is run again after an interrupt: the model that had trained was the base, without a word."""
     first = [Record("kept", "capitals", "plain", name, correct=1, prompt="0") for name in "abc"]
-    file = tmp_path / "base" / "items.jsonl"
-    assert earlier_base(tmp_path) == []
+    file, model = tmp_path / "base" / "items.jsonl", tiny_model()
+    assert earlier_base(tmp_path, "bf16", model) == []
     write_records(file, first)
-    assert earlier_base(tmp_path) == []  # of an earlier version, or changed
-    write_json(tmp_path / "base" / "state.json", {"items": file_digest(file)})
-    assert earlier_base(tmp_path) == first
+    assert earlier_base(tmp_path, "bf16", model) == []  # of an earlier version, or changed
+    note = {"items": file_digest(file), "precision": "bf16", "with": libraries(model)}
+    write_json(tmp_path / "base" / "state.json", note)
+    assert earlier_base(tmp_path, "bf16", model) == first
+    assert earlier_base(tmp_path, "fp32", model) == []  # the base itself answers some questions otherwise
+    write_json(tmp_path / "base" / "state.json", {**note, "with": {**libraries(model), "device": "cuda"}})
+    assert earlier_base(tmp_path, "bf16", model) == []
     assert said_moved([], first) == said_moved(first, first) == ""
     now = [replace(first[0], correct=0), first[1], replace(first[2], correct=0, prompt="1")]
     assert said_moved(first, now).startswith("the model answers 1 of 2 questions otherwise than at the start of the")
