@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError, warn
 from ctrl.outputs import tensors
-from ctrl.passes import ForwardPass, mean_divergence
+from ctrl.passes import ForwardPass, mean_divergence, unpacked_ids
 from ctrl.reference import warn_of_reference
 from ctrl.training import check_gradients, reads_total, refuse_options, warn_of_unmarked_padding
 
@@ -208,8 +208,7 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             if module.training and torch.is_grad_enabled():
                 control.look(expanded)
-            ids = None if given.get("position_ids") is not None else given.get("input_ids")
-            control.begin(ForwardPass(given.get("attention_mask"), decoder=module, ids=ids))
+            control.begin(ForwardPass(given.get("attention_mask"), decoder=module, ids=unpacked_ids(given)))
 
     @torch.compiler.disable
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

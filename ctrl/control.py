@@ -93,7 +93,8 @@ class Control:
         return {**vars(self), **here, "off": int(not self.enabled), "alphas": [], "lasting": [], "references": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, thread=_OfThread())
+        fresh = Control(state["config"], state["layers"], state["total"])  # of fields that an earlier version had not
+        vars(self).update({**vars(fresh), **state, "thread": _OfThread()})
         self.look_from(torch.device("cpu"))
 
     def _warn_of_copying(self) -> None:
@@ -193,7 +194,8 @@ class Control:
 
     def look_again(self) -> None:
         """Look at the next training pass as at the first one: it may be one of another training."""
-        self.looked, self.watched, self.warned, self.unmasked = False, False, False, 0
+        self.looked = self.watched = self.warned = self.seen = False
+        self.unmasked = 0
 
     def warn_of_loss_without(self, cause: str) -> None:
         """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""

@@ -25,7 +25,7 @@ from ctrl.hub import upload
 from ctrl.layer import expanded_layers
 from ctrl.mark import MARK, check_mark
 from ctrl.outputs import tensors, with_loss
-from ctrl.passes import ForwardPass, mean_divergence
+from ctrl.passes import ForwardPass, mean_divergence, unpacked_ids
 from ctrl.patches import CopiedAlone
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
@@ -53,8 +53,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         kwargs.update(zip(self._forward_names, args, strict=False))
         documents = kwargs.pop("documents", None)
         mask, labels, total = (kwargs.get(name) for name in ("attention_mask", "labels", "num_items_in_batch"))
-        ids = None if "position_ids" in kwargs else kwargs.get("input_ids")
-        current = ForwardPass(mask, labels, documents=documents, total=total, ids=ids)
+        current = ForwardPass(mask, labels, documents=documents, total=total, ids=unpacked_ids(kwargs))
         collected = control.thread.collected is not None
         own_loss = control.enabled and current.labels is not None and not collected
         if own_loss:
@@ -62,7 +61,7 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         missed = not own_loss and torch.is_grad_enabled() and not collected
         if self.training and torch.is_grad_enabled():
             control.look(self)
-            if own_loss and not torch.compiler.is_compiling():
+            if own_loss:
                 warn_of_unmarked_padding(self, current)
         if missed and self.training:
             control.warn_of_loss_without("without labels")

@@ -18,7 +18,7 @@ class CheckpointError(RuntimeError):
 
 
 class ControlWarning(UserWarning):
-    """Something is not what the user may think. It is said of every model."""
+    """Say that something is not as the user may think. Each model gets it anew."""
 
 
 # Python shows equal words of one place once in a process: of the second model of a notebook nothing was said. Filters

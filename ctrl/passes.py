@@ -5,7 +5,7 @@ A mean is over the tokens that count, then over the expanded layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class ForwardPass:
     running: False after the pass. Gradient checkpointing then runs layers again, which must not be logged twice.
     decoder: the module whose call this is; None if it is the model's own forward.
     total: Trainer's num_items_in_batch, if the model got it.
-    ids: (batch, seq), in which padding may be that nothing marks; None for packed rows.
+    ids: (batch, seq), see `unpacked_ids`; they are searched for padding that nothing marks.
     """
 
     mask: Any
@@ -60,6 +60,11 @@ class ForwardPass:
             )
         labelled = self.labels != -100
         return labelled if mask is None else labelled & mask.to(labelled.device)
+
+
+def unpacked_ids(given: Mapping[str, Any]) -> Any:
+    """Return the input_ids among the arguments of a pass; None for packed rows, which have positions."""
+    return given.get("input_ids") if given.get("position_ids") is None else None
 
 
 def mean_divergence(

@@ -61,6 +61,16 @@ def test_every_family_comes_back(family: str, dtype: torch.dtype, tmp_path: Path
     same(model, torch.load(tmp_path / "model.pt", weights_only=False))
 
 
+def test_a_model_that_an_earlier_version_has_pickled_warns() -> None:
+    """It had no place for what was said to the user: a training pass ended in AttributeError."""
+    model = expanded().train().requires_grad_()
+    former = {name: value for name, value in model.control.__getstate__().items() if name not in ("said", "watched")}
+    vars(model.control).clear()
+    model.control.__setstate__(former)
+    with pytest.warns(UserWarning, match="18 weights of the pretrained layers"):
+        model(IDS, labels=IDS)
+
+
 def test_training_goes_on() -> None:
     models = [expanded().train(), pickle.loads(pickle.dumps(expanded().train()))]
     assert own_loop(models[0], own_loss) == own_loop(models[1], own_loss)

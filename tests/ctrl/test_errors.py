@@ -25,7 +25,7 @@ def test_is_a_value_error() -> None:
 
 
 @pytest.mark.parametrize("first", ["", "ignore"])
-def test_the_second_model_of_a_process_is_told_too(first: str) -> None:
+def test_the_second_model_of_a_process_is_warned_too(first: str) -> None:
     """Python's own filters show equal words of one place once in a process. What the user ignores stays ignored."""
     found = []
     with warnings.catch_warnings():

@@ -15,7 +15,8 @@ import transformers as tf
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 
 import ctrl
-from ctrl.training import reads_total
+from ctrl.passes import ForwardPass
+from ctrl.training import reads_total, warn_of_unmarked_padding
 from tests.helpers.tiny_llama import IDS, expanded, sequences, tiny
 
 
@@ -170,6 +171,26 @@ def test_a_training_is_looked_at_however_it_runs_the_model(run: Any, divergence:
     model = (copy.deepcopy(model) if copied and run is not decoder else model).train().requires_grad_()
     with pytest.warns(UserWarning, match="18 weights of the pretrained layers"):
         run(model)
+
+
+def test_a_later_training_of_a_compiled_model_is_looked_at_too() -> None:
+    """The gradient that shows a lost divergence was looked at in the first training alone."""
+    model = expanded().train()
+    for _ in range(2):
+        model.to("cpu")
+        with pytest.warns(UserWarning, match="leaves out divergence='mse'"):
+            (0 * model.control.marked(torch.ones(()))).backward()
+
+
+def test_compiled_passes_are_not_searched_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at tokens breaks the graph, also in what `ctrl.collect_divergence` has collected."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    model, ids = expanded().train(), torch.zeros(1, 4, dtype=torch.long)
+    current = ForwardPass(None, torch.full((1, 4), -100), ids=ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unmarked_padding(model, current)
+    assert not model.control.unmasked
 
 
 class Synced:
