@@ -161,7 +161,7 @@ class ForgettingCallback(TrainerCallback):
             watch.back_to(step)
         if step not in watch.points:
             if self._reporters:  # MLflow would begin another run for it
-                said = "the figures of step %d go to state.log_history and %s alone: %s took its last ones before"
+                said = "the figures of step %d are in state.log_history and %s alone: %s had closed before"
                 logger.warning(said, step, watch.folder, " and ".join(args.report_to))
             self._reporters = []
             self._measure(args, state, control, kwargs["model"], _tokenizer(kwargs), step)

@@ -57,8 +57,9 @@ def passed_over(config: ExperimentConfig, model: PreTrainedModel) -> Iterator[st
     share, names = not_linear(model) if arms else (0.0, [])
     if share > MUCH:
         yield (
-            f"{', '.join(arms)}: {share:.0%} of the weights of the model's layers are no linear layers, and do not "
-            f"train ({', '.join(names)}): train: {{peft: {{type: lora, target_parameters: [NAME, ...]}}}} adapts them"
+            f"{', '.join(arms)}: {share:.0%} of the weights of the model's layers are in no linear layer, so they do "
+            f"not train ({', '.join(names)}). To adapt them: "
+            "train: {peft: {type: lora, target_parameters: [NAME, ...]}}"
         )
 
 
