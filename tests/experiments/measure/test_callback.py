@@ -345,7 +345,7 @@ def test_figures_of_the_last_step_are_in_the_trainers_own_run(
     trainer.train()
     assert "forgetting/retention" in trainer.state.log_history[-1]
     assert any("forgetting/retention" in logs for logs in reporter.logs) is not best  # its weights come too late
-    assert ("go to state.log_history and" in caplog.text) is best
+    assert ("are in state.log_history and" in caplog.text) is best
 
 
 def test_a_best_checkpoint_that_is_gone_was_not_loaded(tmp_path: Path) -> None:
