@@ -71,6 +71,7 @@ OF_SEVERAL = {
     "experiments/evaluation/suites/lm_eval/test_settings.py",  # the settings of the suite in its folder
     "experiments/models/test_real_model.py",  # the shipped LLM instead of a tiny one
     "experiments/scorecard/test_coverage.py",  # all statistics over simulated models whose truth is known
+    "experiments/scorecard/test_coverage_over_steps.py",  # the same of figures over several evaluations
     "experiments/scorecard/test_false_alarms.py",  # first line, A/A floor and paired tests over equal models
     "experiments/studies/test_postgres.py",  # the queue on a server instead of a file
     "experiments/runs/test_kills.py",  # runs and studies, killed at random moments

@@ -1,11 +1,13 @@
-"""A tiny base, and one measurement of models of every kind."""
+"""A tiny base, one measurement of models of every kind, and a server that is never waited for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from experiments.measure import endpoint
 from experiments.measure.run import Measurement, measure
 from tests.helpers.measured import (
     SMALL,
@@ -18,6 +20,20 @@ from tests.helpers.measured import (
     resized_folder,
     training_folder,
 )
+from tests.helpers.reply_server import ReplyServer, reply, serving
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "WAIT", 0.001)
+    monkeypatch.delenv(endpoint.KEY, raising=False)
+
+
+@pytest.fixture
+def echo() -> Iterator[ReplyServer]:
+    """A server that answers with the question in capitals."""
+    with serving(lambda body: reply(body["messages"][-1]["content"].upper())) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

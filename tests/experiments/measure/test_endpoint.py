@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,6 @@ from tests.helpers.measured import SMALL, model_folder
 from tests.helpers.reply_server import ReplyServer, of_model, reply, serving
 
 SECRET = "sk-not-for-others"
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "WAIT", 0.001)
-    monkeypatch.delenv(endpoint.KEY, raising=False)
-
-
-@pytest.fixture
-def echo() -> Iterator[ReplyServer]:
-    with serving(lambda body: reply(body["messages"][-1]["content"].upper())) as server:
-        yield server
 
 
 def test_a_question_is_asked_greedily_and_a_think_block_is_no_part_of_the_reply(echo: ReplyServer) -> None:

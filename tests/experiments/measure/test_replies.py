@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from experiments.measure import endpoint
 from experiments.measure.endpoint import Endpoint
 from experiments.measure.replies import Replies, changed_replies
-from tests.helpers.reply_server import ReplyServer, reply, serving
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "WAIT", 0.001)
-    monkeypatch.delenv(endpoint.KEY, raising=False)
-
-
-@pytest.fixture
-def echo() -> Iterator[ReplyServer]:
-    with serving(lambda body: reply(body["messages"][-1]["content"].upper())) as server:
-        yield server
+from tests.helpers.reply_server import ReplyServer, reply
 
 
 def test_replies_that_are_there_are_not_asked_for_again(echo: ReplyServer, tmp_path: Path) -> None:
