@@ -123,7 +123,8 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     refuse_options(changed)
     if changed.args.n_gpu > 1:
         raise ConfigError(IN_THREADS)
-    warn_of_reference(expanded, getattr(changed, "ref_model", None))
+    initial = getattr(changed.args, "teacher_model_kind", "") == "base"  # TRL's SDFT and SDPO: the student as it began
+    warn_of_reference(expanded, getattr(changed, "teacher_model" if initial else "ref_model", None))
     if not hasattr(changed.compute_loss, "without_divergence"):
         changed.compute_loss = _with_divergence(changed, changed.compute_loss)
         if hasattr(changed, "training_step"):  # a trainer of another kind may have none

@@ -23,14 +23,14 @@ from ctrl.sums import FLOATS, is_held
 NOT_AS_NOW = (
     "the copies of this model have been trained, and the reference model is the base, without them: it is not the "
     "model as it is now. If DPO, KTO or GRPO are to be compared with that one (after SFT, say), pass ref_model="
-    "copy.deepcopy(model)"
+    "copy.deepcopy(model), or set trainer.teacher_model to it (SDFT, SDPO)"
 )
 
 
 ANOTHER = (
     "this trainer's reference model has other weights than the base of the copies, which have not been trained yet: "
     "training does not start at the reference. TRL loads it by the name of the base, under which a model that was "
-    "merged or changed in memory is not found: pass ref_model=ctrl.reference(model)"
+    "merged or changed in memory is not found: pass ref_model=ctrl.reference(model), or set trainer.teacher_model to it"
 )
 
 
