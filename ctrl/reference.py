@@ -17,6 +17,7 @@ from ctrl.errors import ConfigError, warn
 from ctrl.expansion import deep_copy, take_off
 from ctrl.fingerprint import fingerprint, part_prints, same_base
 from ctrl.layer import ADDED, expanded_layers
+from ctrl.quantised import run_as_in_training
 from ctrl.sharded import sharded
 from ctrl.sums import FLOATS, is_held
 
@@ -60,6 +61,7 @@ def reference(model: nn.Module) -> PreTrainedModel:
     for parameter in plain.parameters():
         if id(parameter) not in shared:
             parameter.requires_grad_(False)
+    run_as_in_training(plain)
     control = expanded.control
     control.references = [*(made for made in control.references if made()), weakref.ref(plain)]
     control.looked = False  # the next training pass looks whether a shared weight trains
