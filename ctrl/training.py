@@ -19,7 +19,7 @@ from ctrl.passes import ForwardPass
 from ctrl.post_norms import starting_norm
 from ctrl.precision import HALF
 from ctrl.sharded import sharded
-from ctrl.structure import dropout_in
+from ctrl.structure import dropout_in, head_parameters
 
 # what a forward calls that computes its loss, and how such a loss gets the total
 OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
@@ -58,6 +58,7 @@ def warn_of_what_trains(model: Any) -> None:
     _warn_of_half_types(model)
     _warn_of_dropout(model)
     _warn_of_norms(model)
+    _warn_of_head(model)
     references = filter(None, (made() for made in model.control.references))
     shared = {id(p) for made in references for p in made.parameters()}
     if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
@@ -129,6 +130,18 @@ def _warn_of_norms(model: Any) -> None:
             f"these layers end in a norm ({name}), so their stacked copies start with a weight at which it returns 0, "
             "and learn by this weight first: more slowly than stacked copies of other models do at the same rate. Give "
             "them a larger one (1e-3, say), or use structure='concat'",
+            stacklevel=5,
+        )
+
+
+def _warn_of_head(model: Any) -> None:
+    """Warn of a classifier's head that trains but is not new: from_pretrained notes what it found in the files."""
+    heads = head_parameters(model).items()
+    if kept := [name for name, p in heads if p.requires_grad and getattr(p, "_is_hf_initialized", False)]:
+        model.control.say(
+            f"the head ({kept[0]}) was loaded with the base, and trains with the copies as a new one does: "
+            "inside ctrl.pretrained it is as trained, so the model is not the base there. To keep the base's head "
+            f"call model.{kept[0].partition('.')[0]}.requires_grad_(False) after ctrl.expand",
             stacklevel=5,
         )
 

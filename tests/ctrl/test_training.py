@@ -244,6 +244,22 @@ def test_a_head_that_starts_at_random_trains_in_the_base_s_type_and_is_said() ->
         model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
 
 
+@pytest.mark.parametrize(("case", "said"), [("loaded", 1), ("frozen", 0), ("new", 0)])
+def test_a_head_that_was_loaded_and_trains_is_said_once(case: str, said: int, tmp_path: Path) -> None:
+    """A classifier that is trained on: its head is one of the base's, which ctrl.pretrained once was not then."""
+    tiny().save_pretrained(tmp_path)
+    kind = tf.LlamaForSequenceClassification
+    if case != "new":
+        kind.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    model = ctrl.expand(kind.from_pretrained(tmp_path), ctrl.ControlConfig(layers=1)).train()
+    model.score.requires_grad_(case != "frozen")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+    assert sum("score.weight) was loaded with the base" in str(w.message) for w in seen) == said
+
+
 def collected_pass(model: Any, labels: Any, **batch: Any) -> None:
     """A loss of one's own, as in `ctrl.attach`."""
     with ctrl.collect_divergence(model) as collected:
