@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ctrl.errors import ConfigError, warn
+from ctrl.initial import warn_of_reference
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
@@ -35,7 +36,7 @@ def warn_of_what_trains(model: Any) -> None:
     PEFT's adapters on top have a warning of their own.
     """
     model.control.looked = True
-    _refuse_trainer_above()
+    _look_at_trainer_above(model)
     if not model.control.watched:
         model.control.watched = True
         watch_optimizers(model)
@@ -163,11 +164,12 @@ def refuse_options(trainer: Any) -> None:
         )
 
 
-def _refuse_trainer_above() -> None:
-    """Call `refuse_options` for the trainer that runs this pass: it may not be attached."""
+def _look_at_trainer_above(model: Any) -> None:
+    """Look at the trainer that runs this pass, as `ctrl.attach` does: it may not be attached."""
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-        refuse_options(frame.f_locals.get("self"))
+        refuse_options(trainer := frame.f_locals.get("self"))
+        warn_of_reference(model, trainer, stacklevel=6)
 
 
 def check_gradients(model: Any, *passes: ForwardPass) -> None:
