@@ -1,6 +1,5 @@
-"""Save the settings of generation with an expansion, and bring them back.
-
-Trainers change where replies end, users the rest (generation_config).
+"""Save with an expansion what trainers and users set in memory, and bring it back: settings of generation, and the
+padding of a classifier.
 """
 
 from __future__ import annotations
@@ -28,14 +27,34 @@ def settings(model: Any) -> dict[str, Any]:
     return {name: value for name, value in given.items() if not OTHERS.fullmatch(name)}
 
 
-def agree(model: Any, saved_ends: list[int] | None, saved: dict[str, Any] | None, named: bool) -> None:
-    """Let `generate` do what it did in the saved model. None: not known, of an earlier version.
+def padding(model: Any) -> int | None:
+    """Return the token of padding of a classifier of sequences, which reads the last other one; None of other models.
+
+    Trainer gives a model the one of its tokenizer.
+    """
+    pooled = type(model).__name__.endswith("ForSequenceClassification")
+    return model.config.get_text_config().pad_token_id if pooled else None
+
+
+def agree(model: Any, saved: dict[str, Any], named: bool) -> None:
+    """Let the model do what the saved one did. saved: of `read_config`; None of what an earlier version did not note.
 
     named: the base was loaded by its name. One that the caller holds keeps its own settings, with a warning.
     """
-    if getattr(model, "generation_config", None) is None:
-        return
-    _agree_on_ends(model, saved_ends, named)
+    pad, here = saved["pad"], padding(model)
+    if pad is not None and pad != here:
+        warn(
+            f"the model was saved with config.pad_token_id={pad}, this base has {here}: it reads the last token that "
+            f"is no padding, so it answers otherwise for padded rows. Set model.config.pad_token_id = {pad}",
+            stacklevel=3,
+        )
+    if getattr(model, "generation_config", None) is not None:
+        _agree_on_ends(model, saved["ends"], named)
+        _agree_on_settings(model, saved["generation"], named)
+
+
+def _agree_on_settings(model: Any, saved: dict[str, Any] | None, named: bool) -> None:
+    """Let `generate` choose tokens as it did."""
     here = settings(model)
     other = {name: value for name, value in (saved or {}).items() if here.get(name) != value}
     if named and saved is not None and here != saved:
@@ -46,7 +65,7 @@ def agree(model: Any, saved_ends: list[int] | None, saved: dict[str, Any] | None
         warn(
             f"the model was saved with other settings of generation than this base has: {other}. "
             f"model.generation_config.update(**{other}) gives the saved model's replies",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

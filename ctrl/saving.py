@@ -96,7 +96,7 @@ def load(
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in tensors and (name in frozen or name not in added):  # as it was at the save
             tensor.requires_grad_(name not in frozen)
-    agree(model, meta["ends"], meta["generation"], named=not isinstance(base_model, nn.Module))
+    agree(model, meta, named=not isinstance(base_model, nn.Module))
     return model
 
 

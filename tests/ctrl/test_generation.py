@@ -11,8 +11,8 @@ import pytest
 from transformers import LlamaForSequenceClassification
 
 import ctrl
-from ctrl.generation import ends, settings
-from tests.helpers.tiny_llama import disturbed, tiny
+from ctrl.generation import ends, padding, settings
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 SET = {"do_sample": True, "temperature": 0.5, "repetition_penalty": 1.5, "max_new_tokens": 7}
 
@@ -52,3 +52,27 @@ def test_settings_of_generation_travel_with_the_copies(tmp_path: Path) -> None:
         ctrl.load(base, folder)
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "generation"}))
     assert settings(ctrl.load(base, folder)) == SET  # a folder from before
+
+
+@pytest.mark.parametrize("pad", [None, 0, 7])
+def test_a_classifier_s_padding_is_that_of_the_save_or_it_is_said(pad: int | None, tmp_path: Path) -> None:
+    """It reads the last token that is no padding. Scripts and Trainer set the tokenizer's, in memory alone."""
+
+    def made(token: int | None) -> Any:
+        model = LlamaForSequenceClassification(tiny().config)
+        model.config.pad_token_id = token
+        return model
+
+    base = made(7)
+    state = base.state_dict()
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=1))
+    assert (padding(model), padding(tiny())) == (7, None)
+    ctrl.save(model, tmp_path)
+    other = made(pad)
+    other.load_state_dict(state, strict=False)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        loaded = ctrl.load(other, tmp_path)
+    assert any("model.config.pad_token_id = 7" in str(w.message) for w in seen) == (pad != 7)
+    loaded.config.pad_token_id = 7
+    assert (loaded.eval()(IDS).logits - model.eval()(IDS).logits).abs().max() == 0
