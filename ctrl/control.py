@@ -51,6 +51,7 @@ class Control:
     watched: bool = False  # and watches its optimizer
     said: set[str] = field(default_factory=set, repr=False)  # see `say`
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
+    starts: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # see `ctrl.initial`
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
     told_of_cache: bool = False  # whether the user was warned of a checkpoint_pretrained that a cache prevents
@@ -90,7 +91,8 @@ class Control:
     def __getstate__(self) -> dict[str, Any]:
         self._warn_of_copying()
         here = dict.fromkeys(("log", "thread", "owner", "used"))  # the log and the passes are those of this process
-        return {**vars(self), **here, "off": int(not self.enabled), "alphas": [], "lasting": [], "references": []}
+        empty: dict[str, Any] = {name: [] for name in ("alphas", "lasting", "references", "starts")}
+        return {**vars(self), **here, **empty, "off": int(not self.enabled)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         fresh = Control(state["config"], state["layers"], state["total"])  # of fields that an earlier version had not

@@ -5,6 +5,7 @@ TRL loads it by the name of the base: DPO's and GRPO's reference, SDFT's teacher
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def warn_of_reference(model: Any, trainer: Any, stacklevel: int) -> None:
     control, args = model.control, getattr(trainer, "args", None)
     initial = getattr(args, "teacher_model_kind", "") == "base"  # TRL's SDFT and SDPO: the student as it began
     made = getattr(trainer, "teacher_model" if initial else "ref_model", None)
-    own = any(reference() is made for reference in control.references)  # the warning was given
+    own = any(one() is made for one in (*control.references, *control.starts))  # warned of, or compared before
     begun = getattr(getattr(trainer, "state", None), "global_step", 0)  # the copies have trained since, as they should
     if own or begun or not isinstance(made, PreTrainedModel) or expanded_layers(made):
         return
@@ -43,7 +44,9 @@ def warn_of_reference(model: Any, trainer: Any, stacklevel: int) -> None:
     if has_trained(model):
         if here["fingerprint"] == base["fingerprint"]:
             control.say(NOT_AS_NOW, stacklevel=stacklevel + 1)
-    elif same_base(base, here) is False:
+        return
+    control.starts.append(weakref.ref(made))  # it stays the model before, also if the trainer is called again
+    if same_base(base, here) is False:
         control.say(ANOTHER, stacklevel=stacklevel + 1)
 
 

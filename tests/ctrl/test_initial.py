@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import ctrl
+from tests.helpers.families import perturb
 from tests.helpers.tiny_llama import IDS, expanded, tiny
 
 
@@ -72,3 +73,13 @@ def test_a_trainer_that_is_not_attached_is_looked_at_as_it_begins(settings: dict
         (new, tiny(), 0),
     ):
         assert not Unattached(model, reference, step).train()
+
+
+def test_a_training_that_goes_on_keeps_the_model_before_it() -> None:
+    """Whoever calls a trainer again, in a notebook for one, has the reference with which it began."""
+    model, reference = ctrl.expand(tiny(), ctrl.ControlConfig(layers=2, divergence="none")), tiny()
+    assert not Unattached(model, reference, 0).train()
+    perturb(model.eval())
+    assert not Unattached(model, reference, 0).train()
+    model.eval()
+    assert len(Unattached(model, tiny(), 0).train()) == 1
