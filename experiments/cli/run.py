@@ -151,13 +151,14 @@ def overrides(pairs: list[str]) -> dict[str, object]:
     import yaml
 
     from experiments.common.yaml_values import load_yaml
+    from experiments.evaluation.flat_keys import replaces
 
     values: dict[str, object] = {}
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found:
             raise ConfigError(f"--set takes KEY=VALUE, but got {pair!r}: for example --set training.steps=20")
-        if before := next((one for one in values if f"{one}.".startswith(f"{key}.")), ""):
+        if before := next((one for one in values if replaces(key, one)), ""):
             raise ConfigError(f"--set {pair} replaces --set {before}: leave one out")
         if not value.strip():  # an unset variable of the shell is no default
             raise ConfigError(f"--set {pair} is empty: give a value, or null for none")

@@ -162,10 +162,12 @@ def measure_config(
     given: dict[str, Any] = {"kept_tasks": tasks} if tasks else {}
     given |= {"lm_eval.kept": list(lm_eval)} if lm_eval else {}
     changes = {key.removeprefix("evaluation."): value for key, value in (changes or {}).items()}
-    for key in changes:
+    for i, key in enumerate(changes):
+        if before := next((one for one in [*changes][:i] if replaces(_place(key), _place(one))), ""):
+            raise ConfigError(f"--set {key} replaces --set {before}: leave one out")
         if why := _unread(key, new, suites):
             raise ConfigError(f"--set {key} {why}")
-        if any(replaces(f"evaluation.{_dotted(key)}", f"evaluation.{_dotted(own)}") for own in given):
+        if any(replaces(_place(key), _place(own)) for own in given):
             raise ConfigError(
                 f"--set {key} replaces what --kept, --kept-tasks or --lm-eval give: leave one of both out"
             )
@@ -197,6 +199,11 @@ def _unread(key: str, new: str | Path | None, suites: Sequence[str] | None) -> s
 def _dotted(key: str) -> str:
     """Return the key in the section `evaluation`: `kept.items` is of a suite."""
     return f"suites.{key}" if key.partition(".")[0] in SUITES else key
+
+
+def _place(key: str) -> str:
+    """Return the key as in the config of a run."""
+    return f"evaluation.{_dotted(key)}"
 
 
 def _keys_at(loc: Place) -> list[str]:
