@@ -70,7 +70,10 @@ def unused_fields(config: ExperimentConfig) -> list[str]:
 
 def _data(config: ExperimentConfig) -> Iterator[str]:
     data = config.data
-    replays = data.replay or any(arm.replay for arm in config.arms)
+    shares = [data.replay if arm.replay is None else arm.replay for arm in config.arms]
+    replays = any(shares) or (config.grows and data.replay)  # arms that come later have the share of the experiment
+    if data.replay and not config.grows and all(arm.replay is not None for arm in config.arms):
+        yield "data.replay has no effect, since each arm sets its own replay: leave it out, or take it from an arm"
     if data.old and not replays and not any(arm.build().reads_old for arm in config.arms):
         yield "data.old is read by no arm: give data.replay, the share of its tokens, or leave it out"
     if data.choose is not None and not replays:
