@@ -46,6 +46,7 @@ class Control:
     lasting: list[Tensor | None] = field(default_factory=list, repr=False)  # the layers' alphas outside of these blocks
     batch_dim: int | None = None  # of hidden states, see ctrl.streams
     trained: set[str] = field(default_factory=set, repr=False)  # names of the parameters that expand trains
+    before_peft: set[str] | None = field(default=None, repr=False)  # that trained before PEFT put adapters on the model
     log: Any = None  # ctrl.diagnostics' log while one is open
     looked: bool = False  # whether a training pass has looked at what trains
     watched: bool = False  # and watches its optimizer
@@ -79,7 +80,7 @@ class Control:
         Passes hold graph tensors, which cannot be copied; log, warning and blocks belong to the original.
         """
         copied = Control(self.config, list(self.layers), self.total, self.enabled, batch_dim=self.batch_dim)
-        copied.off, copied.trained = int(not self.enabled), self.trained
+        copied.off, copied.trained, copied.before_peft = int(not self.enabled), self.trained, self.before_peft
         copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
         copied.computes, copied.samples, copied.part_prints = self.computes, self.samples, self.part_prints
         copied.sums = self.sums
