@@ -89,7 +89,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def posthoc_command(args: argparse.Namespace) -> int:
-    from experiments.posthoc.choice import choose_alpha
+    from experiments.posthoc.choice import check_choosable, choose_alpha
     from experiments.posthoc.run import posthoc
     from experiments.reporting.tables import format_table
 
@@ -97,6 +97,8 @@ def posthoc_command(args: argparse.Namespace) -> int:
     if args.choose and len(args.alphas or ()) < 2:
         raise ConfigError("--choose needs two or more --alphas to choose from: --alphas 0.25 0.5 0.75 1")
     arm, rate = split_arm(args.arm) if args.lr is None else (args.arm, args.lr)
+    if args.choose:
+        check_choosable(args.run, arm, rate)
     results = posthoc(args.run, arm, rate, args.op, args.alphas, args.others, say)
     print()
     show(format_table([replace(result, arm=f"{result.arm} {result.operation}") for result in results]))
