@@ -53,6 +53,7 @@ class Control:
     said: set[str] = field(default_factory=set, repr=False)  # see `say`
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
     warned: bool = False  # whether the user was warned of a training pass without its divergence
+    waiting: list[Callable[[], None]] = field(default_factory=list, repr=False)  # see `watch`
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
     told_of_cache: bool = False  # whether the user was warned of a checkpoint_pretrained that a cache prevents
     told_of_records: bool = False  # whether the user was warned that what the model records is of the frozen layers
@@ -91,7 +92,8 @@ class Control:
     def __getstate__(self) -> dict[str, Any]:
         self._warn_of_copying()
         here = dict.fromkeys(("log", "thread", "owner", "used"))  # the log and the passes are those of this process
-        return {**vars(self), **here, "off": int(not self.enabled), "alphas": [], "lasting": [], "references": []}
+        empty: dict[str, Any] = {name: [] for name in ("alphas", "lasting", "references", "waiting")}
+        return {**vars(self), **here, **empty, "off": int(not self.enabled)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         fresh = Control(state["config"], state["layers"], state["total"])  # of fields that an earlier version had not
@@ -141,21 +143,28 @@ class Control:
     def watch(self, outputs: Iterable[Tensor], cause: str, divergence: Tensor | None = None) -> None:
         """Warn if a backward pass reaches an output but not the divergence; None: it is in no loss.
 
-        A pass in eval mode may train too, which is not known before. For compiled passes with labels see `marked`.
+        A pass in eval mode may train too, which is not known before. After a backward pass that keeps its graph the
+        divergence may have one of its own, until the next pass of the model. For compiled passes with labels see
+        `marked`.
         """
         reached: list[bool] = []
         if not self.may_warn() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
+        while self.waiting:
+            self.waiting.pop()()
+        may_follow = divergence is not None  # of which nothing is held: it would keep the graph
 
-        def check() -> None:
-            if not reached:
+        def check(kept: bool = False) -> None:
+            if kept and may_follow:
+                self.waiting.append(check)
+            elif not reached:
                 self.warn_of_loss_without(cause)
 
         if divergence is not None and divergence.requires_grad:
             divergence.register_hook(lambda _: reached.append(True))
         for output in outputs:
             if output.requires_grad:
-                output.register_hook(unserializable_hook(lambda _: _queue_callback(check)))
+                output.register_hook(unserializable_hook(lambda _: _queue_callback(check, _keeps_graph())))
 
     def watch_collected(self, current: ForwardPass, outputs: Iterable[Tensor]) -> None:
         """Warn if a backward pass reaches an output of a collected pass, but none of its divergences."""
@@ -259,9 +268,14 @@ def _look(reference: weakref.ref[Control], gradient: Tensor) -> None:
         control.warn_of_loss_without(UNUSED)
 
 
-def _queue_callback(check: Callable[[], None]) -> None:
+def _keeps_graph() -> bool:
+    """Whether the backward pass that runs leaves the graph for another one."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+
+
+def _queue_callback(check: Callable[[bool], None], kept: bool) -> None:
     """Call the function at the end of the backward pass that runs."""
-    torch.autograd.Variable._execution_engine.queue_callback(check)
+    torch.autograd.Variable._execution_engine.queue_callback(lambda: check(kept))
 
 
 @torch.compiler.assume_constant_result

@@ -78,6 +78,8 @@ class MeasureConfig(Section):
             )
         for name in sorted(self.evaluation.unused_settings()):
             raise ValueError(f"the settings of {name} have no effect: add {name} to --suites, or leave them out")
+        if "kept" in self.evaluation.suites and (idle := self.evaluation.settings("kept").idle):
+            raise ValueError(idle)
         return self
 
     def task(self, tokenizer: PreTrainedTokenizerBase) -> tuple[NewTask | NewText, ...]:

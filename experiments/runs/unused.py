@@ -65,7 +65,9 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
 
 def unused_fields(config: ExperimentConfig) -> list[str]:
     """Describe the fields without effect, one line each, except settings of suites (a study has its base's)."""
-    return [*_data(config), *_training(config), *(fault for arm in config.arms for fault in _arm(arm))]
+    kept = [config.evaluation.settings("kept").idle] if "kept" in config.evaluation.suites else []
+    idle = (f"evaluation.suites.{one}" for one in filter(None, kept))
+    return [*_data(config), *_training(config), *idle, *(fault for arm in config.arms for fault in _arm(arm))]
 
 
 def _data(config: ExperimentConfig) -> Iterator[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import pickle
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,6 +188,35 @@ def test_what_is_collected_and_not_added_is_said(added: bool, part: str, trainin
             noted = collected.divergence()
             (loss + 5 * noted if added else loss).backward()
     assert sum("inside of ctrl.collect_divergence" in str(w.message) for w in seen) == (not added)
+
+
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("block", [True, False])
+@pytest.mark.parametrize("first", ["loss", "divergence"])
+def test_a_divergence_with_a_backward_pass_of_its_own_is_not_lost(added: bool, block: bool, first: str) -> None:
+    """The pass of the loss keeps the graph: what is lost is known at the next pass of the model."""
+    model, batch = expanded().train(), whole_batch()
+    copied = copy.deepcopy(model)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            with ctrl.collect_divergence(model) if block else contextlib.nullcontext() as collected:
+                out = model(**batch)
+            divergence = collected.weighted() if block else 5 * out.divergence
+            parts = [out.loss if block else out.lm_loss, divergence]
+            for i, one in enumerate(parts if first == "loss" else parts[::-1]):
+                if added or one is not divergence:
+                    one.backward(retain_graph=i == 0 or not added)
+            pickle.dumps(model)
+            held = weakref.ref(divergence)
+            del out, divergence, parts, one, collected
+            assert held() is None, "the graph of a pass is free before the next one"
+    assert len(lost(seen)) == (not added)
+    if added:
+        for _ in range(2):
+            copied(**batch).loss.backward()
+        for p, q in zip(model.parameters(), copied.parameters(), strict=True):
+            assert p.grad is None or torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_inside_the_block_the_model_s_loss_is_the_lm_loss() -> None:
