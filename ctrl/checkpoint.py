@@ -133,9 +133,9 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
     for part, here in (("control", {**lost, **meta["control"]}), ("base", meta["base"])):
         if other := [n for n, v in here.items() if n != "name" and noted[part].get(n, v) != v]:
             _refuse_two_saves(folder, f"{part}.{other[0]}", here[other[0]], noted[part][other[0]])
-    stops = [facts.get("ends") for facts in (meta, noted)]
-    if None not in stops and set(stops[0]) != set(stops[1]):
-        _refuse_two_saves(folder, "ends", *stops)
+    stops, others = meta["ends"], noted.get("ends")
+    if stops is not None and others is not None and set(stops) != set(others):
+        _refuse_two_saves(folder, "ends", stops, others)
     sums = noted.get("tensors", {})  # earlier versions noted none
     if odd := [name for name, tensor in tensors.items() if name in sums and byte_sum(tensor) != sums[name]]:
         warn(

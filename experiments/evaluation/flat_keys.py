@@ -41,22 +41,19 @@ def split(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], PlainSettings]
             continue
         own, new = settings.get(suite) or {}, {field[0]: value} if field else value
         _check_once(key, suite, bool(field), own, new)
-        settings[suite] = {**own, **new} if _are_dicts(own, new) else new
+        settings[suite] = {**own, **new} if isinstance(own, dict) and isinstance(new, dict) else new
     return fields, settings
 
 
 def _check_once(key: str, suite: str, of_field: bool, own: Any, new: Any) -> None:
     """Raise ConfigError if a flat key and the section of its suite give a field two values."""
-    both = [name for name in new if name in own and own[name] != new[name]] if _are_dicts(own, new) else []
-    if both:
+    if not (isinstance(own, dict) and isinstance(new, dict)):
+        return
+    if both := [name for name in new if name in own and own[name] != new[name]]:
         name = both[0]
         flat_key = key if of_field else f"{key}.{name}"
         nested = f"suites.{suite}.{name}={own[name]!r}"
         raise ConfigError(f"{flat_key}={new[name]!r} and {nested} are two names of one field: leave one out")
-
-
-def _are_dicts(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
 
 
 def join(fields: Mapping[str, Any], settings: PlainSettings) -> dict[str, Any]:

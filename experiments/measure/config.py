@@ -29,6 +29,12 @@ SEVERAL = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps of
 LENGTH = 512  # tokens of a document of the new task, as data.length is by default
 
 
+def devices() -> dict[str, int]:
+    """Return how many devices of each kind models can compute on here: {"cpu": 1, "cuda": 2}."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return {"cpu": 1} | ({kind.type: torch.accelerator.device_count()} if kind else {})
+
+
 class MeasureConfig(Section):
     """What is measured. base_model: name or folder. new: file with questions or texts of the new task, or None.
 
@@ -57,9 +63,16 @@ class MeasureConfig(Section):
     def _device(cls, value: str | None) -> str | None:
         if value is not None and value not in SEVERAL:
             try:
-                torch.device(value)
+                one = torch.device(value)
             except RuntimeError:
                 raise ValueError(f"{value!r} is no device: {nearest(value, SEVERAL)}, or one, such as cuda:0") from None
+            here = devices()
+            if one.type not in here or (one.index or 0) >= here[one.type]:
+                known = ", ".join(f"{kind}:0 to {kind}:{n - 1}" if n > 1 else kind for kind, n in here.items())
+                raise ValueError(
+                    f"{value!r} is no device of this machine, which has {known}: name one of these, or leave "
+                    "--device-map out for the best"
+                )
         return value
 
     @model_validator(mode="after")
