@@ -160,7 +160,9 @@ def overrides(pairs: list[str]) -> dict[str, object]:
         key, found, value = pair.partition("=")
         if not found:
             raise ConfigError(f"--set takes KEY=VALUE, but got {pair!r}: for example --set training.steps=20")
-        if before := next((one for one in values if replaces(key, one)), ""):
+        # a list of suites leaves the settings that have flat keys
+        flat = key != "evaluation.suites"
+        if before := next((o for o in values if f"{o}.".startswith(f"{key}.") or (flat and replaces(key, o))), ""):
             raise ConfigError(f"--set {pair} replaces --set {before}: leave one out")
         if not value.strip():  # an unset variable of the shell is no default
             raise ConfigError(f"--set {pair} is empty: give a value, or null for none")

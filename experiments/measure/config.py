@@ -178,7 +178,8 @@ def measure_config(
     given |= {"lm_eval.kept": list(lm_eval)} if lm_eval else {}
     changes = {key.removeprefix("evaluation."): value for key, value in (changes or {}).items()}
     for i, key in enumerate(changes):
-        if before := next((one for one in [*changes][:i] if replaces(_place(key), _place(one))), ""):
+        earlier = [*changes][:i] if key != "suites" else []  # a list of names leaves their settings
+        if before := next((one for one in earlier if replaces(_place(key), _place(one))), ""):
             raise ConfigError(f"--set {key} replaces --set {before}: leave one out")
         if why := _unread(key, new, suites):
             raise ConfigError(f"--set {key} {why}")

@@ -161,6 +161,12 @@ def test_two_names_of_one_field_with_two_values_are_refused(key: str) -> None:
         measure_config("m", changes={flat_key: 2, f"{suite}.{name}": 1})
 
 
+def test_a_list_of_suites_may_follow_a_flat_key_on_the_command_line() -> None:
+    values = overrides(["evaluation.kept_items=50", "evaluation.suites=[kept]"])
+    config = load_config("quickstart", values).evaluation
+    assert (config.suites, config.settings("kept").items) == (("kept",), 50)
+
+
 def test_every_setting_of_earlier_versions_has_its_place() -> None:
     for suite, *field in FLAT.values():
         assert set(field) <= SUITES[suite].Settings.model_fields.keys()

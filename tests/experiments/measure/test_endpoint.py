@@ -247,7 +247,7 @@ def test_a_server_that_keeps_thoughts_apart_may_have_no_token_left_for_the_reply
     base, changes = model_folder(tmp_path / "base"), {**SMALL, "kept.tasks": ["capitals"]}
     settings: dict[str, Any] = {"suites": ["kept"], "changes": changes, "precision": "fp32"}
     message = {"role": "assistant", "content": None, "reasoning_content": "The user asks for"}
-    with serving(lambda body: (200, {"choices": [{"message": message}]}, {})) as server:
+    with serving(lambda body: (200, {"choices": [{"message": message, "finish_reason": "length"}]}, {})) as server:
         found = measure(base, [f"r1={server.address}"], root=tmp_path / "mlruns", say=lambda text: None, **settings)
     (said,) = (note for note in found.report.notes if "thoughts" in note)
     assert said.startswith("r1: 5 of 5 free replies say nothing, or are cut off in their thoughts, and count as wrong:")
