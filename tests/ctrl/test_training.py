@@ -183,15 +183,6 @@ def test_a_training_is_looked_at_however_it_runs_the_model(run: Any, divergence:
         run(model)
 
 
-def test_a_later_training_of_a_compiled_model_is_looked_at_too() -> None:
-    """The gradient that shows a lost divergence was looked at in the first training alone."""
-    model = expanded().train()
-    for _ in range(2):
-        model.to("cpu")
-        with pytest.warns(UserWarning, match="leaves out divergence='mse'"):
-            (0 * model.control.marked(torch.ones(()))).backward()
-
-
 def test_compiled_passes_are_not_searched_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at tokens breaks the graph, also in what `ctrl.collect_divergence` has collected."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
