@@ -19,7 +19,7 @@ from ctrl.sums import FLOATS, is_held
 NOT_AS_NOW = (
     "the copies of this model have been trained, and the reference model is the base, without them: it is not the "
     "model as it is now. If DPO, KTO or GRPO are to be compared with that one (after SFT, say), pass ref_model="
-    "copy.deepcopy(model), or set trainer.teacher_model to it (SDFT, SDPO)"
+    "copy.deepcopy(model), or set trainer.ref_model (GRPO) or trainer.teacher_model (SDFT, SDPO) to it"
 )
 
 
