@@ -151,7 +151,7 @@ def _needed(name: str, config: ControlConfig) -> str:
         return f"{needed}: a stacked copy has no second output to be compared or mixed with"
     if config.divergence == "none" and name in OF_DIVERGENCE:
         return "a divergence"
-    if name == "margin" and config.divergence not in ("cosine", "cosine_smooth", "norm"):
+    if name == "margin" and config.divergence in ("mse", "attention"):  # one of the user's own may read it
         return "divergence cosine, cosine_smooth or norm"
     if name == "interpolation" and config.alpha == "fixed" and config.alpha_start == 1 and gated:
         return "an alpha_start below 1: at a fixed 1 its gate gets no gradient and never changes"

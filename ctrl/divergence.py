@@ -6,7 +6,7 @@ averaging happen once, in `masked_mean`. A new divergence is one function here a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,19 +71,22 @@ DIVERGENCES: dict[str, PerToken] = {
 }
 
 
-def real_tokens(attention_mask: Any, seq: int) -> Tensor | None:
-    """Read from a mask (batch, seq or longer) which tokens are real: (batch, seq). Cached tokens are cut off.
+def real_tokens(attention_mask: Any, shape: Sequence[int]) -> Tensor | None:
+    """Read from a mask (batch, seq or longer) which tokens of states (batch, seq, ...) of this shape are real.
 
-    None, which means all, for masks of another form (4-D, or a dict of them by layer type): they do not mark padding.
+    Cached tokens are cut off. Models of multiple choice get (batch, choices, seq) and run the choices as a batch. None,
+    which means all, for masks of another form (4-D, or a dict of them by layer type): they do not mark padding.
     """
-    if not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2:
+    if not isinstance(attention_mask, Tensor):
         return None
-    return attention_mask[:, -seq:].bool()
+    if attention_mask.dim() == 3 and attention_mask.shape[:2].numel() == shape[0]:
+        attention_mask = attention_mask.flatten(0, 1)
+    return attention_mask[:, -shape[1] :].bool() if attention_mask.dim() == 2 else None
 
 
 def real_or_all(attention_mask: Any, like: Tensor) -> Tensor:
     """Return `real_tokens` on the device of `like` (batch, seq, ...), or all true if the mask does not mark padding."""
-    real = real_tokens(attention_mask, like.shape[1])
+    real = real_tokens(attention_mask, like.shape)
     return like.new_ones(like.shape[:2], dtype=torch.bool) if real is None else real.to(like.device)
 
 

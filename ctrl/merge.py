@@ -173,13 +173,19 @@ def _warn_of_gates(model: Any) -> None:
     """Warn if alpha depends on the token, since sigmoid(theta) leaves out the weights of the gate."""
     gates = [layer.interpolation for layer in layers_of_kind(model, "concat")]
     dials = [gate for gate in gates if gate is not None and gate.per_token and gate.fixed_alpha is None]
-    if any(whole(held(gate, "theta")).isfinite().all() and whole(held(gate, "weight")).any() for gate in dials):
+    if any(whole(held(gate, "theta")).isfinite().all() and _gate_has_weights(gate) for gate in dials):
         warn(
             f"alpha of {model.control.config.interpolation!r} depends on the token, but without text its weights are "
             "merged at sigmoid(theta), as if the gate had none. Pass batches of text to merge at the mean alpha, or "
             "give alpha",
             stacklevel=4,
         )
+
+
+def _gate_has_weights(gate: nn.Module) -> bool:
+    """Whether any parameter but theta differs from 0. A gate of the user's own may give them any names, in any part."""
+    found = (held(part, n) for part in gate.modules() for n, _ in part.named_parameters(recurse=False) if n != "theta")
+    return any(bool(whole(weights).any()) for weights in found)
 
 
 def check_mergeable(model: Any) -> None:

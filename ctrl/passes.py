@@ -43,9 +43,9 @@ class ForwardPass:
         """What marks the padding: the attention mask, or the documents of packed rows."""
         return self.mask if self.documents is None else self.documents
 
-    def counted(self, tokens: str, seq: int) -> Tensor | None:
-        """Return which tokens count, (batch, seq); None for all. tokens: `divergence_tokens` of the config."""
-        mask = real_tokens(self.marks, seq)
+    def counted(self, tokens: str, shape: Sequence[int]) -> Tensor | None:
+        """Return which tokens of this shape, (batch, seq), count; None for all. tokens: the config's field."""
+        mask, seq = real_tokens(self.marks, shape), shape[1]
         if tokens == "real":
             return mask
         if self.labels is None:
@@ -101,7 +101,7 @@ def _additive(per_token: Tensor, mask: Tensor | None, one: ForwardPass, total: T
 
 def _over_passes(terms: Sequence[tuple[ForwardPass, Tensor]], tokens: str, total: Tensor | int | None) -> Tensor:
     """Average one layer's divergence over all tokens of the passes that it ran in."""
-    masked = [(one, d, one.counted(tokens, d.shape[1])) for one, d in terms]
+    masked = [(one, d, one.counted(tokens, d.shape)) for one, d in terms]
     if total is not None:
         return torch.stack([_additive(d, mask, one, total) for one, d, mask in masked]).sum()
     means = torch.stack([masked_mean(d, mask) for _, d, mask in masked])

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 
 import ctrl
 from ctrl.config import ControlConfig, without_effect
+from ctrl.divergence import DIVERGENCES
 from ctrl.errors import ConfigError
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import expanded_layers
@@ -189,6 +190,11 @@ def test_settings_without_effect_are_said(values: dict[str, Any], said: str) -> 
 )
 def test_nothing_is_said_of_settings_that_have_one(values: dict[str, Any]) -> None:
     assert without_effect(ControlConfig(**values)) == []
+
+
+def test_a_divergence_of_ones_own_may_read_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DIVERGENCES, "own", DIVERGENCES["cosine"])
+    assert without_effect(ControlConfig(divergence="own", margin=0.1)) == []
 
 
 @pytest.mark.parametrize("interpolation", list(INTERPOLATIONS))

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import ctrl
-from ctrl.interpolation import INTERPOLATIONS
+from ctrl.interpolation import INTERPOLATIONS, Interpolation
 from ctrl.layer import expanded_layers
+from ctrl.numerics import lerp
 from tests.helpers.families import perturb
 from tests.helpers.reference import sigmoid
 from tests.helpers.reference import slerp as reference_slerp
@@ -154,6 +156,25 @@ def test_a_gate_whose_weights_are_left_out_is_said(interpolation: str) -> None:
         assert not said(model)
     assert not said(fresh)  # its weights are 0
     assert not said(disturbed(interpolation=interpolation, alpha_start=1.0))  # 1 for every token
+
+
+def test_a_gate_of_ones_own_may_name_its_weights_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(Interpolation):
+        """Alpha of a small network."""
+
+        per_token = True
+        merged = lerp
+
+        def __init__(self, hidden_size: int, alpha_start: float = 0.5, learned: bool = False) -> None:
+            super().__init__(hidden_size, alpha_start, learned)
+            self.net = nn.Linear(hidden_size, 1)
+
+        def alpha(self, a: Tensor, b: Tensor, h: Tensor) -> Tensor:
+            return torch.sigmoid(self._theta(h) + self.net(h))
+
+    monkeypatch.setitem(INTERPOLATIONS, "small", Small)
+    with pytest.warns(ctrl.errors.ControlWarning, match="alpha of 'small' depends on the token"):
+        ctrl.merge_back(disturbed(interpolation="small"))
 
 
 def test_alpha_that_is_no_number_is_refused() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
 import ctrl
 from ctrl.diagnostics import attach
+from ctrl.layer import expanded_layers
 from ctrl.passes import ForwardPass, mean_divergence
 from tests.helpers import reference
+from tests.helpers.families import perturb
 from tests.helpers.tiny_llama import IDS, MASK, disturbed, tiny
 
 
@@ -83,3 +86,25 @@ def test_a_pass_that_leaves_a_layer_out_does_not_count_for_it() -> None:
     found = mean_divergence([first, second], "real", torch.device("cpu"))
     assert found is not None
     assert found.item() == pytest.approx((1 + 2) / 2)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_padding_of_multiple_choice_does_not_count(kind: str) -> None:
+    """The mask is (batch, choices, seq), and the model runs all choices as one batch."""
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    model = getattr(tf, f"{kind}ForMultipleChoice")(getattr(tf, f"{kind}Config")(vocab_size=40, pad_token_id=0, **size))
+    ctrl.expand(model.eval(), ctrl.ControlConfig(layers=2))
+    with torch.no_grad():
+        perturb(model)
+    branches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for layer in expanded_layers(model):
+        assert layer.interpolation is not None
+        layer.interpolation.register_forward_hook(lambda _, args, __: branches.append(args[:2]))
+    ids = torch.arange(2, 32).view(2, 3, 5)
+    mask = torch.ones_like(ids)
+    mask[0, 1, 2:] = mask[1, 0, 4:] = 0
+    out = model(input_ids=ids, attention_mask=mask, labels=torch.tensor([0, 2]))
+    real = mask.view(6, 5).bool()
+    expected = sum((a.double() - b.double()).square().mean(-1)[real].mean() for a, b in branches) / 2
+    assert float(out.divergence) == pytest.approx(float(expected), rel=1e-5)
