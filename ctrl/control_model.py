@@ -233,7 +233,10 @@ def _expanded_in(module: nn.Module) -> Iterator[ControlModel]:
 
 
 def bare_expanded(model: nn.Module) -> ControlModel:
-    """Return the expanded model without its wrapper. Raises ConfigError if it holds PEFT adapters."""
+    """Return the expanded model without its wrapper. Raises ConfigError if it holds PEFT adapters.
+
+    Warns of a wrapper that trains weights of its own, such as a head.
+    """
     expanded = require_expanded(model)
     own: set[nn.Module] = set()
     if expanded.control.config.expanded == "lora":  # low-rank copies are adapters too
@@ -242,5 +245,13 @@ def bare_expanded(model: nn.Module) -> ControlModel:
         raise ConfigError(
             f"{found} holds a PEFT adapter on top of the expanded model: call merge_and_unload() first. ctrl.save then "
             "writes what the adapters changed outside the copies too"
+        )
+    own_weights = {id(p) for p in expanded.parameters()}
+    outside = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own_weights]
+    if outside:
+        expanded.control.say(
+            f"{len(outside)} tensors of {type(model).__name__} that train are outside of the expanded model (first: "
+            f"{outside[0]}): ctrl saves, merges and exports the model alone, so save these yourself",
+            stacklevel=3,
         )
     return expanded

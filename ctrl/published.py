@@ -29,7 +29,14 @@ from ctrl.offloaded import in_memory
 from ctrl.outputs import IGNORED
 from ctrl.plain import source_layers
 from ctrl.precision import HALF
-from ctrl.published_base import GENERATION_FILE, base_dtype, read_generation, skeleton, take_types
+from ctrl.published_base import (
+    GENERATION_FILE,
+    base_dtype,
+    read_generation,
+    skeleton,
+    take_types,
+    warn_of_rounded_buffers,
+)
 from ctrl.published_config import check_exportable, control_config, expansion_object, warn_of_losses
 from ctrl.published_names import (
     LayerMap,
@@ -111,6 +118,7 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     select_layers(deeper.get_text_config(decoder=True), source_layers(expanded))
     expansion = expansion_object(config, expanded, len(source_layers(expanded)), unfrozen)
     warn_of_losses(config, control_config(expansion, expanded.control.layers), expanded.dtype in HALF)
+    warn_of_rounded_buffers(expanded, class_before(expanded, ControlModel))
     if says_another_head(expanded):
         deeper.tie_word_embeddings = deeper.get_text_config(decoder=True).tie_word_embeddings = False
     values = {k: v for k, v in deeper.to_dict().items() if k != IGNORED}

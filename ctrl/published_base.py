@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from ctrl.computes import computes, differences
 from ctrl.config import ControlConfig
 from ctrl.errors import CheckpointError, warn
+from ctrl.facts import buffer_types
 from ctrl.precision import HALF
 from ctrl.published_names import LayerMap, layer_index, layout_of
 from ctrl.structure import select_layers
@@ -75,6 +76,26 @@ def take_types(model: Any, tensors: dict[str, Tensor], layer_map: LayerMap) -> N
             own.data = own.data.to(found.dtype)
     if model.dtype in HALF:
         _make_buffers(model, model)
+
+
+def warn_of_rounded_buffers(model: Any, cls: type[PreTrainedModel]) -> None:
+    """Warn if the base's buffers are rounded: no file holds them, and who reads an export makes them as they were.
+
+    cls: the base's class.
+    """
+    if model.dtype not in HALF:
+        return
+    with torch.device("meta"):
+        fresh = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    there, here = buffer_types(fresh), buffer_types(model)
+    if there != here:
+        warn(
+            f"the base has RoPE's frequencies, or other buffers, in {', '.join(here)}, and no export can hold them: it "
+            f"will be read with {', '.join(there)}, so its outputs are others. model.to(dtype) rounds buffers, "
+            "from_pretrained(name, dtype=...) does not: load the trained copies onto such a base (ctrl.save, "
+            "ctrl.load), and export that",
+            stacklevel=3,
+        )
 
 
 def _make_buffers(module: nn.Module, around: Any) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import BartForCausalLM, GenerationConfig, GPT2ForSequenceClassification, LlamaForCausalLM
 
 import ctrl
 from ctrl.control_model import control_class
-from tests.helpers.tiny_llama import expanded, sequences, tiny
+from tests.helpers.tiny_llama import disturbed, expanded, sequences, tiny
 
 
 def test_loss_is_lm_loss_plus_weighted_mean_over_real_tokens() -> None:
@@ -149,3 +151,22 @@ def test_of_two_expanded_models_in_one_module_none_is_chosen(use: Any) -> None:
         use(both)
     shared = torch.nn.ModuleDict({"model": policy, "same": torch.nn.Sequential(policy)})
     assert ctrl.describe(shared) == ctrl.describe(policy)
+
+
+@pytest.mark.parametrize("verb", [ctrl.save, ctrl.export_published, lambda model, _: ctrl.merge_back(model)])
+def test_weights_that_a_wrapper_trains_are_said_to_be_left_out(verb: Any, tmp_path: Path) -> None:
+    """A head of one's own around the model is in none of its folders."""
+
+    class Scored(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model, self.head = model, nn.Linear(32, 1)
+
+    scored = Scored(disturbed())
+    with pytest.warns(ctrl.errors.ControlWarning, match=r"^2 tensors of Scored that train .*\(first: head.weight\)"):
+        verb(scored, tmp_path / "trained")
+    scored.head.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verb(nn.Sequential(disturbed()), tmp_path / "other")
+        verb(scored, tmp_path / "frozen")

@@ -98,3 +98,20 @@ def test_a_base_in_a_half_type_comes_back_as_it_was(family: str, tmp_path: Path)
     state = again.state_dict()
     assert {name: tensor.dtype for name, tensor in model.state_dict().items()} == {n: state[n].dtype for n in state}
     assert torch.equal(again(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_buffers_that_no_file_holds_are_said_if_they_are_rounded(dtype: torch.dtype, tmp_path: Path) -> None:
+    """`model.to(dtype)` rounds RoPE's frequencies too; the reader of an export makes them in fp32."""
+    tiny().save_pretrained(tmp_path / "base")
+    right = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
+    rounded: Any = tiny().to(dtype)  # type: ignore[arg-type]
+    for base, said in ((right, 0), (rounded, 1)):
+        model = ctrl.expand(base.eval(), ctrl.ControlConfig(layers=2))
+        with torch.no_grad():
+            perturb(model)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            ctrl.export_published(model, tmp_path / "export")
+        assert sum("no export can hold them" in str(w.message) for w in seen) == said
+        assert torch.equal(ctrl.load_published(tmp_path / "export")(IDS).logits, model(IDS).logits) == (not said)
