@@ -21,7 +21,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """Find the stack of decoder layers by its structure. Raises ConfigError with the reason if there is none."""
     name = type(model).__name__
     config = model.config.get_text_config(decoder=True)
-    if getattr(config, "is_encoder_decoder", False):
+    if any(getattr(one, "is_encoder_decoder", False) for one in (model.config, config)):  # T5Gemma: in the first alone
         raise ConfigError(f"{name} is an encoder-decoder: expand needs a decoder-only causal language model")
     count = getattr(config, DECODER_COUNT, None) or getattr(config, "num_hidden_layers", None)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model

@@ -100,6 +100,19 @@ def _t5() -> PreTrainedModel:
     )
 
 
+def _t5gemma() -> PreTrainedModel:
+    """Its config says so, the one of its decoder does not. The mask that the model gets is its encoder's."""
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    half = {**size, "num_key_value_heads": 2, "vocab_size": 50}
+    return tf.T5GemmaForConditionalGeneration(tf.T5GemmaConfig(encoder=half, decoder=half, vocab_size=50))
+
+
+def _bert_pair() -> PreTrainedModel:
+    size = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    halves = [tf.BertConfig(**size, intermediate_size=16) for _ in range(2)]
+    return tf.EncoderDecoderModel(tf.EncoderDecoderConfig.from_encoder_decoder_configs(*halves))
+
+
 def _mamba() -> PreTrainedModel:
     config = tf.MambaConfig(
         vocab_size=VOCAB, hidden_size=16, state_size=4, num_hidden_layers=3, pad_token_id=PAD, eos_token_id=None
@@ -132,6 +145,8 @@ def _shared() -> PreTrainedModel:
     ("make", "message"),
     [
         (_t5, "T5ForConditionalGeneration is an encoder-decoder: expand needs a decoder-only"),
+        (_t5gemma, "T5GemmaForConditionalGeneration is an encoder-decoder"),
+        (_bert_pair, "EncoderDecoderModel is an encoder-decoder"),
         (lambda: build_architecture("zamba"), "ZambaHybridLayer gets its cache slot as an argument"),
         (lambda: build_architecture("zamba2"), "Zamba2HybridLayer gets its cache slot as an argument"),
         (lambda: build_architecture("reformer"), "ReformerLayer reads prev_attn_output before the hidden state"),
