@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from typing import Any
 
 import torch
@@ -127,6 +128,7 @@ def check_rebuilds(model: Any, sources: list[int]) -> None:
     """
     if len(sources) == model.control.total:
         return
+    _refuse_by_index(model)
     deeper = copy.deepcopy(model.config)
     select_layers(deeper.get_text_config(decoder=True), sources)
     cls = class_before(model, ControlModel)
@@ -148,6 +150,18 @@ def check_rebuilds(model: Any, sources: list[int]) -> None:
                 f"{old.get(wrong[0])}, so the saved model would load as another one. Keep it expanded (ctrl.save), or "
                 "expand with structure='concat'"
             )
+
+
+def _refuse_by_index(model: Any) -> None:
+    """Raise ConfigError for a decoder that adds parts of images after its first layers, which it counts (Qwen3-VL)."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    names = [name for name in inspect.signature(type(decoder).forward).parameters if name.startswith("deepstack")]
+    if names:
+        raise ConfigError(
+            f"{type(model).__name__} adds parts of images ({names[0]}) after its first layers, by their index: with "
+            "the stacked copies inserted these are other layers. Keep it expanded (ctrl.save), or expand with "
+            "structure='concat'"
+        )
 
 
 def _traits(layer: nn.Module) -> dict[str, Any]:
