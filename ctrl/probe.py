@@ -127,12 +127,36 @@ class Probe:
                 "it cannot be expanded. Use another architecture"
             ) from error
         self.reached |= leaves(out)
+        self._check_index(index, noise, rest, others)
         if index not in self.stacked and has_quantised(self.layers[index]):
             self._compare(index, out, self.layers[index].forward(noise, *rest, **others))
         if index in self.stacked:
             self._check_identity(index, out, noise)
             if norms:
                 start_at_norms(copied, self.layers[index], norms, lambda: torch.equal(run().to(noise), noise))
+
+    def _check_index(self, index: int, noise: Tensor, rest: list[Any], others: dict[str, Any]) -> None:
+        """Raise ConfigError if the layer computes something else at the index of its copy, which is a cache slot."""
+        layer = self.layers[index]
+        copied, own = (indexed(module) for module in (self.copies[index], layer))
+        indices = [module.layer_idx for module in own]
+
+        def run(at: list[Any]) -> Tensor:
+            for module, number in zip(own, at, strict=True):
+                module.layer_idx = number
+            out = layer.forward(noise.clone(), *rest, **others)
+            return out[0] if isinstance(out, tuple) else out
+
+        try:
+            here, there = run(indices), run([copied[0].layer_idx] * len(own))
+        finally:
+            here_again = run(indices)
+        if not torch.equal(here, there) and torch.equal(here, here_again):
+            raise ConfigError(
+                f"layer {index}, a {self._name(index)}, computes with its index (layer_idx), which is another one in "
+                "its copy, a slot of the cache: neither its copy nor a merged stack would be right. Use another "
+                "architecture, or give the layer a number of its own to compute with"
+            )
 
     def _check_identity(self, index: int, out: Tensor, noise: Tensor) -> None:
         """Raise ConfigError if a stacked copy returns something else than it gets."""
@@ -250,6 +274,11 @@ def _reads(layer: nn.Module, value: Any, hidden: Tensor, rest: list[Any], others
         return True  # it does not run without
     one, two = (out[0] if isinstance(out, tuple) else out for out in outs)
     return not torch.equal(one, two)
+
+
+def indexed(module: nn.Module) -> list[Any]:
+    """List the parts of a layer that know its index, which is their slot in a cache."""
+    return [part for part in module.modules() if isinstance(getattr(part, "layer_idx", None), int)]
 
 
 def _no_cache(value: Any) -> Any:
