@@ -136,15 +136,37 @@ def _warn_of_norms(model: Any) -> None:
 
 
 def _warn_of_head(model: Any) -> None:
-    """Warn of a classifier's head that trains but is not new: from_pretrained notes what it found in the files."""
+    """Warn of a classifier's head that trains but is not new, and of new parts on top of a language model that do not.
+
+    from_pretrained notes what it found in the files.
+    """
     heads = head_parameters(model).items()
-    if kept := [name for name, p in heads if p.requires_grad and getattr(p, "_is_hf_initialized", False)]:
+    if new := _new_and_frozen(model):
+        model.control.say(
+            f"{len(new)} parameters on top of the decoder (first: {new[0]}) were in no file of the base, so they have "
+            "random values, and ctrl.expand has frozen them: they do not train. To train them with the copies call "
+            f"model.{new[0].partition('.')[0]}.requires_grad_(True) after ctrl.expand, which ctrl.save then writes too",
+            stacklevel=5,
+        )
+    if kept := [name for name, p in heads if p.requires_grad and _in_files(p)]:
         model.control.say(
             f"the head ({kept[0]}) was loaded with the base, and trains with the copies as a new one does: "
             "inside ctrl.pretrained it is as trained, so the model is not the base there. To keep the base's head "
             f"call model.{kept[0].partition('.')[0]}.requires_grad_(False) after ctrl.expand",
             stacklevel=5,
         )
+
+
+def _in_files(parameter: Any) -> bool:
+    return getattr(parameter, "_is_hf_initialized", False)
+
+
+def _new_and_frozen(model: Any) -> list[str]:
+    """List the parameters that `from_pretrained` did not find, of a head of one's own; the LM head may be resized."""
+    known = [*model.base_model.parameters(), *getattr(model.get_output_embeddings(), "parameters", list)()]
+    below = {id(p) for p in known}
+    names = [n for n, p in model.named_parameters() if id(p) not in below and not p.requires_grad and not _in_files(p)]
+    return names if any(map(_in_files, known)) else []
 
 
 def refuse_options(trainer: Any) -> None:

@@ -331,3 +331,28 @@ def handed_on(out: Any, labels: Any, **given: Any) -> Any:
 )
 def test_a_function_reads_the_total_if_its_code_does(function: Any, expected: bool) -> None:
     assert reads_total(function) is expected
+
+
+class Valued(tf.LlamaForCausalLM):
+    """A language model with a head of one's own."""
+
+    def __init__(self, config: tf.LlamaConfig) -> None:
+        super().__init__(config)
+        self.value = torch.nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+
+@pytest.mark.parametrize(("known", "trains"), [(False, False), (False, True), (True, False)])
+def test_a_new_head_on_a_language_model_that_stays_frozen_is_said(known: bool, trains: bool, tmp_path: Path) -> None:
+    """ctrl.expand freezes all but copies and the head of a classifier: this one would stay random."""
+    made = Valued(tiny().config) if known else tiny()
+    made.save_pretrained(tmp_path)
+    model = ctrl.expand(Valued.from_pretrained(tmp_path), ctrl.ControlConfig(layers=2)).train()
+    model.value.requires_grad_(trains)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(input_ids=IDS, labels=IDS).loss.backward()
+    said = [str(w.message) for w in seen if "were in no file of the base" in str(w.message)]
+    assert len(said) == (not known and not trains)
+    assert all("model.value.requires_grad_(True)" in text for text in said)
