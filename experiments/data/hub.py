@@ -16,7 +16,7 @@ from experiments.common.hashing import file_stamp, json_digest, short_digest
 from experiments.common.section import later_field
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
-from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over, said_empty, words_of
+from experiments.data.columns import PART, BadRow, Chunk, Columns
 from experiments.data.files import CACHE, LocalFile
 from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
@@ -24,6 +24,7 @@ from experiments.data.source import Source, as_task, free
 from experiments.data.stored import VERSION, Found, Stored, stored
 from experiments.data.tables import Part, Row, filled
 from experiments.data.tested import TestSet
+from experiments.data.unread import passed_over, said_empty, words_of
 from experiments.tracking.uri import without_password
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
