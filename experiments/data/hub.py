@@ -24,7 +24,7 @@ from experiments.data.source import Source, as_task, free
 from experiments.data.stored import VERSION, Found, Stored, stored
 from experiments.data.tables import Part, Row, filled
 from experiments.data.tested import TestSet
-from experiments.data.unread import passed_over, said_empty, words_of
+from experiments.data.unread import passed_over, said_classes, said_empty, words_of
 from experiments.tracking.uri import without_password
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
@@ -76,7 +76,7 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
-        unread = self.unread(self.loaded.column_names or (), self._place)
+        unread = [*self.unread(self.loaded.column_names or (), self._place), *said_classes(self._read_features())]
         if self.streaming:
             return unread
         faults, words = (self.table.faults, self.table.words) if self.table else self._usable[1:]
@@ -193,6 +193,10 @@ class HuggingFace(Columns):
         rows = ((f"row {n}", self._cells(row)) for n, row in enumerate(self.loaded.select_columns(self._read), start=1))
         examples, faults, words = self.usable(rows, self._place)
         return self.loaded.select([number - 1 for number in examples]) if faults else self.loaded, faults, words
+
+    def _read_features(self) -> Mapping[str, Any]:
+        """The types of the columns that are read, as far as they are known."""
+        return {name: one for name, one in (self.loaded.features or {}).items() if name in self._read}
 
     @property
     def _read(self) -> list[str]:

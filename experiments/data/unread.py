@@ -53,6 +53,17 @@ def said_unread(words: Iterable[str]) -> list[str]:
     return [*said, together] if len(shapes) > 1 else said
 
 
+def said_classes(features: Mapping[str, Any]) -> list[str]:
+    """Say which columns hold the numbers of classes: the package datasets knows their names, rows have the numbers."""
+    found = {name: one.names for name, one in features.items() if getattr(one, "names", None)}
+    return [
+        f"column {name!r} holds numbers of classes, which are read as numbers: "
+        + ", ".join(f"{number} is {one}" for number, one in enumerate(names[:MOST]))
+        + (f" and {len(names) - MOST} more" if len(names) > MOST else "")
+        for name, names in found.items()
+    ]
+
+
 def unread_systems(row: Mapping[str, Any], example: Example) -> list[str]:
     """Name the cells of a system turn that are not read, since the conversation begins with other words of one."""
     given = {name: str(row[name]).strip() for name in SYSTEM if not isinstance(row.get(name), bool) and row.get(name)}

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.data import files
 from experiments.data.files import LocalFile
+from experiments.data.hub import HuggingFace
 
 FIRST = {"question": "q", "answer": "a"}
 Rows = Sequence[dict[str, Any]]
@@ -56,3 +57,19 @@ def test_parts_of_a_table_that_are_missing_are_said(folder: Path) -> None:
     write(folder / "train-00001-of-00003.jsonl", [{**FIRST, "question": "r"}])
     assert LocalFile(path=str(folder)).notes == []
     assert LocalFile(path=str(folder / "train-00001-of-00003.jsonl")).notes == []  # it was named
+
+
+def test_columns_of_classes_are_said() -> None:
+    """A model learned to answer 2 where the data set's class is called Sports."""
+    import datasets
+
+    names = [f"c{i}" for i in range(10)]
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+    source = HuggingFace(name="x", question="text", answer="label")
+    vars(source)["loaded"] = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+    (said,) = source.notes
+    assert said.startswith("column 'label' holds numbers of classes, which are read as numbers: 0 is c0, 1 is c1, ")
+    assert said.endswith("7 is c7 and 2 more")
+    other = HuggingFace(name="x", text="text")
+    vars(other)["loaded"] = source.loaded
+    assert other.notes == []
