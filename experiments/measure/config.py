@@ -184,9 +184,8 @@ def measure_config(
         config = MeasureConfig.model_validate({**values, "evaluation": evaluation})
     except ValidationError as error:
         raise ConfigError(f"measure:\n{fault_lines(error, _keys_at)}") from None
-    added = set(config.evaluation.suites) - set(names)  # by a setting
-    if key := next((key for key in changes if suites and key.partition(".")[0] in added), None):
-        raise ConfigError(f"--set {key} has no effect: add {key.partition('.')[0]} to --suites, or leave it out")
+    if suites and (added := sorted(set(config.evaluation.suites) - set(names))):  # by a setting
+        raise ConfigError(f"the settings of {added[0]} have no effect: add {added[0]} to --suites, or leave them out")
     return config
 
 
