@@ -182,13 +182,13 @@ def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
     splits = sorted(set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES)))
     if len(splits) > 1:
         yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
-    yield from _missing_parts([str(file.relative_to(path)) for file in data if file != path])
+    yield from missing_parts([str(file.relative_to(path)) for file in data if file != path])
     documents = [str(file.relative_to(path)) for file in data if _is_text(file)]
     if 0 < len(documents) < len(data):
         yield f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
 
 
-def _missing_parts(files: Sequence[str]) -> Iterator[str]:
+def missing_parts(files: Sequence[str]) -> Iterator[str]:
     """Say which tables have fewer files than their names count, as after a download that was stopped."""
     found: dict[tuple[str, int, str], set[int]] = {}
     for start, number, count, end in (match.groups() for file in files if (match := PART.fullmatch(file))):

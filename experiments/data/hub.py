@@ -17,7 +17,7 @@ from experiments.common.section import later_field
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
 from experiments.data.columns import PART, BadRow, Chunk, Columns
-from experiments.data.files import CACHE, LocalFile
+from experiments.data.files import CACHE, LocalFile, missing_parts
 from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
 from experiments.data.source import Source, as_task, free
@@ -76,7 +76,10 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
-        unread = [*self.unread(self.loaded.column_names or (), self._place), *said_classes(self._read_features())]
+        folder = Path(self.name)
+        inside = () if self.files else sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+        unread = [*missing_parts(inside), *self.unread(self.loaded.column_names or (), self._place)]
+        unread += said_classes(self._read_features())
         if self.streaming:
             return unread
         faults, words = (self.table.faults, self.table.words) if self.table else self._usable[1:]

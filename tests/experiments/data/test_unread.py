@@ -50,10 +50,15 @@ def test_tables_of_several_shapes_in_one_folder_are_said(folder: Path) -> None:
 
 def test_parts_of_a_table_that_are_missing_are_said(folder: Path) -> None:
     """After a download that was stopped a part of the data was lost without a word."""
+    import datasets
+
     write(folder / "train-00000-of-00003.jsonl", [FIRST])
     write(folder / "train-00002-of-00003.jsonl", [{**FIRST, "question": "p"}])
     (said,) = LocalFile(path=str(folder)).notes
     assert said == "parts of train.jsonl that are not there, and not read: 1 of 3"
+    hub = HuggingFace(name=str(folder))
+    vars(hub)["loaded"] = datasets.Dataset.from_list([FIRST])
+    assert hub.notes == [said]
     write(folder / "train-00001-of-00003.jsonl", [{**FIRST, "question": "r"}])
     assert LocalFile(path=str(folder)).notes == []
     assert LocalFile(path=str(folder / "train-00001-of-00003.jsonl")).notes == []  # it was named
