@@ -65,8 +65,12 @@ class HoldsAdapters(nn.Module):
 
     @property
     def peft_config(self) -> Any:
-        """PEFT's own attribute, which it sets on a model that it puts adapters on."""
+        """PEFT's own attribute, which it sets on a model that it puts adapters on.
+
+        It asks for it before it freezes the model, and sets it afterwards: what trains is noted at the question.
+        """
         if "peft_config" not in vars(self):
+            self.control.before_peft = {name for name, p in self.named_parameters() if p.requires_grad}
             raise AttributeError("peft_config")
         return vars(self)["peft_config"]
 
@@ -85,8 +89,9 @@ class HoldsAdapters(nn.Module):
 
     @peft_config.deleter
     def peft_config(self) -> None:
-        """PEFT deletes it with the last adapter (merged, unloaded or deleted): what expand trains then trains again."""
+        """PEFT deletes it with the last adapter (merged, unloaded or deleted): what trained before trains again."""
         del vars(self)["peft_config"]
+        trained = self.control.trained if self.control.before_peft is None else self.control.before_peft
         for name, parameter in self.named_parameters():
-            if name.replace(".base_layer", "") in self.control.trained:
+            if name.replace(".base_layer", "") in trained:
                 parameter.requires_grad_(True)

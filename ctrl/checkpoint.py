@@ -127,13 +127,15 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
             return
         noted = json.loads(bytes(file.get_tensor(MARK).tolist()))
     lost = dict.fromkeys(noted["control"].keys() - meta["control"].keys())  # a default would take its place
+    frozen = [facts["base"].get("frozen") for facts in (meta, noted)]  # a save notes it in both files, or in none
+    if frozen[0] != frozen[1]:
+        _refuse_two_saves(folder, "base.frozen", *frozen)
     for part, here in (("control", {**lost, **meta["control"]}), ("base", meta["base"])):
-        other = [n for n, v in here.items() if n != "name" and noted[part].get(n, v) != v]
-        if other:
-            raise CheckpointError(
-                f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} are of two saves: {part}.{other[0]} is "
-                f"{here[other[0]]!r} in one, {noted[part][other[0]]!r} in the other. Save the model again"
-            )
+        if other := [n for n, v in here.items() if n != "name" and noted[part].get(n, v) != v]:
+            _refuse_two_saves(folder, f"{part}.{other[0]}", here[other[0]], noted[part][other[0]])
+    stops, others = meta["ends"], noted.get("ends")
+    if stops is not None and others is not None and set(stops) != set(others):
+        _refuse_two_saves(folder, "ends", stops, others)
     sums = noted.get("tensors", {})  # earlier versions noted none
     if odd := [name for name, tensor in tensors.items() if name in sums and byte_sum(tensor) != sums[name]]:
         warn(
@@ -141,6 +143,13 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
             f"damaged, or it was edited. Copy it again; after an edit of your own leave the tensor {MARK!r} out",
             stacklevel=3,
         )
+
+
+def _refuse_two_saves(folder: Path, field: str, here: Any, there: Any) -> None:
+    raise CheckpointError(
+        f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} are of two saves: {field} is {here!r} in one, {there!r} in the "
+        "other. Save the model again"
+    )
 
 
 def added_names(model: nn.Module) -> list[str]:

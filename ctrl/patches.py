@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,12 @@ class CopiedAlone(nn.Module):
         """Return what copy.deepcopy copies: a forward that runs this model (TRL's fused head) is not that of a copy."""
         state = super().__getstate__()
         return {k: v for k, v in state.items() if k not in FORWARDS} if forward_holds(self) else state
+
+    def __setstate__(self, state: Any) -> None:
+        """Take what was copied or pickled. Passes of the decoder alone find the model by its `Control`."""
+        super().__setstate__(state)
+        if control := vars(self).get("control"):
+            control.owner = weakref.ref(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Copy as torch does; leave out patches in which the copy would run weights, or copies, of this model."""

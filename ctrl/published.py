@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ from ctrl.published_names import (
 from ctrl.quantised import refuse_quantised
 from ctrl.sharded import write_once
 from ctrl.structure import says_another_head, select_layers
+
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 
 
 def load_published(
@@ -92,6 +97,9 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     are left out, with a warning that lists them. Raises ConfigError for those that change the model's outputs. Tensors
     keep their dtypes: fp32 copies over a bf16 base stay fp32. If the model is sharded over processes (FSDP2), every
     process must call this, as in `ctrl.save`.
+
+    An older export stays until the new one is complete. A kill while the files are renamed leaves a folder without
+    config.json, which is refused.
     """
     expanded: Any = bare_expanded(model)
     config: ControlConfig = expanded.control.config
@@ -118,14 +126,34 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
 
     def write(tensors: dict[str, Tensor]) -> None:
         state = {names[name]: published_value(name, t, config.interpolation) for name, t in tensors.items()}
-        folder.mkdir(parents=True, exist_ok=True)
-        save_torch_state_dict(state, folder, max_shard_size=max_shard_size, shared_tensors_to_discard=tied)
-        (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        if getattr(expanded, "generation_config", None) is not None:
-            expanded.generation_config.to_json_file(folder / GENERATION_FILE)
+        part = folder / ".export.part"
+        shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
+        part.mkdir(parents=True)
+        try:
+            save_torch_state_dict(state, part, max_shard_size=max_shard_size, shared_tensors_to_discard=tied)
+            (part / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+            if getattr(expanded, "generation_config", None) is not None:
+                expanded.generation_config.to_json_file(part / GENERATION_FILE)
+            _replace_export(folder, part)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
     write_once(in_memory(expanded, expanded.state_dict(keep_vars=True)), write)
     return folder
+
+
+def _replace_export(folder: Path, part: Path) -> None:
+    """Put the files of an export in place of an older one's. config.json goes first and comes last: nobody reads a mix.
+
+    Two exports have the same names and shapes, so shards of both would load as one model.
+    """
+    new = sorted((path.name for path in part.iterdir()), key="config.json".__eq__)
+    for name in ("config.json", *(path.name for path in folder.iterdir())):
+        own = WEIGHTS.fullmatch(name) or name in ("config.json", INDEX_FILE, GENERATION_FILE)
+        if own and (name == "config.json" or name not in new):
+            (folder / name).unlink(missing_ok=True)
+    for name in new:
+        os.replace(part / name, folder / name)
 
 
 def _load_strictly(model: Any, tensors: dict[str, Tensor], expansion: dict[str, Any], folder: Path) -> None:
@@ -181,7 +209,7 @@ def _tied(model: Any) -> list[str]:
 
 
 def _read_all(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_FILE
     names = ["model.safetensors"]
     if index.is_file():
         shards = _read_json(index).get("weight_map")

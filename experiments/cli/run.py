@@ -89,7 +89,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def posthoc_command(args: argparse.Namespace) -> int:
-    from experiments.posthoc.choice import choose_alpha
+    from experiments.posthoc.choice import check_choosable, choose_alpha
     from experiments.posthoc.run import posthoc
     from experiments.reporting.tables import format_table
 
@@ -97,6 +97,8 @@ def posthoc_command(args: argparse.Namespace) -> int:
     if args.choose and len(args.alphas or ()) < 2:
         raise ConfigError("--choose needs two or more --alphas to choose from: --alphas 0.25 0.5 0.75 1")
     arm, rate = split_arm(args.arm) if args.lr is None else (args.arm, args.lr)
+    if args.choose:
+        check_choosable(args.run, arm, rate)
     results = posthoc(args.run, arm, rate, args.op, args.alphas, args.others, say)
     print()
     show(format_table([replace(result, arm=f"{result.arm} {result.operation}") for result in results]))
@@ -151,13 +153,16 @@ def overrides(pairs: list[str]) -> dict[str, object]:
     import yaml
 
     from experiments.common.yaml_values import load_yaml
+    from experiments.evaluation.flat_keys import replaces
 
     values: dict[str, object] = {}
     for pair in pairs:
         key, found, value = pair.partition("=")
         if not found:
             raise ConfigError(f"--set takes KEY=VALUE, but got {pair!r}: for example --set training.steps=20")
-        if before := next((one for one in values if f"{one}.".startswith(f"{key}.")), ""):
+        # a list of suites leaves the settings that have flat keys
+        flat = key != "evaluation.suites"
+        if before := next((o for o in values if f"{o}.".startswith(f"{key}.") or (flat and replaces(key, o))), ""):
             raise ConfigError(f"--set {pair} replaces --set {before}: leave one out")
         if not value.strip():  # an unset variable of the shell is no default
             raise ConfigError(f"--set {pair} is empty: give a value, or null for none")

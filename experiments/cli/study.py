@@ -18,6 +18,9 @@ NAME = "name of the study"
 WORKERS = "processes on this machine (default: 1)"
 REPORT = (".html", ".md", ".png", ".csv")  # no folder is meant by such a name
 PAGES, YAML = ("report.md", "report.html", "table.csv"), "study.yaml"  # that a report writes, besides pictures
+PICTURES = r"(forgetting|trajectories|pareto|ranks|importances|slice|progress|law|alignment)(-\d+)?\.png"
+TRIALS = "trials.tar.xz"
+MARK = "(?m)^Brackets: 95 % intervals over questions"  # of a study's report.md; a run's has other words
 
 
 def add(commands: Commands) -> None:
@@ -164,13 +167,17 @@ def report_command(args: argparse.Namespace) -> int:
 
 
 def _check_out(store: Store, folder: Path) -> None:
-    """Raise ConfigError for a folder with a table, page or YAML that no report has written: it would be replaced."""
+    """Raise ConfigError for a folder with files of a report's names that no report of this study has written."""
+    from experiments.common.own_files import is_own
     from experiments.studies.storage import public_yaml
 
     own = folder / YAML
-    known = own.is_file() and own.read_bytes() == public_yaml(store.config).encode()
-    others = [name for name in (*PAGES, YAML) if (folder / name).is_file()]
-    if others and not (known or (folder / PAGES[0]).is_file()):
+    same = own.is_file() and own.read_bytes() == public_yaml(store.config).encode()
+    named = is_own(own, rf"(?m)^name: ['\"]?{re.escape(store.config.name)}['\"]?\s*$")  # its budget may be another now
+    if same or (named and (folder / PAGES[0]).is_file() and is_own(folder / PAGES[0], MARK)):
+        return
+    pictures = sorted(path.name for path in folder.glob("*.png") if re.fullmatch(PICTURES, path.name))
+    if others := [name for name in (*pictures, TRIALS, *PAGES, YAML) if (folder / name).is_file()]:
         raise ConfigError(
             f"--out {folder} has a {others[-1]} of its own, which the report would replace: name another folder"
         )

@@ -53,7 +53,10 @@ _Loader.add_implicit_resolver(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quote the texts that `_Loader` would read as something else: PyYAML writes 1e-3 bare."""
+    """Quote the texts that `_Loader` would read as something else: PyYAML writes 1e-3 bare. Write each list in full."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True  # a reader of a report would have to look up what &id001 and *id001 are
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers

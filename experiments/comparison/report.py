@@ -6,6 +6,7 @@ from pathlib import Path
 
 from experiments.common.errors import CompareError
 from experiments.common.files import write_bytes, write_text
+from experiments.common.own_files import is_own
 from experiments.comparison.compare import Comparison, Difference
 from experiments.comparison.plot import comparison_figure
 from experiments.records import Estimate
@@ -18,6 +19,7 @@ from experiments.scorecard.figures import FIGURES
 FILES = (".md", ".png", ".csv", ".pdf", ".svg", ".json", ".txt", ".htm")  # no folder is meant by such a name
 TITLE = "Runs on their common items"
 CSV = ("kind", "run", "figure", "value", "low", "high", "p", "p_holm")
+MARKS = {".md": rf"\A# {TITLE}\n", ".html": f"<title>{TITLE}</title>", ".csv": rf"\A{','.join(CSV[:4])},"}
 
 
 def figures_table(comparison: Comparison) -> Table:
@@ -59,12 +61,7 @@ def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> P
     if out.suffix in FILES:
         raise CompareError(f"--out {out}: give a folder, which gets all files, or a name that ends in .html")
     path = out if out.suffix == ".html" else out / ("compare.html" if page else "compare.md")
-    others = [path.with_suffix(ending) for ending in (".png", ".csv")]
-    if out.suffix == ".html" and not out.exists() and (there := [one.name for one in others if one.exists()]):
-        raise CompareError(
-            f"--out {out}: the picture and the table get its name too, and {' and '.join(there)} would be replaced: "
-            "choose another name"
-        )
+    _check_own(path, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure = comparison_figure(comparison, TITLE)
     write_page(
@@ -79,6 +76,19 @@ def write_comparison(comparison: Comparison, out: Path, page: bool = False) -> P
     write_bytes(path.with_suffix(".png"), image_bytes(figure, "png"))
     write_text(path.with_suffix(".csv"), comparison_csv(comparison))
     return path
+
+
+def _check_own(path: Path, out: Path) -> None:
+    """Raise CompareError for a text, table or picture of others. A picture has no mark: it goes by the text's."""
+    there = [one for one in map(path.with_suffix, (path.suffix, ".csv", ".png")) if one.exists()]
+    others = [one.name for one in there if not is_own(one, MARKS.get(one.suffix, ""))]
+    if path not in there:  # the text is written first
+        others = [one.name for one in there if one.suffix == ".png" or one.name in others]
+    if others:
+        raise CompareError(
+            f"--out {out}: text, table and picture have one name, and {' and '.join(others)} would be replaced, which "
+            "no comparison wrote: choose another name, or move it away"
+        )
 
 
 def comparison_csv(comparison: Comparison) -> str:

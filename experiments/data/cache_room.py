@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from experiments.common.files import read_note
 from experiments.models.base import cache_folder
 
 try:
@@ -18,6 +22,7 @@ except ImportError:  # Windows
 
 DAYS, BYTES = 30, 50 * 10**9  # since its last use; of all entries together, of which the oldest go first
 FOLDERS, USED = ("tables", "tokens"), ".used"
+NAME = re.compile(r"[0-9a-f]{16}(\.db)?")  # of an entry
 PRUNED, GAP = ".pruned", 10  # a file whose time is that of the last pruning; days that one pruning counts at most
 
 
@@ -42,6 +47,7 @@ def prune(days: float = DAYS, most: int = BYTES) -> list[Path]:
     """
     if not fcntl:
         return []
+    _mark_earlier()
     entries = sorted(_entries(), key=_last_use)
     total, oldest = sum(map(_size, entries)), _now() - days * 86400
     deleted = []
@@ -75,6 +81,29 @@ def _entries() -> Iterator[Path]:
         found = cache_folder() / folder
         if found.is_dir():
             yield from (path for path in found.iterdir() if _mark(path).is_file())  # others are not of this cache
+
+
+def _mark_earlier() -> None:
+    """Mark entries that an earlier version wrote without a mark as used now: they are deleted if nobody uses them."""
+    for folder in FOLDERS:
+        found = cache_folder() / folder
+        for path in found.iterdir() if found.is_dir() else ():
+            if NAME.fullmatch(path.name) and not _mark(path).exists() and _is_own(path):
+                with contextlib.suppress(OSError):
+                    in_use(path).close()
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file or folder with an entry's name holds what an entry holds: somebody may have others there."""
+    with contextlib.suppress(OSError, sqlite3.Error):
+        if path.is_dir():
+            names = {file.name for file in path.iterdir()}
+            return (
+                names == {"note.json", "rows.arrow"} and {"examples", "digest"} <= read_note(path / "note.json").keys()
+            )
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
+            return base.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall() == [("tokens",)]
+    return False
 
 
 def _mark(entry: Path) -> Path:

@@ -27,7 +27,7 @@ from experiments.common.hashing import file_digest, json_digest
 from experiments.data.grader_code import own_files
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.generation import reply_ends
-from experiments.models.precision import Precision
+from experiments.models.precision import Precision, gpu_of
 from experiments.models.tokens import asked_key
 from experiments.models.weights_digest import weights_digest
 from experiments.records import Record, read_records, write_records
@@ -79,6 +79,7 @@ class BaseCache:
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
             }
+            | gpu_of(model)
             | _attention(model)
             | _own_code(model)
         )

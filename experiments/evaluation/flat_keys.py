@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.common.errors import ConfigError
 from experiments.common.yaml_values import set_field
 
 FLAT: dict[str, tuple[str, ...]] = {  # flat key: suite and field, or the suite as a whole
@@ -30,7 +31,7 @@ PlainSettings = dict[str, Any]  # by suite
 def split(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], PlainSettings]:
     """Return the section without settings of suites, `suites` as a list of names, and the settings that are given.
 
-    A flat key replaces the field of its suite. Values of a wrong type are returned as they are.
+    Values of a wrong type are returned as they are. Raises ConfigError for a field that both forms set, to two values.
     """
     fields = {key: value for key, value in evaluation.items() if key not in FLAT}
     fields["suites"], settings = _named(fields.get("suites", list(DEFAULT_SUITES)))
@@ -39,8 +40,20 @@ def split(evaluation: Mapping[str, Any]) -> tuple[dict[str, Any], PlainSettings]
         if key not in evaluation or (value is None and not field):
             continue
         own, new = settings.get(suite) or {}, {field[0]: value} if field else value
+        _check_once(key, suite, bool(field), own, new)
         settings[suite] = {**own, **new} if isinstance(own, dict) and isinstance(new, dict) else new
     return fields, settings
+
+
+def _check_once(key: str, suite: str, of_field: bool, own: Any, new: Any) -> None:
+    """Raise ConfigError if a flat key and the section of its suite give a field two values."""
+    if not (isinstance(own, dict) and isinstance(new, dict)):
+        return
+    if both := [name for name in new if name in own and own[name] != new[name]]:
+        name = both[0]
+        flat_key = key if of_field else f"{key}.{name}"
+        nested = f"suites.{suite}.{name}={own[name]!r}"
+        raise ConfigError(f"{flat_key}={new[name]!r} and {nested} are two names of one field: leave one out")
 
 
 def join(fields: Mapping[str, Any], settings: PlainSettings) -> dict[str, Any]:

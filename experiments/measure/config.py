@@ -29,6 +29,12 @@ SEVERAL = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps of
 LENGTH = 512  # tokens of a document of the new task, as data.length is by default
 
 
+def devices() -> dict[str, int]:
+    """Return how many devices of each kind models can compute on here: {"cpu": 1, "cuda": 2}."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return {"cpu": 1} | ({kind.type: torch.accelerator.device_count()} if kind else {})
+
+
 class MeasureConfig(Section):
     """What is measured. base_model: name or folder. new: file with questions or texts of the new task, or None.
 
@@ -57,9 +63,16 @@ class MeasureConfig(Section):
     def _device(cls, value: str | None) -> str | None:
         if value is not None and value not in SEVERAL:
             try:
-                torch.device(value)
+                one = torch.device(value)
             except RuntimeError:
                 raise ValueError(f"{value!r} is no device: {nearest(value, SEVERAL)}, or one, such as cuda:0") from None
+            here = devices()
+            if one.type not in here or (one.index or 0) >= here[one.type]:
+                known = ", ".join(f"{kind}:0 to {kind}:{n - 1}" if n > 1 else kind for kind, n in here.items())
+                raise ValueError(
+                    f"{value!r} is no device of this machine, which has {known}: name one of these, or leave "
+                    "--device-map out for the best"
+                )
         return value
 
     @model_validator(mode="after")
@@ -78,6 +91,8 @@ class MeasureConfig(Section):
             )
         for name in sorted(self.evaluation.unused_settings()):
             raise ValueError(f"the settings of {name} have no effect: add {name} to --suites, or leave them out")
+        if "kept" in self.evaluation.suites and (idle := self.evaluation.settings("kept").idle):
+            raise ValueError(idle)
         return self
 
     def task(self, tokenizer: PreTrainedTokenizerBase) -> tuple[NewTask | NewText, ...]:
@@ -163,10 +178,13 @@ def measure_config(
     given: dict[str, Any] = {"kept_tasks": tasks} if tasks else {}
     given |= {"lm_eval.kept": list(lm_eval)} if lm_eval else {}
     changes = {key.removeprefix("evaluation."): value for key, value in (changes or {}).items()}
-    for key in changes:
+    for i, key in enumerate(changes):
+        earlier = [*changes][:i] if key != "suites" else []  # a list of names leaves their settings
+        if before := next((one for one in earlier if replaces(_place(key), _place(one))), ""):
+            raise ConfigError(f"--set {key} replaces --set {before}: leave one out")
         if why := _unread(key, new, suites):
             raise ConfigError(f"--set {key} {why}")
-        if any(replaces(f"evaluation.{_dotted(key)}", f"evaluation.{_dotted(own)}") for own in given):
+        if any(replaces(_place(key), _place(own)) for own in given):
             raise ConfigError(
                 f"--set {key} replaces what --kept, --kept-tasks or --lm-eval give: leave one of both out"
             )
@@ -201,6 +219,11 @@ def _unread(key: str, new: str | Path | None, suites: Sequence[str] | None) -> s
 def _dotted(key: str) -> str:
     """Return the key in the section `evaluation`: `kept.items` is of a suite."""
     return f"suites.{key}" if key.partition(".")[0] in SUITES else key
+
+
+def _place(key: str) -> str:
+    """Return the key as in the config of a run."""
+    return f"evaluation.{_dotted(key)}"
 
 
 def _keys_at(loc: Place) -> list[str]:

@@ -29,6 +29,7 @@ TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds of one reply
 UNCHANGED = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
 UNKNOWN_FIELD = (400, 422)
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)  # replies of models here have none either
+CALLS = ("tool_calls", "function_call")  # fields of a message; the latter of older servers
 NO_PROBABILITIES = "an endpoint gives replies, not the probabilities that it needs"
 
 
@@ -168,10 +169,31 @@ def _chosen(url: str, model: str | None, names: Sequence[str]) -> str:
 
 
 def _text(response: httpx.Response) -> str:
+    """Return the text of a reply; of a refusal, which some servers put into a field of its own, that text.
+
+    Warns of a reply without any text that was not cut at max_tokens: it counts as an empty one. Raises EndpointError
+    for an answer of another form, and for calls of tools: a model here writes them as text.
+    """
     try:
-        return THOUGHT.sub("", response.json()["choices"][0]["message"].get("content") or "")
+        choice = response.json()["choices"][0]
+        message = choice["message"]
+        calls = next((name for name in CALLS if message.get(name)), "")
+        text = THOUGHT.sub("", message.get("content") or message.get("refusal") or "")
+        ended = choice.get("finish_reason")
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise EndpointError(f"{response.url} does not speak the OpenAI protocol: its answer has no message") from error
+    if calls:
+        raise EndpointError(
+            f"{response.url} took a call of a tool out of a reply, into its field {calls}: the text of the call is "
+            "measured, so start the server without a parser of calls (vLLM: without --enable-auto-tool-choice)"
+        )
+    if message.get("content") is None and not text and ended != "length":
+        warnings.warn(
+            f"{response.url} gave a reply whose content is null (finish_reason {printable(str(ended)[:40])}): it "
+            "counts as an empty reply, also if a filter of the server took its text",
+            stacklevel=2,
+        )
+    return text
 
 
 def _waits() -> Iterator[float]:

@@ -17,6 +17,7 @@ from experiments.common.hashing import file_digest, sha256
 from experiments.common.owner import MEASURED
 from experiments.common.paths import default_root
 from experiments.measure.config import MeasureConfig
+from experiments.models.precision import gpu_of
 from experiments.records import Record, read_records
 from experiments.runs.base_records import ITEMS, STATE
 from experiments.runs.result_file import RESULT
@@ -95,13 +96,15 @@ def check_records(folder: Path, note: Mapping[str, Any], step: int) -> None:
 
 def libraries(model: PreTrainedModel) -> dict[str, str]:
     """Return what last digits of a measurement depend on besides the model."""
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "device": model.device.type}
+    own = {"torch": torch.__version__, "transformers": transformers.__version__, "device": model.device.type}
+    return own | gpu_of(model)
 
 
 def said_other(note: Mapping[str, Any], model: PreTrainedModel) -> str:
     """Say with which libraries or device the base was measured if a training goes on with others; else nothing."""
     now, known = libraries(model), note.get("with", {})  # earlier versions noted none
-    pairs = [f"{name} {known[name]}, and {name} is {now[name]} here" for name in known if known[name] != now.get(name)]
+    both = [name for name in known if name in now]  # without a GPU its device says it
+    pairs = [f"{name} {known[name]}, and {name} is {now[name]} here" for name in both if known[name] != now[name]]
     return f"the base was measured with {'; '.join(pairs)}: figures may differ for that alone" if pairs else ""
 
 

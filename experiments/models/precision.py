@@ -19,6 +19,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def gpu_of(model: nn.Module) -> dict[str, str]:
+    """Return {"gpu": the names of the GPUs that hold the model}, since last digits depend on them; {} without one."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    names = sorted({torch.cuda.get_device_name(one) for one in devices})
+    return {"gpu": ", ".join(names)} if names else {}
+
+
 def bf16_pays() -> tuple[bool, str]:
     """Whether bf16 arithmetic is faster than fp32 here, and the reason in a few words."""
     if torch.cuda.is_available():

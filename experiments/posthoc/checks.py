@@ -30,6 +30,7 @@ def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: 
         raise ConfigError(
             f"--with names arms to add, which {operation} does not do: leave it out, or use {' or '.join(OF_SEVERAL)}"
         )
+    check_others(operation, arm, others)
     if operation == "ensemble" and alphas:
         raise ConfigError(f"--alphas {alphas[0]:g}: ensemble has no shares, leave them out")
     if operation == "task_vectors" and not (others or alphas):
@@ -37,6 +38,28 @@ def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: 
             "task_vectors adds arms, or scales one: name the folders of the others, --with RUN/arms/NAME-LR, or give "
             "--alphas"
         )
+
+
+def check_others(operation: str, arm: Path, others: Sequence[Path]) -> None:
+    """Raise ConfigError for other arms that are there twice, are no trained arms, or are of another base model."""
+    known = {arm.resolve(): f"{arm.name}, the arm of --arm"}
+    for folder in others:
+        if said := known.get(folder.resolve()):
+            raise ConfigError(
+                f"--with {folder} is {said}: each arm counts once, so leave it out (task_vectors at --alphas 2 doubles "
+                "one arm)"
+            )
+        known[folder.resolve()] = "named twice"
+        if not (folder / "trained").is_dir():
+            raise ConfigError(f"{folder} is not the folder of a trained arm: RUN/arms/NAME-LR, with `trained` in it")
+        own, theirs = run_config(arm.parents[1]), run_config(folder.parents[1])
+        if theirs.base_model != own.base_model:
+            raise ConfigError(f"{operation} needs one base model, but {folder} was trained on {theirs.base_model!r}")
+        if theirs.quantised != own.quantised:
+            raise ConfigError(
+                f"{operation} needs one base model, but that of {folder} has quantised: {theirs.quantised}, and this "
+                f"one {own.quantised}"
+            )
 
 
 def as_printed(alpha: float) -> float:

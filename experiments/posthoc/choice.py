@@ -10,12 +10,13 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import write_json
 from experiments.common.paths import absolute
 from experiments.config import run_config
-from experiments.posthoc.run import result_folder
+from experiments.posthoc.run import result_file, result_folder
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
 from experiments.runs.base_records import ITEMS, REWORDED
 from experiments.runs.baseline import score
+from experiments.runs.result_file import read_result
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.scorecard.halves import of_half
 
@@ -79,6 +80,16 @@ class Chosen:
         )
 
 
+def check_choosable(run: str | Path, arm: str, learning_rate: float) -> None:
+    """Raise ConfigError, before anything is measured, for an arm without the figures that RULE needs."""
+    _check_figures(read_result(result_file(absolute(run), arm, learning_rate)).scorecard)
+
+
+def _check_figures(card: Mapping[str, Estimate]) -> None:
+    if not any(name in card for name in GAINS) or "nfr" not in card:
+        raise ConfigError("choosing an alpha needs a gain and kept tasks, but the run lacks suite new or suite kept")
+
+
 def choose_alpha(run: str | Path, results: Sequence[ArmResult], alphas: Sequence[float]) -> Chosen:
     """Choose among results of one operation at several alphas, by RULE.
 
@@ -87,8 +98,8 @@ def choose_alpha(run: str | Path, results: Sequence[ArmResult], alphas: Sequence
     """
     run = absolute(run)
     points = [Point(alpha, _card(run, result, True)) for alpha, result in zip(alphas, results, strict=True)]
-    if any(point.gain is None or "nfr" not in point.card for point in points):
-        raise ConfigError("choosing an alpha needs a gain and kept tasks, but the run lacks suite new or suite kept")
+    for point in points:
+        _check_figures(point.card)
     best = mildest(points)
     chosen = Chosen(best.alpha, {a: _card(run, result, False) for a, result in zip(alphas, results, strict=True)})
     first = results[0]

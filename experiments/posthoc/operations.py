@@ -18,7 +18,7 @@ from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
 from ctrl.switches import set_alpha
 from experiments.common.errors import ConfigError
-from experiments.config import ExperimentConfig, run_config
+from experiments.config import run_config
 from experiments.methods.saving import check_same_base, is_peft
 from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_arm, check_operation
@@ -128,17 +128,8 @@ def ensemble(arm: TrainedArm, alpha: float | None) -> tuple[PreTrainedModel, Fig
 
 
 def _others(operation: str, arm: TrainedArm) -> Iterator[PreTrainedModel]:
-    """Load the other arms one by one. Raises ConfigError for another base model."""
-    own = run_config(arm.run)
+    """Load the other arms one by one."""
     for folder in arm.others:
-        theirs = _config_of(folder)
-        if theirs.base_model != own.base_model:
-            raise ConfigError(f"{operation} needs one base model, but {folder} was trained on {theirs.base_model!r}")
-        if theirs.quantised != own.quantised:
-            raise ConfigError(
-                f"{operation} needs one base model, but that of {folder} has quantised: {theirs.quantised}, and this "
-                f"one {own.quantised}"
-            )
         base = arm.base() if operation == "ensemble" else arm.base_in_floats()
         check_same_base(base, folder / TRAINED)
         yield load_arm(base, folder)
@@ -240,9 +231,3 @@ def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:
     """
     layers = [layer.interpolation for layer in expanded_layers(model) if layer.interpolation is not None]
     return batches if batches and any(layer.per_token for layer in layers) else None
-
-
-def _config_of(folder: Path) -> ExperimentConfig:
-    if not (folder / "trained").is_dir():
-        raise ConfigError(f"{folder} is not the folder of a trained arm: RUN/arms/NAME-LR, with `trained` in it")
-    return run_config(folder.parent.parent)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
+from experiments.common.errors import DamagedError
+from experiments.common.files import read_json, read_note, write_json, write_text
+from experiments.common.hashing import file_digest
+from experiments.common.owner import other_than, owner_of
 from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites.instructions import InstructionSuite
 from experiments.evaluation.suites.kept import KeptSuite
 from experiments.evaluation.suites.lm_eval import HarnessSuite
 from experiments.evaluation.suites.new_task import NewTaskSuite
 from experiments.records import Record
-from experiments.reporting.table import Table
+from experiments.reporting.table import Row, Table
 from experiments.scorecard.pairing import pair_records
 
 ANSWERS = ("kept", "instructions")  # suites of what the base knew
@@ -22,6 +28,7 @@ WORDS = {(True, False): "lost", (False, True): "won", (True, True): "kept"}  # r
 LONGEST = 70  # characters of a cell
 HEAD = ("arm", "turned", "task", "question", "right", "before", "after")
 FILE = "answers.json"  # of a run: the table, which MLflow and the report of a study show too
+WRITTEN = "answers-written.json"  # digest of that file, and its run: MLflow's table has no place for more values
 Questions = Mapping[tuple[str, str, str, str], str]  # text by the key of a record
 
 
@@ -104,6 +111,26 @@ def turned_table(base: Sequence[Record], arms: Mapping[str, Sequence[Record]], q
     if not rows:
         return None
     return Table("Answers that turned", HEAD, tuple(rows), rule(lost))
+
+
+def write_turned(folder: Path, table: Table) -> None:
+    """Write the table to a run's folder, and the digest that `read_turned` compares."""
+    write_text(folder / FILE, json.dumps({"columns": table.head, "data": table.rows}))
+    write_json(folder / WRITTEN, {"digest": file_digest(folder / FILE), "owner": owner_of(folder)})
+
+
+def read_turned(folder: Path) -> list[Row]:
+    """Return the rows of a run's table; none without it. Raises DamagedError if it is not as this run wrote it.
+
+    Earlier versions noted no digest.
+    """
+    noted, file = read_note(folder / WRITTEN), folder / FILE
+    rows = read_json(file).get("data", [])
+    if not file.is_file() or not noted:
+        return list(rows)
+    if noted.get("digest") != file_digest(file) or other_than(noted.get("owner", {}), owner_of(folder)):
+        raise DamagedError(f"{file} was changed, or is of another run: delete it, and run the same config again")
+    return list(rows)
 
 
 def rule(lost: int) -> str:

@@ -151,7 +151,8 @@ class BaseFolder:
 
     def _with(self) -> dict[str, str]:
         """Return what last digits depend on, and which may be another one when the next model is measured."""
-        return {name: str(self.cache.key[name]) for name in ("torch", "transformers", "device")}
+        key = self.cache.key
+        return {name: str(key[name]) for name in ("torch", "transformers", "device", "gpu") if name in key}
 
     def _say_changed(self, say: Callable[[str], None]) -> None:
         """Warn that the base was measured by other libraries, or on another device, than models are now."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from experiments.common.files import read_note, write_bytes, write_text
+from experiments.common.files import read_note, write_bytes
 from experiments.common.printable import escaped
 from experiments.records import ArmResult
 from experiments.reporting.answers import FILE as ANSWERS
-from experiments.reporting.answers import question_texts
+from experiments.reporting.answers import question_texts, write_turned
 from experiments.reporting.differences import JSON
 from experiments.reporting.page import image_bytes, inline_svg
 from experiments.reporting.plots.caption import asked_in
@@ -73,7 +73,7 @@ def _write_answers(folder: Path, table: Table | None) -> list[str]:
     """Write the answers that turned for MLflow and for the report of a study. Returns the name of the file."""
     if table is None:
         return []
-    write_text(folder / ANSWERS, json.dumps({"columns": table.head, "data": table.rows}))
+    write_turned(folder, table)
     return [ANSWERS]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from experiments.common.commands import command
 from experiments.common.errors import RunError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.printable import escaped
@@ -48,6 +49,8 @@ def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -
     with _tracked(config, folder, session) as run:
         if changed := run.changed_versions():
             session.say(f"this run began with {changed}: its arms may differ for that")
+        if session.parent is None and (why := session.tracker.send_missing(folder)):
+            session.say(f"MLflow lacks runs of arms that are finished ({why}); to send them: {command('sync', folder)}")
         shared = SharedBase(session.tracker, run)
         prepared = inputs.measured(folder, session.say, shared, functools.partial(_measured_by_all, processes))
         processes.send(BaseReady())

@@ -65,12 +65,17 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
 
 def unused_fields(config: ExperimentConfig) -> list[str]:
     """Describe the fields without effect, one line each, except settings of suites (a study has its base's)."""
-    return [*_data(config), *_training(config), *(fault for arm in config.arms for fault in _arm(arm))]
+    kept = [config.evaluation.settings("kept").idle] if "kept" in config.evaluation.suites else []
+    idle = (f"evaluation.suites.{one}" for one in filter(None, kept))
+    return [*_data(config), *_training(config), *idle, *(fault for arm in config.arms for fault in _arm(arm))]
 
 
 def _data(config: ExperimentConfig) -> Iterator[str]:
     data = config.data
-    replays = data.replay or any(arm.replay for arm in config.arms)
+    shares = [data.replay if arm.replay is None else arm.replay for arm in config.arms]
+    replays = any(shares) or (config.grows and data.replay)  # arms that come later have the share of the experiment
+    if data.replay and not config.grows and all(arm.replay is not None for arm in config.arms):
+        yield "data.replay has no effect, since each arm sets its own replay: leave it out, or take it from an arm"
     if data.old and not replays and not any(arm.build().reads_old for arm in config.arms):
         yield "data.old is read by no arm: give data.replay, the share of its tokens, or leave it out"
     if data.choose is not None and not replays:

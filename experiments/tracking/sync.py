@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from experiments.common.errors import TrackingError
+from experiments.common.files import read_note, write_json
 from experiments.tracking.client import download_model
 from experiments.tracking.journal import journals
 from experiments.tracking.models import TRAINED, model_ids
@@ -49,6 +50,27 @@ def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Pa
         except Exception as error:
             outcomes[path] = f"not sent: {last_line(error)}"
     return outcomes
+
+
+def send_missing(store: TrackingStore, folder: Path, running: Collection[str]) -> str:
+    """Deliver the ended journals at or below a run's folder whose runs the store lacks. Returns why it cannot.
+
+    The store may be another one at the same place, since somebody deleted mlflow.db. running: ids of journals that are
+    delivered already.
+    """
+    for journal in journals(folder):
+        if journal.id in running or not journal.ended():
+            continue
+        file = journal.folder / "mlflow.json"
+        noted = read_note(file).get("run_id")
+        own = noted is not None and journal.known_as(noted)
+        try:
+            run_id = deliver(store, journal, look=True).run_id
+        except Exception as error:
+            return last_line(error)
+        if own and run_id != noted:  # reports link to it
+            write_json(file, {"run_id": run_id})
+    return ""
 
 
 def download(source: str, root: Path, name: str = TRAINED, to: Path | None = None) -> Path:

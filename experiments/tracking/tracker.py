@@ -32,6 +32,7 @@ from experiments.tracking.reap import reap, sweep_root
 from experiments.tracking.run import Run
 from experiments.tracking.senders import CHAIN
 from experiments.tracking.store import TrackingStore, last_line
+from experiments.tracking.sync import send_missing
 from experiments.tracking.system import system_metrics
 from experiments.tracking.uri import page
 
@@ -155,6 +156,12 @@ class Tracker:
             sweep_root(self.root)
             return [] if self.delivery.message else reap(self.store, self.root, START_SECONDS)
         return []
+
+    def send_missing(self, folder: Path) -> str:
+        """Send the ended runs at or below a folder that a store which answers lacks. Returns why it cannot."""
+        if self.delivery.message:
+            return ""  # the user was warned, and `sync` sends all later
+        return send_missing(self.store, folder, {run.journal.id for run in self._open})
 
     @property
     def serves_ui(self) -> bool:

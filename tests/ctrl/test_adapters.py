@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -43,3 +44,21 @@ def test_prompts_in_front_are_said_to_stay_on() -> None:
         warnings.simplefilter("error")
         with adapted.disable_adapter(), ctrl.pretrained(adapted):
             pass
+
+
+@pytest.mark.parametrize("end", ["merge_and_unload", "unload"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_what_trained_before_an_adapter_and_nothing_else_trains_after_it(end: str, copied: bool) -> None:
+    """Parts of copies that the user had frozen trained again, and parts of the base that trained did not."""
+    model: Any = disturbed(interpolation="dlerpin")
+    for one in (1, 2):
+        for name, parameter in model.named_parameters():
+            if "expanded.mlp" in name or name.startswith("lm_head"):
+                parameter.requires_grad_(name.startswith("lm_head") or one == 2)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        adapted = get_peft_model(model, LoraConfig(r=one, target_modules=["q_proj"]))
+        assert not trained & {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if copied:
+            adapted.base_model.model = copy.deepcopy(model)
+        model = getattr(adapted, end)()
+        assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +211,65 @@ def test_a_config_without_a_model_is_refused(tmp_path: Path, wrong: dict[str, An
     file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
     with pytest.raises(ctrl.CheckpointError, match=r"no model can be built from .*config\.json .*: download it again"):
         ctrl.load_published(tmp_path)
+
+
+def damaged(folder: Path) -> str:
+    """Say how an export answers: which model it is, or why it is refused."""
+    try:
+        return f"alpha {ctrl.describe(ctrl.load_published(folder))[0].alpha:.1f}"
+    except ctrl.CheckpointError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("sizes", [("60KB", "60KB"), ("60KB", "5GB"), ("5GB", "60KB")])
+def test_an_export_that_is_killed_over_an_older_one_is_no_mix(
+    sizes: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each file that is written, renamed or removed: the older is whole, or the folder is refused."""
+    old, new = (disturbed(interpolation="lerp", alpha_start=alpha) for alpha in (0.2, 0.8))
+    ctrl.export_published(old, tmp_path / "old", max_shard_size=sizes[0])
+    found = []
+    steps = {"replace": os.replace, "unlink": Path.unlink}
+    for killed in itertools.count():
+        folder, left = tmp_path / str(killed), [killed]
+        shutil.copytree(tmp_path / "old", folder)
+
+        def step(name: str, left: list[int] = left) -> Any:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+                return steps[name](*args, **kwargs)
+
+            return run
+
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", step("replace"))
+            patch.setattr(Path, "unlink", step("unlink"))
+            ctrl.export_published(new, folder, max_shard_size=sizes[1])
+        found.append(damaged(folder))
+        assert not (folder / ".export.part").exists()
+        if left[0] >= 0:
+            break
+    assert found[0] == "alpha 0.2"
+    assert found[-1] == "alpha 0.8"
+    assert len(found) > 3
+    assert all("cannot read" in one and "config.json" in one for one in found[1:-1])
+    files = {path.name for path in folder.iterdir()}
+    ctrl.export_published(new, tmp_path / "alone", max_shard_size=sizes[1])
+    assert files == {path.name for path in (tmp_path / "alone").iterdir()}
+
+
+def test_a_full_disk_leaves_the_older_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ctrl.export_published(disturbed(alpha_start=0.2), tmp_path)
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+
+    def full(state: Any, folder: Path, **options: Any) -> None:
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ctrl.published.save_torch_state_dict", full)
+    with pytest.raises(OSError, match="No space left"):
+        ctrl.export_published(disturbed(alpha_start=0.8), tmp_path)
+    assert damaged(tmp_path) == "alpha 0.2"
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine"

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 import ctrl
 from ctrl.checkpoint import read_tensors
 from ctrl.interpolation import INTERPOLATIONS
+from ctrl.layer import expanded_layers
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 from tests.helpers.trainers import tokenizer
 
@@ -165,6 +166,22 @@ def test_a_save_that_was_killed_between_two_files_is_refused(
     if what == "control":
         (tmp_path / "control_config.json").write_text(new)
         assert ctrl.load(base, tmp_path)(IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("what", ["ends", "base.frozen"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_two_saves_of_one_expansion_differ_in_is_compared_too(what: str, first: int, tmp_path: Path) -> None:
+    """Where generation stops, and what does not train: of a later save into the same folder."""
+    model, config = disturbed(), []
+    for one in (first, 1 - first):
+        model.generation_config.eos_token_id = [7, 9] if one and what == "ends" else 2
+        frozen = one == 1 and what == "base.frozen"
+        expanded_layers(model)[0].expanded.mlp.requires_grad_(not frozen)
+        ctrl.save(model, tmp_path)
+        config.append((tmp_path / "control_config.json").read_text())
+    (tmp_path / "control_config.json").write_text(config[0])
+    with pytest.raises(ctrl.CheckpointError, match=rf"are of two saves: {what} is .*Save the model again"):
+        ctrl.load(tiny(), tmp_path)
 
 
 def test_wrong_shapes_are_named(tmp_path: Path) -> None:

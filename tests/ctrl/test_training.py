@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import types
 import warnings
 from pathlib import Path
@@ -164,22 +165,22 @@ def collected_decoder(model: Any) -> Any:
         return decoder(model)
 
 
-@pytest.mark.parametrize("copied", [False, True])
+def pickled(model: Any) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+def copied_in_a_wrapper(model: Any) -> Any:
+    return copy.deepcopy(torch.nn.Sequential(model))[0]
+
+
+@pytest.mark.parametrize("moved", [lambda model: model, copy.deepcopy, pickled, copied_in_a_wrapper])
 @pytest.mark.parametrize(("run", "divergence"), [(own_forward, "mse"), (collected_decoder, "mse"), (decoder, "none")])
-def test_a_training_is_looked_at_however_it_runs_the_model(run: Any, divergence: str, copied: bool) -> None:
+def test_a_training_is_looked_at_however_it_runs_the_model(run: Any, divergence: str, moved: Any) -> None:
     model = expanded(divergence=divergence)
-    model = (copy.deepcopy(model) if copied and run is not decoder else model).train().requires_grad_()
+    model = moved(model).train().requires_grad_()
+    assert model.control.owner() is model
     with pytest.warns(UserWarning, match="18 weights of the pretrained layers"):
         run(model)
-
-
-def test_a_later_training_of_a_compiled_model_is_looked_at_too() -> None:
-    """The gradient that shows a lost divergence was looked at in the first training alone."""
-    model = expanded().train()
-    for _ in range(2):
-        model.to("cpu")
-        with pytest.warns(UserWarning, match="leaves out divergence='mse'"):
-            (0 * model.control.marked(torch.ones(()))).backward()
 
 
 def test_compiled_passes_are_not_searched_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,34 @@ class Broken:
         return fail
 
 
+class LosesAnswers:
+    """A client whose store does each thing, and whose first answer to it is lost, as with a gateway that says 502.
+
+    Arguments tell things apart; those of MLflow's own classes by what they hold.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self.client, self.asked = client, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        def once_lost(*args: Any, **kwargs: Any) -> Any:
+            answer, call = getattr(self.client, name)(*args, **kwargs), repr((name, _held(args), _held(kwargs)))
+            if call not in self.asked:
+                self.asked.add(call)
+                raise OSError("502 Bad Gateway")
+            return answer
+
+        return once_lost
+
+
+def _held(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _held(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_held(item) for item in value]
+    return _held(vars(value)) if hasattr(value, "__dict__") else value
+
+
 def serve(root: Path, port: int) -> subprocess.Popen[bytes]:
     """A real server on its own store; returns when it answers."""
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}

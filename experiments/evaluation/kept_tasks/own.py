@@ -59,6 +59,12 @@ class KeptFile(Section):
     def task(self) -> str:
         return self.name or re.sub(r"[^\w. -]", "_", Path(self.path).stem)
 
+    @property
+    def has_options(self) -> bool:
+        """Whether its questions are multiple choice. Raises ConfigError if the file cannot be used."""
+        grader = self._source().grader
+        return grader is not None and grader.by_choice
+
     def digest(self) -> str:
         """Return sixteen hex digits that change when the questions change."""
         return self._source().digest()

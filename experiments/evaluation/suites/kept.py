@@ -64,6 +64,16 @@ class KeptSuite(Suite):
         def files(self) -> tuple[KeptFile, ...]:
             return tuple(one for one in self.tasks if isinstance(one, KeptFile))
 
+        @property
+        def idle(self) -> str:
+            """Say that `generated` has no effect, if no question has options; else nothing. Reads files for that."""
+            if not self.generated or any(isinstance(one, str) or one.has_options for one in self.tasks):
+                return ""
+            return (
+                "kept.generated has no effect: replies are read for options, which no kept task has; leave it out (a "
+                "file without a column options is answered by replies anyway)"
+            )
+
         @field_validator("items", mode="before")
         @classmethod
         def _number_or_all(cls, value: Any) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.common.errors import DamagedError
-from experiments.common.files import read_json
-from experiments.reporting.answers import FEW, FILE, HEAD, MANY, SHOWN, rule
+from experiments.reporting.answers import FEW, FILE, HEAD, MANY, SHOWN, read_turned, rule
 from experiments.reporting.table import Row, Table
 from experiments.reporting.text import label
 from experiments.studies.selection import ReportRow
@@ -25,20 +23,26 @@ def answers_table(arms: Sequence[ReportRow], root: Path) -> Table | None:
     trained = [arm for arm in arms if not arm.result.operation]
     some = trained[:MOST]
     most = {"lost": SHOWN if len(some) <= MANY else FEW, "won": FEW}
-    rows = [(arm.name, *row) for arm in some for kind in most for row in _turned(arm, root, kind)[: most[kind]]]
+    found = {arm.name: _turned(arm, root) for arm in some}
+    rows = [
+        (name, *row) for name, own in found.items() for kind, n in most.items()
+        for row in [row for row in own or [] if row[0] == kind][:n]
+    ]  # fmt: skip
     if not rows:
         return None
     note = rule(most["lost"])
+    if changed := [name for name, own in found.items() if own is None]:
+        note += f" Without {', '.join(changed)}: {FILE} is not as the run wrote it."
     note += " Of the first seed." if any(len(arm.runs) > 1 for arm in some) else ""
     note += f" The first {MOST} of {len(trained)} arms." if len(trained) > MOST else ""
     return Table("Answers that turned", HEAD, tuple(rows), note)
 
 
-def _turned(arm: ReportRow, root: Path, kind: str) -> list[Row]:
-    """Return the rows of a run's table of one kind, without the name of the arm."""
+def _turned(arm: ReportRow, root: Path) -> list[Row] | None:
+    """Return the rows of a run's table, without the name of the arm; None if it is damaged."""
     run = arm.runs[0]
     own = label(result_of(run))
-    with contextlib.suppress(DamagedError):  # the tables of figures have their own checks
-        rows = read_json(root / str(run["folder"]) / FILE).get("data", [])
-        return [tuple(row[1:]) for row in rows if row[:2] == [own, kind]]
-    return []
+    try:
+        return [tuple(row[1:]) for row in read_turned(root / str(run["folder"])) if row[0] == own]
+    except DamagedError:  # the tables of figures have their own checks
+        return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import write_bytes, write_text
+from experiments.common.own_files import is_own
 from experiments.common.printable import csv_cell
 from experiments.common.progress import duration
 from experiments.studies.locks import public_values
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from experiments.studies.queue import Store
 
 FORMATS = (".csv", ".parquet", ".json")
+FIRST = ["trial", "state", "feasible"]  # columns of every export
+MARKS = {".csv": rf"\A{','.join(FIRST)},", ".json": r'\A\{\s*"study": \{'}  # of earlier exports
 
 
 def frame(store: Store) -> pd.DataFrame:
@@ -39,9 +42,14 @@ def frame(store: Store) -> pd.DataFrame:
 
 
 def export(store: Store, path: Path) -> int:
-    """Write the trials; returns how many. JSON holds whole trajectories too. Raises ConfigError for another ending."""
+    """Write the trials; returns how many. JSON holds whole trajectories too. An earlier export is replaced.
+
+    Raises ConfigError for another ending, and for a file that is no export.
+    """
     if path.suffix not in FORMATS:
         raise ConfigError(f"cannot export to {str(path)!r}: its name must end in {', '.join(FORMATS)}")
+    if not _is_export(path):
+        raise ConfigError(f"{path} is there and is no export of a study: choose another name, or move that file away")
     path.parent.mkdir(parents=True, exist_ok=True)
     trials = store.trials()
     if path.suffix == ".json":
@@ -56,6 +64,18 @@ def export(store: Store, path: Path) -> int:
             table[name] = table[name].map(str, na_action="ignore")  # a column of Parquet has one type
         write_bytes(path, table.to_parquet(index=False))
     return len(trials)
+
+
+def _is_export(path: Path) -> bool:
+    """Whether a file may be replaced: an earlier export wrote it, or it is not there."""
+    if path.suffix != ".parquet" or not path.is_file():
+        return is_own(path, MARKS.get(path.suffix, ""))
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_schema(path).names[: len(FIRST)] == FIRST or not path.stat().st_size
+    except pyarrow.ArrowException:
+        return not path.stat().st_size
 
 
 def status_text(store: Store, root: Path) -> str:

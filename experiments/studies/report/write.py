@@ -89,13 +89,18 @@ def write_study_report(store: Store, root: Path, folder: Path) -> Path:
 
 
 def _write_files(store: Store, root: Path, folder: Path, arms: Sequence[ReportRow], drawn: Sequence[Picture]) -> None:
-    """Write the pictures, table.csv and, in a folder of its own, the trials and the YAML without a password."""
+    """Write the pictures, table.csv and, in a folder of its own, the trials and the YAML without a password.
+
+    The YAML is first: after a kill the same command knows the folder as its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    copy = folder.resolve() != study_folder(root, store.config.name).resolve()
+    if copy:
+        write_text(folder / "study.yaml", public_yaml(store.config))
     for picture in drawn:
         write_bytes(folder / f"{picture.name}.png", image_bytes(picture.figure, "png"))
     write_text(folder / "table.csv", _csv(arms))
-    if folder.resolve() != study_folder(root, store.config.name).resolve():
-        write_text(folder / "study.yaml", public_yaml(store.config))
+    if copy:
         write_trials(store.config, store.trials(), root, folder)
 
 

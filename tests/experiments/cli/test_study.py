@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from experiments.cli import main as cli
+from experiments.cli.study import PICTURES
 from experiments.common.commands import command, program
 from experiments.common.files import write_json
 from experiments.studies import launch
@@ -129,9 +131,20 @@ def test_a_report_sends_its_own_files_and_replaces_none_of_others(
     assert cli.main(line) == 2
     assert "has a table.csv of its own, which the report would replace: name another" in capsys.readouterr().err
     (out / "table.csv").unlink()
+    for name in ("report.md", "report.html", "forgetting.png", "slice-1.png", "trials.tar.xz"):
+        (out / name).write_text("# Mine\nBrackets: 95 % intervals.", encoding="utf-8")  # as a run's report
+        assert cli.main(line) == 2
+        assert f"has a {name} of its own, which the report would replace" in capsys.readouterr().err
+        (out / name).unlink()
     SENT.clear()
     for _ in range(2):  # the second finds the first one's YAML
         assert cli.main(line) == 0
     assert {"report.html", "report.md", "table.csv"} <= set(SENT)
     assert not {"salaries.csv", "README.md", "me.png"} & set(SENT)
-    assert {path.name for path in out.glob("*.png")} - {"me.png"} <= set(SENT)
+    pictures = {path.name for path in out.glob("*.png")} - {"me.png"}
+    assert pictures <= set(SENT)
+    assert all(re.fullmatch(PICTURES, name) for name in pictures)
+    (out / "study.yaml").write_text((out / "study.yaml").read_text().replace("trials: 1", "trials: 9"))
+    assert cli.main(line) == 0, "more trials were added meanwhile"
+    (out / "study.yaml").write_text("name: tiny\n", encoding="utf-8")
+    assert cli.main(line) == 2, "the report of another study"

@@ -44,6 +44,12 @@ def test_plain_values_are_read_as_they_were_written() -> None:
     assert load_yaml(dump_yaml({"numbers": numbers})) == {"numbers": numbers}
 
 
+def test_a_list_at_two_places_is_written_twice() -> None:
+    rates, part = [0.001], {"layers": 8}
+    text = dump_yaml([{"rates": rates, "control": part}, {"rates": rates, "control": part}], short=True)
+    assert text == 2 * "- rates: [0.001]\n  control: {layers: 8}\n"
+
+
 def test_a_file_by_path_or_by_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = tmp_path / "shipped"
     (shipped / "more").mkdir(parents=True)

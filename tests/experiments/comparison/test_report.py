@@ -18,7 +18,8 @@ from tests.helpers.planted_run import ARMS
 @pytest.mark.slow
 def test_files_hold_the_figures_of_the_table(run: Path, tmp_path: Path, page: bool) -> None:
     result = compare(read_runs([str(run)]), draws=200)
-    path = write_comparison(result, tmp_path, page)
+    write_comparison(result, tmp_path, page)
+    path = write_comparison(result, tmp_path, page)  # in place of the earlier one
     text = path.read_text(encoding="utf-8")
     assert path.name == ("compare.html" if page else "compare.md")
     assert ("data:image/svg+xml;base64," in text) == page
@@ -35,9 +36,20 @@ def test_a_page_replaces_no_table_or_picture_of_others(run: Path, tmp_path: Path
     result, out = compare(read_runs([str(run)]), draws=200), tmp_path / "results.html"
     (tmp_path / "results.csv").write_text("mine", encoding="utf-8")
     with pytest.raises(
-        CompareError, match=r"get its name too, and results\.csv would be replaced: choose another name"
+        CompareError, match=r"have one name, and results\.csv would be replaced, which no comparison wrote: choose"
     ):
         write_comparison(result, out)
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
     (tmp_path / "results.csv").unlink()
     assert write_comparison(result, out) == write_comparison(result, out) == out
+
+
+def test_a_comparison_replaces_no_file_of_others(run: Path, tmp_path: Path) -> None:
+    result = compare(read_runs([str(run)]), draws=200)
+    for ending in (".md", ".html", ".csv", ".png"):
+        mine = tmp_path / f"compare{ending}"
+        mine.write_text("# My notes\n# Runs on their common items\n", encoding="utf-8")
+        with pytest.raises(CompareError, match=rf"compare\{ending} would be replaced, which no comparison wrote"):
+            write_comparison(result, tmp_path, page=ending == ".html")
+        assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+        mine.unlink()

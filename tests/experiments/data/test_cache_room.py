@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import sqlite3
 import time
 from pathlib import Path
 
 import pytest
 
+from experiments.common.files import write_json, write_text
 from experiments.data.cache_room import in_use, prune
 from experiments.data.files import LocalFile
+from experiments.data.items import Item
+from experiments.data.stored import Found, packed, stored
 from experiments.data.token_cache import TokenCache
 from tests.helpers.question_files import write
 
@@ -108,3 +114,54 @@ def test_tables_and_tokens_are_in_use_while_they_are_open(tmp_path: Path, monkey
     del source, tokens
     assert len(prune(0, 0)) == 2
     assert LocalFile(path=str(file)).digest() == digest
+
+
+def test_entries_of_earlier_versions_age_from_when_they_are_found(tmp_path: Path) -> None:
+    """They had no mark, so none was ever deleted. What only looks like one is of somebody else."""
+    made = write_entries(tmp_path)
+    for path in (*made, *(others := look_alikes(tmp_path))):
+        os.utime(path, (0, 0))
+    assert prune() == []
+    for path in made:
+        assert time.time() - Path(f"{path}.used").stat().st_mtime < 60
+        then = time.time() - 31 * 86400
+        os.utime(f"{path}.used", (then, then))
+    assert sorted(prune()) == sorted(made)
+    assert prune(0, 0) == []
+    assert all(path.exists() and not Path(f"{path}.used").exists() for path in others)
+
+
+def write_entries(folder: Path) -> list[Path]:
+    """A table and tokens as the cache writes them, without their marks."""
+    cache = TokenCache(folder / "tokens" / "0123456789abcdef.db")
+    assert cache.base is not None
+    cache.base.close()
+    cache.in_use.close()
+    table = stored("fedcba9876543210", [Found([packed(Item("1 + 1 =", "2"))], [])], False)
+    table.in_use.close()
+    made = [cache.path, table.folder]
+    del table
+    for path in made:
+        Path(f"{path}.used").unlink()
+    return made
+
+
+def look_alikes(folder: Path) -> list[Path]:
+    """Files of others: of other names, or of the same form of name with something else inside."""
+    note = {"examples": 1, "digest": "x"}
+    for name, files in {
+        "sales": {**dict.fromkeys(("rows.arrow",), "")},
+        "0" * 16: {"a.csv": "1"},
+        "1" * 16: {},
+    }.items():
+        for file, text in files.items():
+            write_text(folder / "tables" / name / file, text)
+        (folder / "tables" / name).mkdir(exist_ok=True)
+    write_json(folder / "tables" / ("2" * 16) / "note.json", note)
+    for file in ("rows.arrow", "mine.txt"):
+        write_text(folder / "tables" / ("2" * 16) / file, "")
+    write_text(folder / "tokens" / f"{'3' * 16}.db", "no database")
+    with contextlib.closing(sqlite3.connect(folder / "tokens" / f"{'4' * 16}.db")) as base:
+        base.execute("CREATE TABLE mine (x)")
+    found = [*(folder / "tables").iterdir(), *(folder / "tokens").iterdir()]
+    return [path for path in found if re.fullmatch(r"(\d)\1+(\.db)?|sales", path.name)]

@@ -73,6 +73,14 @@ def places(base: str, root: Path, /, precision: Precision = FP32, **changes: Any
     return {name: cache.place(suite) for name, suite in suites.suites.items()}
 
 
+def test_results_of_another_gpu_are_others(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for own in ({}, {"gpu": "L4"}, {"gpu": "A100"}):
+        monkeypatch.setattr("experiments.evaluation.cache.gpu_of", lambda model, own=own: own)
+        found.append(places(base, tmp_path)["kept"])
+    assert len(set(found)) == 3
+
+
 @pytest.mark.parametrize(
     ("other", "counts"),
     [

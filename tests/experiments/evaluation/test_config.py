@@ -42,7 +42,7 @@ DRIFT = SUITES["drift"].Settings(replies=3)
     [
         {"suites": ["new", "drift"], "replies": 3},
         {"suites": {"new": None, "drift": {"replies": 3}}},
-        {"suites": {"new": {}, "drift": {"replies": 99}}, "replies": 3},  # a flat key replaces the field
+        {"suites": {"new": {}, "drift": {"replies": 3}}, "replies": 3},
         {"suites": ["new", {"drift": {"replies": 3}}]},
     ],
 )

@@ -9,11 +9,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.cli.run import overrides
 from experiments.common.errors import ConfigError
-from experiments.common.yaml_values import load_yaml, set_field
+from experiments.common.yaml_values import load_yaml
 from experiments.config import load_config, parse_config, set_value
 from experiments.evaluation.flat_keys import FLAT, replaces
 from experiments.evaluation.suites import SUITES
+from experiments.measure.config import measure_config
 from tests.helpers.one_arm import ARMS, config_of
 
 
@@ -132,8 +134,37 @@ def test_flat_values_come_back_from_both_forms(values: dict[str, Any]) -> None:
         assert parse_config(plain).digest() == config.digest()
     for key in {*FLAT, "every"} & values.keys() - {"lm_eval"}:  # as an older study sets them
         again = config_of({}).to_dict() if "lm_eval" not in values else config.to_dict()
-        set_field(again, f"evaluation.{key}", values[key])
+        set_value(again, f"evaluation.{key}", values[key])
         assert parse_config(again).to_flat()["evaluation"][key] == values[key]
+
+
+@pytest.mark.parametrize("key", sorted(FLAT))
+def test_two_names_of_one_field_with_two_values_are_refused(key: str) -> None:
+    """In a file, also one that `--set` changes elsewhere, and on the command line."""
+    suite, *field = FLAT[key]
+    name = field[0] if field else "limit"
+    values: dict[str, Any] = {"name": "x", "arms": ARMS}
+    values["evaluation"] = {"suites": ["new", {suite: {name: 1}}], key: 2 if field else {name: 2}}
+    flat_key = key if field else f"{key}.{name}"
+    said = rf"{flat_key}=2 and suites\.{suite}\.{name}=1 are two names of one field: leave one out"
+    with pytest.raises(ConfigError, match=rf"evaluation: {said}"):
+        parse_config(values)
+    with pytest.raises(ConfigError, match=said):
+        set_value(values, "evaluation.every", 5)
+    both = [f"evaluation.{flat_key}=2", f"evaluation.suites.{suite}.{name}=1"]
+    for first, second in (both, both[::-1]):
+        with pytest.raises(ConfigError, match=f"--set {second} replaces --set {first.partition('=')[0]}: leave one"):
+            overrides([first, second])
+    if not field:
+        return  # `--set lm_eval.limit` is one name in a measurement
+    with pytest.raises(ConfigError, match=rf"--set {suite}\.{name} replaces --set {flat_key}: leave one out"):
+        measure_config("m", changes={flat_key: 2, f"{suite}.{name}": 1})
+
+
+def test_a_list_of_suites_may_follow_a_flat_key_on_the_command_line() -> None:
+    values = overrides(["evaluation.kept_items=50", "evaluation.suites=[kept]"])
+    config = load_config("quickstart", values).evaluation
+    assert (config.suites, config.settings("kept").items) == (("kept",), 50)
 
 
 def test_every_setting_of_earlier_versions_has_its_place() -> None:

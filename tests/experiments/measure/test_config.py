@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from experiments.common.errors import ConfigError
 from experiments.data.files import LocalFile
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
-from experiments.measure.config import DEFAULT, measure_config
+from experiments.measure.config import DEFAULT, devices, measure_config
 from tests.helpers.byte_level import byte_tokenizer
 
 
@@ -147,3 +148,29 @@ def test_texts_that_are_cut_are_said(tmp_path: Path) -> None:
     assert said == [
         "source texts: 2 of 3 measured texts are longer than 512 tokens, and only their beginnings are measured"
     ]
+
+
+@pytest.mark.parametrize(
+    ("device_map", "known"),
+    [("cuda:2", True), ("cuda", True), ("cuda:3", False), ("xpu:0", False), ("mps", False), ("meta", False),
+     ("cpu", True), ("cpu:0", True), ("auto", True)],
+)  # fmt: skip
+def test_a_device_that_the_machine_lacks_is_named(
+    device_map: str, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config.json of the base was blamed."""
+    monkeypatch.setattr("experiments.measure.config.devices", lambda: {"cpu": 1, "cuda": 3})
+    if known:
+        assert measure_config("m", device_map=device_map).device_map == device_map
+        return
+    said = f"device_map: '{device_map}' is no device of this machine, which has cpu, cuda:0 to cuda:2: name one of"
+    with pytest.raises(ConfigError, match=said):
+        measure_config("m", device_map=device_map)
+
+
+@pytest.mark.parametrize(("kind", "count"), [(None, 0), ("cuda", 2)])
+def test_devices_of_this_machine(kind: str | None, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = torch.device(kind) if kind else None
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+    assert devices() == {"cpu": 1, **({kind: count} if kind else {})}

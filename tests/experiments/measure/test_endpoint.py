@@ -22,6 +22,10 @@ from tests.helpers.reply_server import ReplyServer, of_model, reply, serving
 SECRET = "sk-not-for-others"
 
 
+def choice(message: dict[str, Any], **more: Any) -> Any:
+    return 200, {"choices": [{"message": message, **more}]}, {}
+
+
 def test_a_question_is_asked_greedily_and_a_think_block_is_no_part_of_the_reply(echo: ReplyServer) -> None:
     one = Endpoint.opened(echo.address)
     assert one.reply("what?", 7) == "WHAT?"
@@ -78,6 +82,13 @@ def test_a_server_that_is_busy_is_asked_again(fault: Any, echo: ReplyServer) -> 
         ((200, {"choices": []}, {}), "does not speak the OpenAI protocol: its answer has no message", 1),
         ((200, [1], {}), "does not speak the OpenAI protocol", 1),
         ((200, {"choices": [{"message": {"content": 7}}]}, {}), "does not speak the OpenAI protocol", 1),
+        (
+            choice({"content": None, "tool_calls": [{"function": {"name": "add"}}]}),
+            "into its field tool_calls: the te",
+            1,
+        ),
+        (choice({"content": "I ask:", "tool_calls": [{"id": "1"}]}), "start the server without a parser of calls", 1),
+        (choice({"content": "", "function_call": {"name": "add"}}), "into its field function_call", 1),
     ],
 )
 def test_a_server_without_a_reply_is_no_wrong_answer(answer: Any, match: str, asked: int, echo: ReplyServer) -> None:
@@ -85,6 +96,27 @@ def test_a_server_without_a_reply_is_no_wrong_answer(answer: Any, match: str, as
     with pytest.raises(EndpointError, match=match):
         Endpoint.opened(echo.address).reply("what?", 3)
     assert len(echo.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("message", "ended", "text", "warned"),
+    [
+        ({"content": None, "refusal": "I cannot."}, "stop", "I cannot.", False),
+        ({"content": None}, "content_filter", "", True),
+        ({"content": None, "reasoning_content": "so ..."}, "stop", "", True),
+        ({}, None, "", True),
+        ({"content": None, "reasoning_content": "so ..."}, "length", "", False),  # it thought to the last token
+        ({"content": ""}, "stop", "", False),
+        ({"content": "yes", "tool_calls": [], "refusal": None}, "stop", "yes", False),
+    ],
+)
+def test_a_reply_without_a_text_is_said_unless_it_was_cut(
+    message: Any, ended: str | None, text: str, warned: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    answers = httpx.MockTransport(lambda request: httpx.Response(200, json=choice(message, finish_reason=ended)[1]))
+    assert Endpoint("http://x/v1", "m", httpx.Client(transport=answers)).reply("what?", 3) == text
+    said = f"gave a reply whose content is null (finish_reason {ended}): it counts as an empty reply"
+    assert [said in str(one.message) for one in recwarn] == [True] * warned
 
 
 def test_a_terminal_obeys_no_codes_of_a_server() -> None:
@@ -215,7 +247,7 @@ def test_a_server_that_keeps_thoughts_apart_may_have_no_token_left_for_the_reply
     base, changes = model_folder(tmp_path / "base"), {**SMALL, "kept.tasks": ["capitals"]}
     settings: dict[str, Any] = {"suites": ["kept"], "changes": changes, "precision": "fp32"}
     message = {"role": "assistant", "content": None, "reasoning_content": "The user asks for"}
-    with serving(lambda body: (200, {"choices": [{"message": message}]}, {})) as server:
+    with serving(lambda body: (200, {"choices": [{"message": message, "finish_reason": "length"}]}, {})) as server:
         found = measure(base, [f"r1={server.address}"], root=tmp_path / "mlruns", say=lambda text: None, **settings)
     (said,) = (note for note in found.report.notes if "thoughts" in note)
     assert said.startswith("r1: 5 of 5 free replies say nothing, or are cut off in their thoughts, and count as wrong:")

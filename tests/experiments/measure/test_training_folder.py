@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock, Timeout
 
 from experiments.common.errors import ConfigError
@@ -21,6 +24,7 @@ from experiments.measure.training_folder import (
     said_other,
     said_replaced,
 )
+from experiments.models.precision import gpu_of
 from experiments.records import Record, write_records
 from tests.helpers.measured import tiny_model
 
@@ -69,6 +73,24 @@ def test_a_training_that_goes_on_says_what_else_differs_from_its_base() -> None:
     said = said_other({"with": {**libraries(model), "torch": "1.0", "device": "cuda"}}, model)
     assert said.startswith("the base was measured with torch 1.0, and torch is ")
     assert "; device cuda, and device is cpu here: figures may differ for that alone" in said
+
+
+def test_another_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its model decides on last digits too; an earlier version noted the kind of device alone."""
+    model: Any = SimpleNamespace(
+        device=torch.device("cuda:1"),
+        parameters=lambda: [SimpleNamespace(device=torch.device("cuda", i)) for i in (1, 0, 1)],
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda one: "A100" if one.index else "L4")
+    noted = libraries(model)
+    assert noted["gpu"] == "A100, L4"
+    assert gpu_of(tiny_model()) == {}
+    before = {name: value for name, value in noted.items() if name != "gpu"}
+    assert [said_other({"with": known}, model) for known in (noted, before)] == ["", ""]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda one: "H200")
+    said = "the base was measured with gpu A100, L4, and gpu is H200 here: figures may differ for that alone"
+    assert said_other({"with": noted}, model) == said
+    assert "device cuda, and device is cpu here: fig" in said_other({"with": noted}, tiny_model())
 
 
 def test_measurements_that_a_new_training_replaces_are_said(tmp_path: Path) -> None:

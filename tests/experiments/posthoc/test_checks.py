@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ctrl.checkpoint import CONFIG_FILE
 from experiments.common.errors import ConfigError, RunError
+from experiments.common.yaml_values import dump_yaml
 from experiments.methods.saving import ADAPTER_CONFIG
 from experiments.posthoc.checks import as_printed, check_operation
 from experiments.posthoc.run import posthoc
 from experiments.soften.run import _points
+from tests.helpers.one_arm import ARMS
 
 KINDS = {"full": "model.safetensors", "control": CONFIG_FILE, "lora": ADAPTER_CONFIG}
 NAN, INF = float("nan"), float("inf")
@@ -54,6 +57,35 @@ def test_what_an_operation_cannot_do(arms: Path, operation: str, arm: str, alpha
 def test_other_arms_are_for_operations_of_several(arms: Path) -> None:
     with pytest.raises(ConfigError, match="which wise does not do: leave it out, or use task_vectors or ensemble"):
         posthoc(arms.parent, "full", 0.01, "wise", [0.5], [arms / "lora-0.01"])
+
+
+@pytest.mark.parametrize("operation", ["task_vectors", "ensemble"])
+def test_each_of_several_arms_is_another_trained_arm_of_the_same_base(arms: Path, operation: str) -> None:
+    """One that was named twice was measured, written, and refused afterwards."""
+    alphas = [] if operation == "ensemble" else [0.5]
+    values: dict[str, Any] = {"name": "x", "arms": ARMS}
+    (arms.parent / "config.yaml").write_text(dump_yaml(values))
+    (arms.parent / "link").symlink_to(arms / "full-0.01")
+    elsewhere = arms.parent / "other" / "arms" / "full-0.01"
+    (elsewhere / "trained").mkdir(parents=True)
+    (elsewhere.parents[1] / "config.yaml").write_text(dump_yaml({**values, "base_model": "b"}))
+    (arms.parent / "no-arm").mkdir()
+    lora, control = arms / "lora-0.01", arms / "control-0.01"
+    for others, said in (
+        ([arms / "full-0.01"], r"full-0\.01 is full-0\.01, the arm of --arm: each arm counts once"),
+        ([lora, arms.parent / "link"], r"link is full-0\.01, the arm of --arm"),
+        (
+            [lora, control, arms / "." / "lora-0.01"],
+            r"lora-0\.01 is named twice: each arm counts once, so leave it out",
+        ),
+        ([arms.parent / "no-arm"], "is not the folder of a trained arm"),
+        ([lora, elsewhere], f"{operation} needs one base model, but .* was trained on 'b'"),
+    ):
+        before = sorted(arms.parent.rglob("*"))
+        with pytest.raises(ConfigError, match=said):
+            posthoc(arms.parent, "full", 0.01, operation, alphas, others)
+        assert sorted(arms.parent.rglob("*")) == before
+    check_operation(operation, arms / "full-0.01", alphas, [lora, control])
 
 
 @pytest.mark.parametrize("arm", ["../arms/full", "./full", "none"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +13,8 @@ from experiments.cli import main as cli
 from experiments.common.errors import ConfigError
 from experiments.posthoc.choice import RULE, Point, choose_alpha, mildest, standard_error
 from experiments.posthoc.run import posthoc
-from experiments.records import Estimate, Record, read_records, write_records
+from experiments.records import ArmResult, Estimate, Record, read_records, write_records
+from experiments.runs.result_file import write_result
 from experiments.scorecard.halves import even
 
 
@@ -74,3 +76,20 @@ def test_without_kept_tasks_nothing_is_chosen(run: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("experiments.posthoc.choice.score", lambda *args: {"gain": Estimate(0.0)})
     with pytest.raises(ConfigError, match="choosing an alpha needs a gain and kept tasks"):
         choose_alpha(run, results, [0.25, 0.75])
+
+
+@pytest.mark.parametrize(
+    ("figures", "chooses"), [(("gain", "nfr"), True), (("gain",), False), (("nfr", "kl"), False), ((), False)]
+)
+def test_what_a_choice_needs_is_looked_for_before_anything_is_measured(
+    figures: tuple[str, ...], chooses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = ArmResult("full", "full", 0.01, "finished", steps=1, scorecard={name: Estimate(0.5) for name in figures})
+    write_result(tmp_path / "arms" / "full-0.01", result)
+    asked: list[bool] = []
+    monkeypatch.setattr("experiments.posthoc.run.posthoc", lambda *args: asked.append(True) or [])
+    monkeypatch.setattr("experiments.reporting.tables.format_table", lambda results: "")
+    monkeypatch.setattr("experiments.posthoc.choice.choose_alpha", lambda *args: SimpleNamespace(text=lambda: ""))
+    call = ["posthoc", str(tmp_path), "--arm", "full-0.01", "--op", "wise", "--alphas", "0.25", "0.75", "--choose"]
+    assert cli.main(call) == (0 if chooses else 2)
+    assert asked == [True] * chooses

@@ -79,7 +79,10 @@ def test_a_base_that_other_libraries_measured_is_said(tmp_path: Path) -> None:
         ({}, ""),  # by an earlier version
         (cache.key, ""),
         ({**cache.key, "transformers": "5.0", "device": "cuda"}, "transformers 5.0, and transformers is 5.1 here; dev"),
+        ({**cache.key, "gpu": "L4"}, ""),
+        ({**cache.key, "gpu": "A100"}, "gpu A100, and gpu is L4 here"),
     ):
+        cache.key |= {"gpu": "L4"} if "gpu" in measured_with else {}
         lines: list[str] = []
         note(tmp_path, files=files, **({"with": measured_with} if measured_with else {}))
         base.measured(lines.append)

@@ -44,6 +44,23 @@ def test_a_choice_of_replayed_examples_needs_an_arm_that_replays() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shares", "unread"),
+    [
+        ((0.0, 0.0), ["data.replay", "data.old", "data.choose"]),  # nothing is replayed
+        ((0.1, 0.0), ["data.replay"]),
+        ((0.0, None), []),
+        ((None, None), []),
+    ],
+)
+def test_replay_of_arms_that_all_set_their_own(shares: tuple[float | None, ...], unread: list[str]) -> None:
+    data = {**OLD, "choose": {"by": "loss"}, "replay": 0.25}
+    arms = [{**ARM, "name": f"a{i}", "replay": share} for i, share in enumerate(shares)]
+    found = unused_fields(parse_config({"name": "x", "arms": arms, "data": data}))
+    assert [fault.split()[0] for fault in found] == unread
+    assert not unused_fields(parse_config({"name": "x", "arms": arms, "data": data, "grows": True}))  # arms may come
+
+
+@pytest.mark.parametrize(
     ("arm", "said"),
     [
         ({"method": "kl", "control": {"layers": 2}}, ""),  # said, not refused: ArmConfig.notes

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from experiments.tracking import delivery
+from experiments.tracking.senders import deliver
 from experiments.tracking.sync import download, sync
 from experiments.tracking.tracker import Tracker
-from tests.helpers.tracking_store import Broken, artifacts, everything, models, read, serve, stop
+from tests.helpers.tracking_store import Broken, LosesAnswers, artifacts, everything, models, read, serve, stop
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +42,41 @@ def test_what_the_store_misses_it_gets_on_its_return(root: Path, monkeypatch: py
     assert int(read(tracker, run).data.tags["tracking_faults"]) >= 1
     assert "note.txt" in artifacts(tracker, run)
     assert read(tracker, run).info.status == "FINISHED"
+
+
+def test_a_server_that_does_its_work_and_answers_502_has_everything_once(root: Path) -> None:
+    """Each request is done and reported as failed at first, so each is sent again."""
+    tracker = Tracker(root, "demo")
+    (root / "trained").mkdir(parents=True)
+    (root / "trained" / "weights").write_text("kept")
+    client = tracker.client
+    tracker.store._client = Broken(client)
+    options: dict[str, Any] = {"kind": "arm", "folder": root, "params": {"steps": 2}, "tags": {"a": "b"}}
+    unsent = pytest.warns(UserWarning, match="store is down")
+    with unsent, tracker.run("demo", **options) as run:
+        run.log_metrics({"loss": 1.0, "gain": 0.5}, 1)
+        run.log_text("kept", "note.txt")
+        run.log_model(root / "trained", "full", figures=["loss"], step=1)
+        run.log_metrics({"loss": 0.5}, 2)
+    tracker.store._client = unsure = LosesAnswers(client)
+    lost = 0
+    while lost < 200:
+        try:
+            deliver(tracker.store, run.journal)
+            break
+        except OSError:
+            lost += 1
+    assert lost == len(unsure.asked) > 10
+    tracker.store._client = client
+    [(info, params, tags, history, _, outputs)] = everything(tracker)
+    assert (info[1], params, tags["a"]) == ("FINISHED", {"steps": "2"}, "b")
+    assert {name: [value for _, _, value in points] for name, points in history.items()} == {
+        "loss": ["1.0", "0.5"],
+        "gain": ["0.5"],
+    }
+    [model] = models(tracker)
+    assert (model[1:4], outputs) == (("full", "READY", info[0]), [(model[0], 1)])
+    assert "note.txt" in artifacts(tracker, run)
 
 
 def test_a_store_that_hangs_does_not_hold_up_training(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.cli import main as cli
 from experiments.common.commands import command
 from experiments.common.errors import TrackingError
+from experiments.common.files import read_note, write_json
 from experiments.tracking.journal import Delivered, Journal
 from experiments.tracking.sync import sync
 from experiments.tracking.tracker import Tracker
@@ -105,6 +107,47 @@ def test_a_store_that_is_another_one_at_the_same_place_gets_everything(root: Pat
     assert (run.info.status, run.data.params) == ("FINISHED", {"steps": "3"})
     journal.note(Tracker(root, "demo").uri, Delivered("0" * 32, journal.size))  # of a store that is gone
     assert sync([tmp_path / "run"], root)[journal.path] == second
+
+
+def test_a_run_that_goes_on_sends_its_finished_parts_to_a_store_without_them(root: Path, tmp_path: Path) -> None:
+    """Somebody deleted mlflow.db: a finished run that was started again logged itself alone."""
+    folder, ids = tmp_path / "run", []
+    tracker = Tracker(root, "demo")
+
+    def opened(kind: str, place: Path, parent: str | None = None) -> Any:
+        file = place / "mlflow.json"
+        known = {"run_id": read_note(file).get("run_id"), "note": lambda run_id: write_json(file, {"run_id": run_id})}
+        return tracker.run(place.name, kind=kind, parent=parent, folder=place, **known)
+
+    for _ in range(3):  # the last finds everything there
+        with opened("experiment", folder) as parent:
+            for name in ("full", "control") if not ids else ():
+                with opened("arm", folder / "arms" / name, parent.id) as arm:
+                    arm.log_metrics({"loss": 1.5}, 7)
+            assert tracker.send_missing(folder) == ""
+            runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
+            assert set(runs) == {"run", "full", "control"}
+            for name in ("full", "control"):
+                assert runs[name].data.metrics["loss"] == 1.5
+                assert runs[name].data.tags["mlflow.parentRunId"] == parent.id == runs["run"].info.run_id
+                assert read_note(folder / "arms" / name / "mlflow.json")["run_id"] == runs[name].info.run_id
+        ids.append({run.info.run_id for run in runs.values()})
+        if len(ids) == 1:
+            for run_id in ids[0]:
+                tracker.client.delete_run(run_id)
+    assert not ids[0] & ids[1]
+    assert ids[1] == ids[2]
+
+
+def test_a_part_that_cannot_be_sent_is_said(root: Path, tmp_path: Path) -> None:
+    orphan = Journal.create(tmp_path / "run" / "arms" / "x", "arm-x")
+    orphan.append("start", name="x", experiment="demo", parent="f" * 32, run=None, tags={})
+    tracker = Tracker(root, "demo")
+    assert tracker.send_missing(tmp_path) == "", "it may still run"
+    orphan.append("end", status="FINISHED")
+    assert "the parent run ffff" in tracker.send_missing(tmp_path)
+    tracker.delivery.message = "the store does not answer"
+    assert tracker.send_missing(tmp_path) == ""
 
 
 def test_a_folder_without_a_journal_is_named_though_others_have_one(root: Path, tmp_path: Path) -> None:

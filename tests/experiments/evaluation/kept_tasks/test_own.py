@@ -13,7 +13,9 @@ from experiments.config import ExperimentConfig, parse_config
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.kept_tasks.own import KeptFile
 from experiments.evaluation.suites.kept import KeptSuite
+from experiments.measure.config import measure_config
 from experiments.records import Record
+from experiments.runs.unused import unused_fields
 from experiments.scorecard import aa_floor, scorecard
 from tests.helpers.option_scores import FP32
 from tests.helpers.question_files import write
@@ -157,3 +159,27 @@ def test_rows_of_one_question_with_other_options_are_said_to_be_lost(tmp_path: P
     assert lost.startswith("2 of its 9 rows are not measured: an earlier one asks the same, if with other options")
     assert some.startswith("4 of its 7 questions are measured")
     assert KeptFile(path=str(write(tmp_path / "plain.jsonl", EXAM))).notes() == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "idle"),
+    [((1,), False), ((2,), True), ((0, 2), False), ((1, 2), False), ((), False)],  # 0: built in, 1: with options
+    ids=str,
+)
+@pytest.mark.parametrize("generated", [True, False])
+def test_free_replies_need_questions_with_options(
+    parts: tuple[int, ...], idle: bool, generated: bool, folder: Path, base: str
+) -> None:
+    """Of others the reply is graded anyway, so the field did nothing."""
+    said = "kept.generated has no effect: replies are read for options, which no kept task has; leave it out"
+    tasks = [both(folder)[i] for i in parts]
+    own = {"tasks": tasks, "generated": generated} if tasks else {"generated": generated}
+    config = parse_config({**small_values(base), "evaluation": {"suites": {"kept": own}}})
+    found = unused_fields(config)
+    assert [one.startswith(f"evaluation.suites.{said}") for one in found] == [True] * (idle and generated)
+    changes = {"kept.generated": generated, **({"kept.tasks": tasks} if tasks else {})}
+    if idle and generated:
+        with pytest.raises(ConfigError, match=said):
+            measure_config("m", suites=["kept"], changes=changes)
+    else:
+        measure_config("m", suites=["kept"], changes=changes)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from experiments.records import ArmResult
-from experiments.reporting.answers import FEW, FILE, HEAD, SHOWN
+from experiments.reporting.answers import FEW, FILE, HEAD, SHOWN, WRITTEN, write_turned
+from experiments.reporting.table import Table
 from experiments.studies.report.answers import answers_table
 from experiments.studies.selection import ReportRow
 from experiments.studies.trials import Trial
@@ -23,7 +23,7 @@ def row(root: Path, name: str, lost: int = 9, operation: str = "", seeds: int = 
     rows += [["other 1e-3", "lost", "capitals", "not asked of this arm", "", "", ""]]
     folder = root / "runs" / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps({"columns": HEAD, "data": rows}))
+    write_turned(folder, Table("", HEAD, tuple(map(tuple, rows))))
     runs = [{"seed": seed, "folder": f"runs/{name}", "result": result.to_dict()} for seed in range(seeds)]
     return ReportRow(f"#0 {name}", Trial(0, "complete", {}, [1.0], "", 1, 1.0, True), runs, result, 1, True, False)
 
@@ -42,6 +42,30 @@ def test_many_arms_have_fewer_rows_each(tmp_path: Path) -> None:
     assert table is not None
     assert len(table.rows) == 20 * 2 * FEW
     assert "The first 20 of 25 arms." in table.note
+
+
+def test_a_table_that_was_changed_or_is_of_another_run_is_left_out_and_said(tmp_path: Path) -> None:
+    arms = [row(tmp_path, "full"), row(tmp_path, "control", lost=1)]
+    full, control = (tmp_path / "runs" / name for name in ("full", "control"))
+    whole = (full / FILE).read_text()
+    for text in (whole.replace("Rome", "Oslo"), (control / FILE).read_text(), whole[:-9]):
+        (full / FILE).write_text(text)
+        table = answers_table(arms, tmp_path)
+        assert table is not None
+        assert {cells[0] for cells in table.rows} == {"#0 control"}
+        assert f"Without #0 full: {FILE} is not as the run wrote it." in table.note
+    (full / FILE).write_text(whole)
+    (full / "sources.json").write_text('{"config": "of another run"}')
+    for name in (FILE, WRITTEN):  # of another run of the same arm
+        (full / name).write_bytes((control / name).read_bytes())
+    (full / WRITTEN).write_text((full / WRITTEN).read_text().replace('"owner": {}', '"owner": {"config": "x"}'))
+    assert "Without #0 full" in str(answers_table(arms, tmp_path))
+    (full / FILE).write_text(whole)
+    (full / WRITTEN).unlink()  # an earlier version
+    table = answers_table(arms, tmp_path)
+    assert table is not None
+    assert {cells[0] for cells in table.rows} == {"#0 full", "#0 control"}
+    assert "Without" not in table.note
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}"])

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from experiments.common.errors import ConfigError
 from experiments.records import ArmResult
 from experiments.studies import trial
 from experiments.studies.report.table import export, frame, progress_text, status_text
@@ -49,10 +50,26 @@ def test_files_of_trials_without_picks_or_with_what_is_no_number(tmp_path: Path)
     export(store, tmp_path / "t.json")
     read = json.loads((tmp_path / "t.json").read_text(), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert read["trials"][0]["runs"][0]["result"]["scorecard"]["kl"]["value"] is None
-    (tmp_path / "t.parquet").write_text("old")
-    export(store, tmp_path / "t.parquet")
+    for _ in range(2):  # an earlier export is replaced
+        export(store, tmp_path / "t.parquet")
     assert [file.name for file in tmp_path.glob("*.parquet*")] == ["t.parquet"]
     assert pd.read_parquet(tmp_path / "t.parquet")["pick/rate"].isna().tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.parquet"])
+def test_an_export_replaces_earlier_exports_and_no_other_file(name: str, tmp_path: Path) -> None:
+    store, path = open_store(tmp_path), tmp_path / name
+    for _ in range(2):  # also one without trials
+        export(store, path)
+    store.work(lambda number, picks, report: TrialOutcome([1.0]), quiet)
+    for _ in range(2):
+        assert export(store, path)
+    pd.DataFrame({"trial": [1], "mine": [2]}).to_parquet(tmp_path / "of-others.parquet")
+    for content in (b"my notes", b"trial,mine\n1,2\n", b'{"mine": 1}', (tmp_path / "of-others.parquet").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"{name} is there and is no export of a study: choose another name"):
+            export(store, path)
+        assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.json", "x.parquet"])
@@ -62,12 +79,13 @@ def test_a_full_disk_leaves_the_export_that_is_there(
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    (tmp_path / name).write_text("old")
     store = open_store(tmp_path)
+    export(store, tmp_path / name)
+    old = (tmp_path / name).read_bytes()
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         export(store, tmp_path / name)
-    assert (tmp_path / name).read_text() == "old"
+    assert (tmp_path / name).read_bytes() == old
 
 
 def test_status_counts_what_keeps_the_constraints(tmp_path: Path) -> None:
