@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 import uuid
@@ -21,7 +22,15 @@ from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
-from experiments.measure.training_folder import DIGESTS, NAME, check_records, check_settings, libraries, step_of
+from experiments.measure.training_folder import (
+    DIGESTS,
+    NAME,
+    check_records,
+    check_settings,
+    libraries,
+    measured_base,
+    step_of,
+)
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
@@ -30,6 +39,7 @@ from experiments.runs.baseline import headline, score
 from experiments.runs.result_file import RESULT, write_result
 from experiments.scorecard.figures import GAINS
 
+logger = logging.getLogger(__name__)
 BEST, NOTE = "best", "forgetting.json"
 Card = dict[str, Estimate]
 
@@ -194,6 +204,11 @@ class Watch:
 
     def write(self) -> None:
         write_result(self.arm, self.result())
+        if not measured_base(self.folder):
+            said = (
+                "%s was removed while the training ran: the base and earlier steps are in the callback's result alone"
+            )
+            logger.warning(said, self.folder)
 
 
 def _weights(config: MeasureConfig, model: PreTrainedModel) -> str:
