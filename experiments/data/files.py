@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ LARGE = 2**21  # bytes of tables that are read into memory; larger ones are kept
 PACKED = 4  # times that a compressed table is larger than its file, or more
 CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")  # what `datasets` writes next to a saved data set: map, filter
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+PART = re.compile(r"(.*\D|)(\d{5})-of-(\d{5})[^.]*(.*)")  # as the Hub and `datasets` name the parts of a split
 KINDS = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
 SOME = 5  # files that are named
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -178,12 +179,26 @@ def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
     if away := [file for file in data if file != path and leads_away(file, path)]:
         some = f"such as {away[0].relative_to(path)} to {away[0].resolve()}"
         yield f"{len(away)} of the files that are read are links out of {path}, {some}"
+    if path.is_dir():
+        yield from missing_parts(data)
     splits = sorted(set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES)))
     if len(splits) > 1:
         yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
     documents = [str(file.relative_to(path)) for file in data if _is_text(file)]
     if 0 < len(documents) < len(data):
         yield f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
+
+
+def missing_parts(files: Sequence[Path]) -> Iterator[str]:
+    """Say which parts of a split are not here, by the names of the others: of a download that was stopped, perhaps."""
+    here = defaultdict[tuple[Path, str, int, str], set[int]](set)
+    for file in files:
+        if part := PART.fullmatch(file.name):
+            here[file.parent, part[1], int(part[3]), part[4]].add(int(part[2]))
+    for (_, start, count, _), numbers in here.items():
+        if left := sorted({*range(count)} - numbers):
+            some = f"{start}{left[0]:05}-of-{count:05}"
+            yield f"{len(left)} of {count} parts of the data are not here, such as {some}: the others alone are read"
 
 
 def _words(file: Path) -> set[str]:

@@ -17,7 +17,7 @@ from experiments.common.section import later_field
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
 from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over, said_empty, words_of
-from experiments.data.files import CACHE, LocalFile
+from experiments.data.files import CACHE, LocalFile, missing_parts
 from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
 from experiments.data.source import Source, as_task, free
@@ -76,6 +76,8 @@ class HuggingFace(Columns):
     @property
     def notes(self) -> list[str]:
         unread = self.unread(self.loaded.column_names or (), self._place)
+        if Path(self.name).is_dir() and not self.files:
+            unread += missing_parts(sorted(Path(self.name).rglob("*")))
         if self.streaming:
             return unread
         faults, words = (self.table.faults, self.table.words) if self.table else self._usable[1:]
