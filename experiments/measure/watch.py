@@ -20,6 +20,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import PART, read_json, read_note, write_json
 from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.evaluation.suite import DrawnSuite, PreparedSuite
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
 from experiments.measure.training_folder import (
@@ -66,6 +67,38 @@ class Budget:
         self.spent, self.longest = self.spent + seconds, max(self.longest, seconds)
 
 
+@dataclass(frozen=True)
+class References:
+    """What suites compare models with, as files below `base`: once a whole model has trained, nobody computes it again.
+
+    files: digests by name, as they were noted.
+    """
+
+    folder: Path
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, suite: DrawnSuite) -> Path:
+        return self.folder / "base" / suite.name
+
+    def cleared(self, suites: Suites) -> References:
+        """Delete those of an earlier training, whose base may be another one."""
+        for suite in suites.suites.values():
+            shutil.rmtree(self.place(suite), ignore_errors=True)
+        return self
+
+    def digests(self, suites: Suites) -> dict[str, str]:
+        """Return the digests of the files by their names below `base`."""
+        places = [self.place(suite) for suite in suites.suites.values()]
+        files = [file for place in places for file in sorted(place.glob("*")) if file.suffix != ".lock"]
+        return {str(file.relative_to(self.folder / "base")): file_digest(file) for file in files}
+
+    def lost(self, suites: Suites) -> list[str]:
+        """Return the suites that compare with the base and whose files are gone or others, or were never written."""
+        here = self.digests(suites)
+        whole = {Path(name).parts[0] for name, digest in self.files.items() if here.get(name) == digest}
+        return [name for name, one in suites.suites.items() if not isinstance(one, PreparedSuite) and name not in whole]
+
+
 @dataclass(eq=False)
 class Watch:
     """What was measured of one training, on disk as it is here.
@@ -93,17 +126,19 @@ class Watch:
         model: PreTrainedModel,
         share: float,
         output: str = "",
+        trains_whole: bool = False,
     ) -> Watch:
         """Measure the base. Records of an earlier training in this folder are deleted, its best model is not.
 
-        output: the folder of the training, for `default_folder`.
+        output: the folder of the training, for `default_folder`. trains_whole: the base is gone after the first step,
+        so a training that goes on needs the `References` on disk.
         """
-        budget, precision = Budget(share), Precision(config.precision)
+        budget, precision, references = Budget(share), Precision(config.precision), References(folder).cleared(suites)
         (folder / "arms" / NAME / RESULT).unlink(missing_ok=True)
         for file in (folder / "arms" / NAME).glob("items-*.jsonl"):
             file.unlink()
         with budget.measuring():
-            evaluation = suites.prepare(model, precision)
+            evaluation = suites.prepare(model, precision, references if trains_whole else None)
             records = evaluation.evaluate(model, precision, progress=False)
         (folder / "arms" / NAME / DIGESTS).unlink(missing_ok=True)
         write_records(folder / "base" / ITEMS, records)
@@ -115,17 +150,25 @@ class Watch:
             **config.to_dict(),
         }
         note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex, "output": output}
-        note |= {"asked": asked(suites), "with": libraries(model)}
+        note |= {"asked": asked(suites), "with": libraries(model), "references": references.digests(suites)}
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget, training=note["training"])
 
     @classmethod
     def resumed(
-        cls, folder: Path, config: MeasureConfig, suites: Suites, model: PreTrainedModel, share: float, step: int
+        cls,
+        folder: Path,
+        config: MeasureConfig,
+        suites: Suites,
+        model: PreTrainedModel,
+        share: float,
+        step: int,
+        trains_whole: bool = False,
     ) -> Watch:
         """Read back what was measured up to the step at which a training goes on; what is later is deleted.
 
+        trains_whole: `model` is not the base any more. Suites whose `References` are lost are left out with a warning.
         Raises ConfigError if it was measured with other settings, DamagedError for records that are gone or others.
         """
         note = read_json(folder / "base" / STATE)
@@ -142,9 +185,14 @@ class Watch:
                 f"of the base's measurement in {folder}, so they would not compare: bring the old ones back, or take "
                 "another folder, ForgettingCallback(folder=...)"
             )
-        precision = Precision(config.precision)
-        evaluation = suites.prepare(model, precision, state=note["suites"])
-        records = read_records(folder / "base" / ITEMS)
+        precision, references = Precision(config.precision), References(folder, note.get("references", {}))
+        lost = references.lost(suites) if trains_whole else []
+        if lost:
+            said = "%s: not measured from step %d on, since %s has not kept what the base computed: measure checkpoints"
+            logger.warning(said, ", ".join(lost), step, folder)
+            suites = Suites({name: suite for name, suite in suites.suites.items() if name not in lost})
+        evaluation = suites.prepare(model, precision, references if trains_whole else None, note["suites"])
+        records = [record for record in read_records(folder / "base" / ITEMS) if record.suite not in lost]
         watch = cls(folder, config, evaluation, precision, records, Budget(share, float(note.get("seconds", 0.0))))
         watch.back_to(step)
         watch.points = {step_of(file): watch.card(read_records(file)) for file in watch.arm.glob("items-*.jsonl")}
