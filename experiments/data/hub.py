@@ -77,8 +77,7 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
-        folder = Path(self.name)
-        inside = () if self.files else sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+        inside = () if self.files else sorted(Path(self.name).rglob("*"))
         unread = [*missing_parts(inside), *self.unread(self.loaded.column_names or (), self._place)]
         unread += said_classes(self._read_features())
         if self.streaming:

@@ -120,14 +120,14 @@ class ForgettingCallback(TrainerCallback):
                 f"the training goes on at step {state.global_step}, so the model is not the base any more, and "
                 f"{folder} holds no measurement of it: name the base, ForgettingCallback(base=...)"
             )
-        base = load_base(self.base)[0] if self.base else model
+        base, whole = load_base(self.base)[0] if self.base else model, self.base is None and not _has_base(model)
         with nullcontext() if self.base else _as_base(model):
             if state.global_step and measured_base(folder):
-                self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
+                self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step, whole)
                 said = [said_other(read_note(folder / "base" / STATE), base)]
             else:
                 said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder, precision, model)
-                self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
+                self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output), whole)
                 said.append(said_moved(earlier, self._watch.base))
         for line in filter(None, said):
             logger.warning("%s", line)

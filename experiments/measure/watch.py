@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 import uuid
@@ -21,7 +22,16 @@ from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
-from experiments.measure.training_folder import DIGESTS, NAME, check_records, check_settings, libraries, step_of
+from experiments.measure.references import References
+from experiments.measure.training_folder import (
+    DIGESTS,
+    NAME,
+    check_records,
+    check_settings,
+    libraries,
+    measured_base,
+    step_of,
+)
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
@@ -30,6 +40,7 @@ from experiments.runs.baseline import headline, score
 from experiments.runs.result_file import RESULT, write_result
 from experiments.scorecard.figures import GAINS
 
+logger = logging.getLogger(__name__)
 BEST, NOTE = "best", "forgetting.json"
 Card = dict[str, Estimate]
 
@@ -83,17 +94,19 @@ class Watch:
         model: PreTrainedModel,
         share: float,
         output: str = "",
+        trains_whole: bool = False,
     ) -> Watch:
         """Measure the base. Records of an earlier training in this folder are deleted, its best model is not.
 
-        output: the folder of the training, for `default_folder`.
+        output: the folder of the training, for `default_folder`. trains_whole: the base is gone after the first step,
+        so a training that goes on needs the `References` on disk.
         """
-        budget, precision = Budget(share), Precision(config.precision)
+        budget, precision, references = Budget(share), Precision(config.precision), References(folder).cleared(suites)
         (folder / "arms" / NAME / RESULT).unlink(missing_ok=True)
         for file in (folder / "arms" / NAME).glob("items-*.jsonl"):
             file.unlink()
         with budget.measuring():
-            evaluation = suites.prepare(model, precision)
+            evaluation = suites.prepare(model, precision, references if trains_whole else None)
             records = evaluation.evaluate(model, precision, progress=False)
         (folder / "arms" / NAME / DIGESTS).unlink(missing_ok=True)
         write_records(folder / "base" / ITEMS, records)
@@ -105,17 +118,25 @@ class Watch:
             **config.to_dict(),
         }
         note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex, "output": output}
-        note |= {"asked": asked(suites), "with": libraries(model)}
+        note |= {"asked": asked(suites), "with": libraries(model), "references": references.digests(suites)}
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget, training=note["training"])
 
     @classmethod
     def resumed(
-        cls, folder: Path, config: MeasureConfig, suites: Suites, model: PreTrainedModel, share: float, step: int
+        cls,
+        folder: Path,
+        config: MeasureConfig,
+        suites: Suites,
+        model: PreTrainedModel,
+        share: float,
+        step: int,
+        trains_whole: bool = False,
     ) -> Watch:
         """Read back what was measured up to the step at which a training goes on; what is later is deleted.
 
+        trains_whole: `model` is not the base any more. Suites whose `References` are lost are left out with a warning.
         Raises ConfigError if it was measured with other settings, DamagedError for records that are gone or others.
         """
         note = read_json(folder / "base" / STATE)
@@ -132,9 +153,14 @@ class Watch:
                 f"of the base's measurement in {folder}, so they would not compare: bring the old ones back, or take "
                 "another folder, ForgettingCallback(folder=...)"
             )
-        precision = Precision(config.precision)
-        evaluation = suites.prepare(model, precision, state=note["suites"])
-        records = read_records(folder / "base" / ITEMS)
+        precision, references = Precision(config.precision), References(folder, note.get("references", {}))
+        lost = references.lost(suites) if trains_whole else []
+        if lost:
+            said = "%s: not measured from step %d on, since %s has not kept what the base computed: measure checkpoints"
+            logger.warning(said, ", ".join(lost), step, folder)
+            suites = Suites({name: suite for name, suite in suites.suites.items() if name not in lost})
+        evaluation = suites.prepare(model, precision, references if trains_whole else None, note["suites"])
+        records = [record for record in read_records(folder / "base" / ITEMS) if record.suite not in lost]
         watch = cls(folder, config, evaluation, precision, records, Budget(share, float(note.get("seconds", 0.0))))
         watch.back_to(step)
         watch.points = {step_of(file): watch.card(read_records(file)) for file in watch.arm.glob("items-*.jsonl")}
@@ -194,6 +220,11 @@ class Watch:
 
     def write(self) -> None:
         write_result(self.arm, self.result())
+        if not measured_base(self.folder):
+            said = (
+                "%s was removed while the training ran: the base and earlier steps are in the callback's result alone"
+            )
+            logger.warning(said, self.folder)
 
 
 def _weights(config: MeasureConfig, model: PreTrainedModel) -> str:

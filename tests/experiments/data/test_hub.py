@@ -22,8 +22,9 @@ class TestDatasets:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         data = tmp_path / "data"
         data.mkdir()
-        write(data / "train.jsonl")
+        write(data / "train-00000-of-00002.jsonl")
         source = HuggingFace(name=str(data), streaming=streaming, **COLUMNS)
+        assert source.notes[-1].startswith("1 of 2 parts of the data are not here, such as train-00001-of-00002")
         task = source.held_out(2, 0)
         assert isinstance(task, NewTask)
         drawn = [e for _, e in itertools.islice(source.stream(0, task.ids), 12)]

@@ -132,6 +132,20 @@ def test_a_training_that_goes_on_keeps_its_best_model_and_drops_what_came_later(
     assert not list(again.arm.glob("items-*"))
 
 
+def test_a_folder_that_was_removed_during_the_training_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(room.logger, "warning", lambda text, *args: said.append(text % args))
+    model, folder = tiny_model(), tmp_path / "measured"
+    watch = Watch.begun(folder, CONFIG, suites(), model, 1.0)
+    watch.write()
+    assert said == []
+    shutil.rmtree(folder)
+    watch.measure(2, model)
+    watch.write()
+    (line,) = said
+    assert line.startswith(f"{folder} was removed while the training ran")
+
+
 def test_a_training_does_not_go_on_with_another_template(tmp_path: Path) -> None:
     """Else what the template changes in its replies would count as forgotten or gained."""
     model = tiny_model()
