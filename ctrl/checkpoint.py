@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from ctrl.card import CARD_FILE, card, may_write
 from ctrl.changes import changed
 from ctrl.errors import CheckpointError, warn
-from ctrl.facts import description, ends
+from ctrl.facts import description
 from ctrl.fingerprint import rest_print
+from ctrl.generation import ends, padding, settings
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.mark import MARK, marked
 from ctrl.offloaded import in_memory
@@ -51,7 +52,8 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     sums = exact_sums(model)  # once: they read the whole base
     names = trained_names(model, sums)
     state = model.state_dict() if state_dict is None else state_dict
-    meta = {"format": FORMAT, **description(model, sums), "ends": ends(model)}
+    meta = {"format": FORMAT, **description(model, sums)}
+    meta |= {"ends": ends(model), "generation": settings(model), "pad": padding(model)}
     # not of what is saved whole: new rows of embeddings that trained may start with other values in each process
     meta["base"]["sums"] = {name: total for name, total in meta["base"]["sums"].items() if name not in names}
     meta["base"] |= {"rest": rest_print(model.control.samples, names), "own_head": own_head(model) is not None}
@@ -77,7 +79,8 @@ def refuse_base(folder: Path, base: str) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `base` (facts of the base model), `control` (the config) and `ends` (see `ends`; None in older folders).
+    """Read `base` (facts of the base model), `control` (the config), `ends`, `generation` and `pad` (see
+    `ctrl.generation`; None in older folders).
 
     Raises CheckpointError if that fails.
     """
@@ -96,7 +99,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         ):
             raise ValueError(f"base.dtype {base['dtype']!r} is no dtype of torch")
         known = None if meta.get("ends") is None else [int(end) for end in meta["ends"]]
-        return {"base": base, "control": meta["control"], "ends": known}
+        given = None if meta.get("generation") is None else {**meta["generation"]}
+        return {
+            "base": base, "control": meta["control"], "ends": known, "generation": given, "pad": meta.get("pad"),
+        }  # fmt: skip
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
 

@@ -18,9 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError, warn
+from ctrl.initial import warn_of_reference
 from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence, unpacked_ids
-from ctrl.reference import warn_of_reference
 from ctrl.training import check_gradients, reads_total, refuse_options, warn_of_unmarked_padding
 
 IN_THREADS = (
@@ -123,7 +123,7 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
     refuse_options(changed)
     if changed.args.n_gpu > 1:
         raise ConfigError(IN_THREADS)
-    warn_of_reference(expanded, getattr(changed, "ref_model", None))
+    warn_of_reference(expanded, changed, stacklevel=2)
     if not hasattr(changed.compute_loss, "without_divergence"):
         changed.compute_loss = _with_divergence(changed, changed.compute_loss)
         if hasattr(changed, "training_step"):  # a trainer of another kind may have none

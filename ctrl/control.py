@@ -5,25 +5,22 @@ A pass is never kept on a module or in `Control` itself: several threads may run
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import unserializable_hook
 
 from ctrl.config import ControlConfig
 from ctrl.errors import warn
 from ctrl.passes import ForwardPass
 from ctrl.structure import branch_kinds
+from ctrl.watch import DivergenceWatch, warn_also_compiled
 
-COLLECTED = "inside of ctrl.collect_divergence, with a loss to which nothing of it was added,"
 RECORDS = ("output_attentions", "output_router_logits")  # arguments of a pass
-UNUSED = "with a loss from the logits or the hidden states"  # cause of a warning
 
 
 class _OfThread(threading.local):
@@ -34,7 +31,7 @@ class _OfThread(threading.local):
 
 
 @dataclass
-class Control:
+class Control(DivergenceWatch):
     """Data that the model and its expanded layers share."""
 
     config: ControlConfig
@@ -52,6 +49,7 @@ class Control:
     watched: bool = False  # and watches its optimizer
     said: set[str] = field(default_factory=set, repr=False)  # see `say`
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
+    starts: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # see `ctrl.initial`
     warned: bool = False  # whether the user was warned of a training pass without its divergence
     waiting: list[Callable[[], None]] = field(default_factory=list, repr=False)  # see `watch`
     compared: bool = False  # whether ctrl.pretrained has looked for changed weights
@@ -92,7 +90,7 @@ class Control:
     def __getstate__(self) -> dict[str, Any]:
         self._warn_of_copying()
         here = dict.fromkeys(("log", "thread", "owner", "used"))  # the log and the passes are those of this process
-        empty: dict[str, Any] = {name: [] for name in ("alphas", "lasting", "references", "waiting")}
+        empty: dict[str, Any] = {n: [] for n in ("alphas", "lasting", "references", "starts", "waiting")}
         return {**vars(self), **here, **empty, "off": int(not self.enabled)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -140,54 +138,6 @@ class Control:
             self.thread.current.running = False
         self.thread.current = None
 
-    def watch(self, outputs: Iterable[Tensor], cause: str, divergence: Tensor | None = None) -> None:
-        """Warn if a backward pass reaches an output but not the divergence; None: it is in no loss.
-
-        A pass in eval mode may train too, which is not known before. After a backward pass that keeps its graph the
-        divergence may have one of its own, until the next pass of the model. For compiled passes with labels see
-        `marked`.
-        """
-        reached: list[bool] = []
-        if not self.may_warn() or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return
-        while self.waiting:
-            self.waiting.pop()()
-        may_follow = divergence is not None  # of which nothing is held: it would keep the graph
-
-        def check(kept: bool = False) -> None:
-            if kept and may_follow:
-                self.waiting.append(check)
-            elif not reached:
-                self.warn_of_loss_without(cause)
-
-        if divergence is not None and divergence.requires_grad:
-            divergence.register_hook(lambda _: reached.append(True))
-        for output in outputs:
-            if output.requires_grad:
-                output.register_hook(unserializable_hook(lambda _: _queue_callback(check, _keeps_graph())))
-
-    def watch_collected(self, current: ForwardPass, outputs: Iterable[Tensor]) -> None:
-        """Warn if a backward pass reaches an output of a collected pass, but none of its divergences."""
-        terms = list((current.divergences or {}).values())
-        if terms:  # all of them are in the mean
-            self.watch(outputs, COLLECTED, terms[0])
-
-    def look_from(self, device: torch.device) -> None:
-        """Prepare `marked` for a model on this device."""
-        self.used = None if device.type == "meta" else torch.zeros((), device=device, requires_grad=True)
-        if self.used is not None:
-            self.used.register_hook(unserializable_hook(functools.partial(_look, weakref.ref(self))))
-
-    def marked(self, loss: Tensor) -> Tensor:
-        """Return the loss of a compiled pass, from which `used` gets a gradient: 0 if the loss is not in the backward.
-
-        Hooks on what a compiled pass returns would break its graph. The first gradient tells it for all passes.
-        """
-        used = self.used
-        if used is None or used.device != loss.device or torch.compiler.is_exporting():
-            return loss
-        return loss + (used - used.detach()).to(loss.dtype)
-
     def say(self, message: str, stacklevel: int) -> None:
         """Warn once for each model of what may be found in each training, or each block."""
         if message not in self.said:
@@ -207,26 +157,11 @@ class Control:
         self.looked = self.watched = self.warned = self.seen = False
         self.unmasked = 0
 
-    def warn_of_loss_without(self, cause: str) -> None:
-        """Warn once of a training pass whose loss lacks the divergence. cause: what the caller did."""
-        if not self.may_warn():
-            return
-        if not torch.compiler.is_compiling():
-            self.warned = True  # while compiling it would be a reason to compile again
-        _warn(
-            f"a training pass {cause} leaves out divergence={self.config.divergence!r}: the model adds it only to the "
-            "loss that it computes itself (Trainer does not pass the labels on with label_smoothing_factor or "
-            "compute_loss_func; TRL's trainers and Liger run the decoder and the head themselves). With a trainer of "
-            "transformers or TRL call ctrl.attach(trainer) before trainer.train(). In a loop of your own: Pass the "
-            "labels to the model and use its loss, or add what ctrl.collect_divergence collects. If you want no "
-            "divergence, expand with divergence='none'"
-        )
-
     def warn_of_kept_activations(self) -> None:
         """Warn once of a training pass with a cache, in which no activations are computed again."""
         if self.config.checkpoint_pretrained and not self.told_of_cache:
             self.told_of_cache = True
-            _warn(
+            warn_also_compiled(
                 "checkpoint_pretrained has no effect in a training pass with a cache, which would be filled twice: "
                 "pass use_cache=False to the model, or set model.config.use_cache=False (Trainer does)"
             )
@@ -236,7 +171,7 @@ class Control:
         asked = [name for name in RECORDS if given.get(name, getattr(config, name, False))]
         if asked and self.enabled and not self.told_of_records and not torch.compiler.is_compiling():
             self.told_of_records = True
-            _warn(
+            warn_also_compiled(
                 f"{' and '.join(asked)}: of expanded layers the model returns those of the pretrained layers, and none "
                 "of the copies. To read them of what was trained, take the plain model of ctrl.merge_back (exact at "
                 "alpha=1), or hooks on the copies (layer.expanded)"
@@ -250,35 +185,3 @@ class Control:
                 "train them, the reference changes too. A copy.deepcopy of the reference has weights of its own",
                 stacklevel=3,
             )
-
-    def may_warn(self) -> bool:
-        return self.adds and self.enabled and not self.warned
-
-
-def _look(reference: weakref.ref[Control], gradient: Tensor) -> None:
-    """Warn if the loss of a compiled pass has no gradient, but something else that it returns has."""
-    control = reference()
-    if control is None:
-        return
-    control.look()  # no compiled pass did
-    if control.seen:
-        return
-    control.seen = True
-    if not gradient.any():
-        control.warn_of_loss_without(UNUSED)
-
-
-def _keeps_graph() -> bool:
-    """Whether the backward pass that runs leaves the graph for another one."""
-    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
-
-
-def _queue_callback(check: Callable[[bool], None], kept: bool) -> None:
-    """Call the function at the end of the backward pass that runs."""
-    torch.autograd.Variable._execution_engine.queue_callback(lambda: check(kept))
-
-
-@torch.compiler.assume_constant_result
-def _warn(message: str) -> None:
-    """Warn; torch.compile does it once, while it compiles."""
-    warn(message, stacklevel=5)

@@ -17,7 +17,7 @@ from ctrl.cache import add_paged_slots
 from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
-from ctrl.control import UNUSED, Control
+from ctrl.control import Control
 from ctrl.errors import ConfigError, warn
 from ctrl.facts import description
 from ctrl.fingerprint import rest_print
@@ -30,6 +30,7 @@ from ctrl.patches import CopiedAlone
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
 from ctrl.training import check_gradients, loss_is_a_mean, warn_of_unmarked_padding, warn_of_what_trains
+from ctrl.watch import UNUSED
 
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")

@@ -50,9 +50,3 @@ def buffer_types(model: nn.Module) -> list[str]:
     made = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
     found = [module._buffers[name] for module, name in made]
     return sorted({str(buffer.dtype) for buffer in found if buffer is not None and buffer.is_floating_point()})
-
-
-def ends(model: Any) -> list[int]:
-    """List the tokens at which `generate` stops: trainers add the end of turn of a chat template to those of a base."""
-    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return [] if known is None else [int(end) for end in (known if isinstance(known, list | tuple) else [known])]

@@ -97,7 +97,8 @@ def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
     exact = dtypes[0] == dtypes[1] or all(dtype in EXACT for dtype in dtypes)
     if all(prints) and exact:
         rests = [facts.get("rest") for facts in (saved, here)]
-        return prints[0] == prints[1] or (rests[0] is not None and rests[0] == rests[1])
+        # earlier versions left out the heads of masked language models, which they saved, where the rest is now
+        return prints[0] in (prints[1], rests[1]) or (rests[0] is not None and rests[0] == rests[1])
     there, here_parts = (facts.get("part_prints") or {} for facts in (saved, here))
     return False if any(there[part] != here_parts[part] for part in there.keys() & here_parts.keys()) else None
 

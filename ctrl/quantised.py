@@ -69,7 +69,17 @@ def keep_as_in_training(model: nn.Module) -> None:
     training would cut the gradients after it. Int8 of bitsandbytes, whose state notes the mode, follows it: on CPUs it
     rounds hidden states in eval mode alone, and the base does so too."""
     for module in filter(is_quantised_linear, model.modules()):
-        module.training |= not hasattr(getattr(module, "state", None), "is_training")
+        _keep_as_in_training(module)
+
+
+def run_as_in_training(model: nn.Module) -> None:
+    """As `keep_as_in_training`, for a plain model that shares the weights of one that trains, whatever mode is set."""
+    for module in filter(is_quantised_linear, model.modules()):
+        module.register_forward_pre_hook(_keep_as_in_training)
+
+
+def _keep_as_in_training(module: nn.Module, *_: Any) -> None:
+    module.training |= not hasattr(getattr(module, "state", None), "is_training")
 
 
 def refuse_repacked(model: nn.Module) -> None:

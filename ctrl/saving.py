@@ -24,8 +24,9 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError, warn
 from ctrl.expansion import take_off
-from ctrl.facts import base_facts, buffer_types, ends
+from ctrl.facts import base_facts, buffer_types
 from ctrl.fingerprint import fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
+from ctrl.generation import agree
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers, other_kinds
 from ctrl.model import expand
@@ -61,7 +62,8 @@ def load(
     kwargs: for the base's `from_pretrained`, if it is given by name (device_map, revision, quantization_config, ...).
         Its dtype is the one in training by default.
 
-    A base given by name stops generating at the tokens at which the saved model did (generation_config.eos_token_id).
+    A base given by name generates with the saved model's settings (generation_config): where replies end, and those
+    that are not transformers' defaults.
 
     If the base has the dtype of the base in training, every tensor gets the dtype in which it was saved. Otherwise it
     gets the dtype of this base, with a warning if that rounds. Raises CheckpointError, and leaves the base unchanged,
@@ -94,23 +96,8 @@ def load(
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in tensors and (name in frozen or name not in added):  # as it was at the save
             tensor.requires_grad_(name not in frozen)
-    _agree_on_ends(model, meta["ends"], named=not isinstance(base_model, nn.Module))
+    agree(model, meta, named=not isinstance(base_model, nn.Module))
     return model
-
-
-def _agree_on_ends(model: Any, saved: list[int] | None, named: bool) -> None:
-    """Let `generate` stop at the tokens at which it did; a base that the caller holds keeps its own, with a warning."""
-    here = ends(model)
-    if saved is None or set(saved) == set(here) or getattr(model, "generation_config", None) is None:
-        return
-    if named:
-        model.generation_config.eos_token_id = saved or None
-        return
-    warn(
-        f"the model was saved with generation_config.eos_token_id={saved}, this base has {here}: generate stops at "
-        f"other tokens. Set model.generation_config.eos_token_id = {saved or None} to get the saved model's replies",
-        stacklevel=3,
-    )
 
 
 def _check_finite(tensors: dict[str, Tensor], path: Path) -> None:

@@ -105,9 +105,10 @@ def select_layers(config: PreTrainedConfig, indices: Sequence[int]) -> None:
 
 def head_parameters(model: Any) -> dict[str, nn.Parameter]:
     """Return the parameters on top of the decoder that are no language model's: the `score` of a reward model or
-    classifier. They start at random on a pretrained decoder, so they train with the copies."""
+    classifier. They start at random on a pretrained decoder, so they train with the copies. A head that predicts
+    tokens is a language model's, also of a masked one (BERT's)."""
     decoder = model.base_model
-    if model.can_generate() or decoder is model:
+    if model.can_generate() or decoder is model or model.get_output_embeddings() is not None:
         return {}
     below = {id(parameter) for parameter in decoder.parameters()}
     named = model.named_parameters()

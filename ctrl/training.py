@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from ctrl.errors import ConfigError, warn
+from ctrl.initial import warn_of_reference
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.optimizers import watch_optimizers
 from ctrl.passes import ForwardPass
 from ctrl.post_norms import starting_norm
 from ctrl.precision import HALF
 from ctrl.sharded import sharded
-from ctrl.structure import dropout_in
+from ctrl.structure import dropout_in, head_parameters
 
 # what a forward calls that computes its loss, and how such a loss gets the total
 OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
@@ -35,7 +36,7 @@ def warn_of_what_trains(model: Any) -> None:
     PEFT's adapters on top have a warning of their own.
     """
     model.control.looked = True
-    _refuse_trainer_above()
+    _look_at_trainer_above(model)
     if not model.control.watched:
         model.control.watched = True
         watch_optimizers(model)
@@ -58,6 +59,7 @@ def warn_of_what_trains(model: Any) -> None:
     _warn_of_half_types(model)
     _warn_of_dropout(model)
     _warn_of_norms(model)
+    _warn_of_head(model)
     references = filter(None, (made() for made in model.control.references))
     shared = {id(p) for made in references for p in made.parameters()}
     if moving := [name for name, p in model.named_parameters() if p.requires_grad and id(p) in shared]:
@@ -133,6 +135,18 @@ def _warn_of_norms(model: Any) -> None:
         )
 
 
+def _warn_of_head(model: Any) -> None:
+    """Warn of a classifier's head that trains but is not new: from_pretrained notes what it found in the files."""
+    heads = head_parameters(model).items()
+    if kept := [name for name, p in heads if p.requires_grad and getattr(p, "_is_hf_initialized", False)]:
+        model.control.say(
+            f"the head ({kept[0]}) was loaded with the base, and trains with the copies as a new one does: "
+            "inside ctrl.pretrained it is as trained, so the model is not the base there. To keep the base's head "
+            f"call model.{kept[0].partition('.')[0]}.requires_grad_(False) after ctrl.expand",
+            stacklevel=5,
+        )
+
+
 def refuse_options(trainer: Any) -> None:
     """Raise ConfigError for a trainer (TRL's) that gives the model's parameters to a model without its copies.
 
@@ -150,11 +164,12 @@ def refuse_options(trainer: Any) -> None:
         )
 
 
-def _refuse_trainer_above() -> None:
-    """Call `refuse_options` for the trainer that runs this pass: it may not be attached."""
+def _look_at_trainer_above(model: Any) -> None:
+    """Look at the trainer that runs this pass, as `ctrl.attach` does: it may not be attached."""
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
-        refuse_options(frame.f_locals.get("self"))
+        refuse_options(trainer := frame.f_locals.get("self"))
+        warn_of_reference(model, trainer, stacklevel=6)
 
 
 def check_gradients(model: Any, *passes: ForwardPass) -> None:

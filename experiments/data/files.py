@@ -17,11 +17,12 @@ from experiments.common.files import leads_away, read_text
 from experiments.common.hashing import cache_stamp, short_digest
 from experiments.common.spread import spread
 from experiments.data.cells import BadRow, blank
-from experiments.data.columns import Columns, Usable, passed_over, said_empty
+from experiments.data.columns import Columns, Usable
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
 from experiments.data.stored import VERSION, Stored, stored
 from experiments.data.tables import OPENERS, READERS, is_compressed, kind, rows
+from experiments.data.unread import passed_over, said_empty, said_unread
 
 TABLES = tuple(READERS)
 TEXTS = (".txt", ".md", ".rst", ".py")
@@ -30,6 +31,7 @@ CARDS = ("readme", "license", "licence", "notice", "citation", "changelog", "con
 LARGE = 2**21  # bytes of tables that are read into memory; larger ones are kept on disk as they were read
 PACKED = 4  # times that a compressed table is larger than its file, or more
 CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")  # what `datasets` writes next to a saved data set: map, filter
+PART = re.compile(r"(.*?)[-_.]?(\d+)-of-(\d+)(.*)")  # of a table in parts: train-00000-of-00003.parquet
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 KINDS = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
 SOME = 5  # files that are named
@@ -69,8 +71,7 @@ class LocalFile(Columns, Finite):
 
     @property
     def notes(self) -> list[str]:
-        found, (first, *_) = self._found[1], self._files()[0]
-        return found if _is_text(first) else [*found, *self.unread(self._first(first), str(first))]
+        return self._found[1]
 
     @functools.cached_property
     def _found(self) -> tuple[Sequence[Example], list[str]]:
@@ -79,7 +80,7 @@ class LocalFile(Columns, Finite):
         table = self._table(files)
         if table:
             notes += [*passed_over(table.faults), *said_empty(table.words)]
-            return table, [*notes, *_repeated(table.repeated, len(table))]
+            return table, [*notes, *_repeated(table.repeated, len(table)), *said_unread(table.words)]
         found: list[Example] = []
         faults: list[str] = []
         words: Counter[str] = Counter()
@@ -92,7 +93,7 @@ class LocalFile(Columns, Finite):
             raise ConfigError(f"data file {self.path} is empty: there is nothing to train on")
         examples = tuple(dict.fromkeys(found))
         notes += [*passed_over(faults), *said_empty(words)]
-        return examples, [*notes, *_repeated(len(found) - len(examples), len(examples))]
+        return examples, [*notes, *_repeated(len(found) - len(examples), len(examples)), *said_unread(words)]
 
     def _table(self, files: Sequence[Path]) -> Stored | None:
         """Return the examples of large tables on disk; None for others, and if there is no room for them."""
@@ -181,9 +182,20 @@ def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
     splits = sorted(set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES)))
     if len(splits) > 1:
         yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
+    yield from missing_parts([str(file.relative_to(path)) for file in data if file != path])
     documents = [str(file.relative_to(path)) for file in data if _is_text(file)]
     if 0 < len(documents) < len(data):
         yield f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
+
+
+def missing_parts(files: Sequence[str]) -> Iterator[str]:
+    """Say which tables have fewer files than their names count, as after a download that was stopped."""
+    found: dict[tuple[str, int, str], set[int]] = {}
+    for start, number, count, end in (match.groups() for file in files if (match := PART.fullmatch(file))):
+        found.setdefault((start, int(count), end), set()).add(int(number))
+    for (start, count, end), numbers in found.items():
+        if len(numbers) < count:
+            yield f"parts of {start}{end} that are not there, and not read: {count - len(numbers):,} of {count:,}"
 
 
 def _words(file: Path) -> set[str]:

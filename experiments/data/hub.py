@@ -16,14 +16,15 @@ from experiments.common.hashing import file_stamp, json_digest, short_digest
 from experiments.common.section import later_field
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
-from experiments.data.columns import PART, BadRow, Chunk, Columns, passed_over, said_empty, words_of
-from experiments.data.files import CACHE, LocalFile
+from experiments.data.columns import PART, BadRow, Chunk, Columns
+from experiments.data.files import CACHE, LocalFile, missing_parts
 from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
 from experiments.data.source import Source, as_task, free
 from experiments.data.stored import VERSION, Found, Stored, stored
 from experiments.data.tables import Part, Row, filled
 from experiments.data.tested import TestSet
+from experiments.data.unread import passed_over, said_classes, said_empty, words_of
 from experiments.tracking.uri import without_password
 
 BUFFER = 1000  # rows that a streamed dataset is shuffled within
@@ -75,7 +76,10 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
-        unread = self.unread(self.loaded.column_names or (), self._place)
+        folder = Path(self.name)
+        inside = () if self.files else sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+        unread = [*missing_parts(inside), *self.unread(self.loaded.column_names or (), self._place)]
+        unread += said_classes(self._read_features())
         if self.streaming:
             return unread
         faults, words = (self.table.faults, self.table.words) if self.table else self._usable[1:]
@@ -192,6 +196,10 @@ class HuggingFace(Columns):
         rows = ((f"row {n}", self._cells(row)) for n, row in enumerate(self.loaded.select_columns(self._read), start=1))
         examples, faults, words = self.usable(rows, self._place)
         return self.loaded.select([number - 1 for number in examples]) if faults else self.loaded, faults, words
+
+    def _read_features(self) -> Mapping[str, Any]:
+        """The types of the columns that are read, as far as they are known."""
+        return {name: one for name, one in (self.loaded.features or {}).items() if name in self._read}
 
     @property
     def _read(self) -> list[str]:

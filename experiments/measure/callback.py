@@ -80,10 +80,9 @@ class ForgettingCallback(TrainerCallback):
             raise ConfigError(f"every={every}, budget={budget:g}: every is 1 or more, budget a share of time up to 1")
         if stop and not limits:
             raise ConfigError('stop=True needs limits, for example limits=["kl <= .1"]')
-        names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
-        few = {"kept.items": 50, "kept.aa_floor": False} if "kept" in names else {}
+        few = {"kept.items": 50, "kept.aa_floor": False} if "kept" in (suites or SUITES) else {}
         self.config: MeasureConfig = measure_config(
-            base or "", new, names, None, "fp32", seed, {**few, **(changes or {})}
+            base or "", new, suites, None, "fp32", seed, {**few, **(changes or {})}, default=SUITES
         )
         if self.config.evaluation.has_floor:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +16,7 @@ from experiments.data.base_text import BaseText
 from experiments.evaluation.evaluate import Suites
 from experiments.methods.config import ArmConfig
 from experiments.methods.low_rank import not_linear
-from experiments.models.positions import embedding_rows, positions
+from experiments.models.positions import embedding_rows, positions, trained_positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
 from experiments.training.arguments import missing_package
@@ -81,6 +82,19 @@ def check_suites(config: ExperimentConfig, model: PreTrainedModel, suites: Suite
             raise ConfigError(
                 f"evaluation.suites.{name}: its longest prompt and reply have {suite.longest} tokens, but "
                 f"{config.base_model} has {most} positions: ask for shorter ones, or leave the suite out"
+            )
+
+
+def beyond_training(config: ExperimentConfig, model: PreTrainedModel, suites: Suites) -> Iterator[str]:
+    """Say what reads more tokens at once than a model was trained with that computes positions, for any length."""
+    most = trained_positions(model) or math.inf
+    longest = {"data.length: rows": config.data.length}
+    longest |= {f"evaluation.suites.{name}: texts": suite.longest for name, suite in suites.suites.items()}
+    for what, tokens in longest.items():
+        if tokens > most:
+            yield (
+                f"{what} may have up to {tokens:,} tokens, and {config.base_model} was trained with {most:,} positions "
+                "(max_position_embeddings): it reads more, but has learned none of them"
             )
 
 

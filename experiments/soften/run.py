@@ -78,8 +78,9 @@ def soften(
     its figures are those of the other half.
     """
     only_one_process("softening")
-    names = list(suites) if suites else [*(["new"] if new else []), *SUITES]
-    config = measure_config(base, new, names, precision=precision, seed=seed, changes=changes, **settings)
+    config = measure_config(
+        base, new, suites, precision=precision, seed=seed, changes=changes, default=SUITES, **settings
+    )
     points, wanted = _points(alphas), read_conditions(conditions, config)
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')

@@ -54,7 +54,9 @@ def _replaced(study: StudyConfig) -> Iterator[str]:
             yield f"search: {later!r} replaces {first!r}"
     fixed = [d.path or key for key, d in study.search.items() if d.kind != "arms" and not getattr(d, "times", False)]
     for where, keys in {"overrides": study.overrides, **named}.items():
-        for first, later in _pairs(keys, fixed, of_one=False):
+        # the entry of a list that has no other, as of learning_rates, is all of it
+        whole = [f"{key}.0" if isinstance(value, list) and len(value) == 1 else key for key, value in keys.items()]
+        for first, later in _pairs(whole, fixed, of_one=False):
             yield f"search: {later!r} is set in each trial, which replaces {first!r} of {where}"
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-import pytest
 import torch
-from transformers import LlamaForSequenceClassification
 
 import ctrl
-from ctrl.facts import base_facts, buffer_types, description, ends
+from ctrl.facts import base_facts, buffer_types, description
 from tests.helpers.tiny_llama import disturbed, tiny
 
 
@@ -35,11 +32,3 @@ def test_its_sums_are_those_of_now_or_the_given_ones() -> None:
 def test_buffers_in_no_file_have_the_type_that_to_gives_them() -> None:
     assert buffer_types(tiny()) == ["torch.float32"]
     assert buffer_types(tiny().to(torch.bfloat16)) == ["torch.bfloat16"]
-
-
-@pytest.mark.parametrize(("given", "expected"), [(None, []), (3, [3]), ([3, 5], [3, 5]), ((5,), [5])])
-def test_the_ends_of_replies_are_a_list(given: Any, expected: list[int]) -> None:
-    model: Any = tiny()
-    model.generation_config.eos_token_id = given
-    assert ends(model) == expected
-    assert ends(LlamaForSequenceClassification(tiny().config)) == []

@@ -189,6 +189,19 @@ def test_the_layout_of_the_matrices_stays_that_of_training(expanded: Any) -> Non
 
 
 @pytest.mark.parametrize("expanded", ["full", "lora"])
+def test_a_reference_leaves_the_layout_of_the_matrices_that_it_shares(expanded: Any) -> None:
+    """It runs in eval mode, as trainers set it again: the copies then lost the gradients that pass frozen layers."""
+    base = build("llama")
+    replace_linears(base.model, FakeRepacked)
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=[0], expanded=expanded))
+    reference = ctrl.reference(model).eval()
+    with torch.no_grad():
+        reference.model(input_ids=IDS)
+    assert any(isinstance(module, FakeRepacked) for module in reference.modules())
+    assert not any(hasattr(parameter, "repacked") for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("expanded", ["full", "lora"])
 def test_matrices_that_compute_by_mode_are_those_of_the_base_in_each(expanded: Any) -> None:
     """Int8 of bitsandbytes on CPUs: in eval mode `ctrl.pretrained` once was a more exact model than the base."""
     base = build("llama")

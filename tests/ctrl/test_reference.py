@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import types
 import warnings
 from itertools import chain
 from pathlib import Path
@@ -163,24 +162,3 @@ def test_after_training_the_base_is_not_the_model_before(settings: dict[str, Any
         torch.optim.AdamW(copied, 1e-3).zero_grad()
         model(input_ids=IDS, labels=IDS).loss.backward()
         torch.optim.AdamW(copied, 1e-3).step()
-
-
-@pytest.mark.parametrize(
-    "case", ["by name", "not trained", "not trained, half", "not trained, other", "a copy", "merged", "ours", "none"]
-)
-def test_a_trainer_s_own_reference_is_the_model_before_training_or_it_is_said(case: str) -> None:
-    """TRL loads one by name: the base of copies that have trained, or of a merged model that is expanded again."""
-    new = case.startswith("not trained")
-    model: Any = ctrl.expand(tiny(), ctrl.ControlConfig(layers=2)) if new else expanded()
-    made = {"a copy": copy.deepcopy, "merged": ctrl.merge_back, "ours": ctrl.reference, "none": lambda _: None}
-    made |= {"not trained, other": lambda _: ctrl.merge_back(expanded()), "not trained, half": lambda _: tiny().half()}
-    given = made.get(case, lambda _: tiny())(model)
-    trainer = types.SimpleNamespace(
-        model=model, ref_model=given, compute_loss=lambda: None, args=types.SimpleNamespace(n_gpu=1)
-    )
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        ctrl.attach(trainer)
-    said = [str(w.message) for w in seen]
-    assert any("it is not the model as it is now" in one for one in said) == (case == "by name")
-    assert any("training does not start at the reference" in one for one in said) == (case == "not trained, other")

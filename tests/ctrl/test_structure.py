@@ -229,3 +229,25 @@ def test_a_language_model_s_head_stays_frozen() -> None:
     assert not head_parameters(tiny())
     assert not head_parameters(tiny().model)
     assert list(head_parameters(reward_model(1))) == ["score.weight"]
+
+
+def masked() -> Any:
+    torch.manual_seed(0)
+    return tf.BertForMaskedLM(tf.BertConfig(**SHAPE, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0)).eval()
+
+
+def test_the_head_of_a_masked_language_model_stays_frozen_too(tmp_path: Path) -> None:
+    """It is a pretrained one, next to embeddings that it shares. Folders of when it trained are still read."""
+    base, want = masked(), masked()(IDS).logits
+    model = ctrl.expand(base, ControlConfig(layers=2))
+    assert all("expanded" in name for name, p in model.named_parameters() if p.requires_grad)
+    earlier = masked()
+    earlier.get_output_embeddings = lambda: None
+    ctrl.expand(earlier, ControlConfig(layers=2))
+    for one in (model, earlier):
+        perturb(one)
+    with ctrl.pretrained(model):
+        assert torch.equal(model(IDS).logits, want)
+    assert not torch.equal(earlier.cls.predictions.bias, base.cls.predictions.bias)
+    ctrl.save(earlier, tmp_path)
+    assert torch.equal(ctrl.load(masked(), tmp_path)(IDS).logits, earlier(IDS).logits)

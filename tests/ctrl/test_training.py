@@ -183,15 +183,6 @@ def test_a_training_is_looked_at_however_it_runs_the_model(run: Any, divergence:
         run(model)
 
 
-def test_a_later_training_of_a_compiled_model_is_looked_at_too() -> None:
-    """The gradient that shows a lost divergence was looked at in the first training alone."""
-    model = expanded().train()
-    for _ in range(2):
-        model.to("cpu")
-        with pytest.warns(UserWarning, match="leaves out divergence='mse'"):
-            (0 * model.control.marked(torch.ones(()))).backward()
-
-
 def test_compiled_passes_are_not_searched_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A look at tokens breaks the graph, also in what `ctrl.collect_divergence` has collected."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
@@ -252,6 +243,22 @@ def test_a_head_that_starts_at_random_trains_in_the_base_s_type_and_is_said() ->
     model = ctrl.expand(base, ctrl.ControlConfig(layers=2)).train()
     with pytest.warns(UserWarning, match=r"1 weights train in torch.bfloat16 .first: score.weight"):
         model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+
+
+@pytest.mark.parametrize(("case", "said"), [("loaded", 1), ("frozen", 0), ("new", 0)])
+def test_a_head_that_was_loaded_and_trains_is_said_once(case: str, said: int, tmp_path: Path) -> None:
+    """A classifier that is trained on: its head is one of the base's, which ctrl.pretrained once was not then."""
+    tiny().save_pretrained(tmp_path)
+    kind = tf.LlamaForSequenceClassification
+    if case != "new":
+        kind.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    model = ctrl.expand(kind.from_pretrained(tmp_path), ctrl.ControlConfig(layers=1)).train()
+    model.score.requires_grad_(case != "frozen")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            model(input_ids=IDS, labels=torch.tensor([0, 1])).loss.backward()
+    assert sum("score.weight) was loaded with the base" in str(w.message) for w in seen) == said
 
 
 def collected_pass(model: Any, labels: Any, **batch: Any) -> None:

@@ -10,7 +10,6 @@ THINNED: dict[str, tuple[str, ...]] = {
         "test_every_family_comes_back",
         "test_every_variant_comes_back",
     ),
-    "ctrl/test_collect.py": ("test_a_loop_that_loses_the_divergence_is_told_once",),
     "ctrl/test_fingerprint.py": ("test_the_same_base_under_another_name_or_dtype_is_welcome",),
     "ctrl/test_interpolation.py": (
         "TestEveryInterpolation::test_equal_branches_pass_through_bit_for_bit",
@@ -43,6 +42,7 @@ THINNED: dict[str, tuple[str, ...]] = {
     ),
     "ctrl/test_streams.py": ("TestModels::test_the_divergence_is_the_mean_over_real_tokens",),
     "ctrl/test_swapping.py": ("test_unload_gives_the_base_back",),
+    "ctrl/test_watch.py": ("test_a_loop_that_loses_the_divergence_is_warned_once",),
     "ctrl/whole/test_attach.py": ("test_attached_sft_has_the_model_s_own_loss",),
     "ctrl/whole/test_families.py": (
         "TestCopies::test_deepcopy_after_a_pass_is_equal_and_independent",

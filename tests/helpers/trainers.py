@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
-from tests.helpers.tiny_llama import sequences, tiny
+from tests.helpers.tiny_llama import expanded, sequences, tiny
 
 Loss = Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 STEPS = 3
@@ -125,6 +125,13 @@ def fuse_head(model: Any) -> None:
     model.forward = types.MethodType(forward, model)
 
 
+def fused() -> Any:
+    """An expanded model with `fuse_head`."""
+    model = expanded()
+    fuse_head(model)
+    return model
+
+
 def fused_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The loss of a model with `fuse_head`."""
     loss: torch.Tensor = model(**batch, fused=True)
@@ -140,6 +147,9 @@ def logits_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross entropy of the logits, though the model gets the labels and computes its own loss."""
     logits, labels = model(**batch).logits[:, :-1], batch["labels"][:, 1:]
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+LOSSES: dict[str, Loss] = {"head": head_loss, "fused": fused_loss, "logits": logits_loss}  # without the divergence
 
 
 def grpo_trainer(model: Any, folder: Path, **settings: Any) -> Any:

@@ -122,7 +122,7 @@ def test_an_error_that_was_dealt_with_is_not_the_cause_of_a_later_one() -> None:
     assert of_the_machine(later) == ""
 
 
-def test_a_full_disk_is_told_from_other_faults() -> None:
+def test_a_full_disk_is_no_other_fault() -> None:
     assert disk_full(wrapped(OSError(errno.ENOSPC, "No space left on device")))
     assert disk_full(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3153216 vs 3153104"))
     assert not disk_full(MemoryError())

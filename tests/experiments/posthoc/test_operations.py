@@ -112,7 +112,7 @@ def test_a_run_is_found_from_its_own_folder(run: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(("error", "told"), [(ctrl.ConfigError, ConfigError), (FileNotFoundError, RunError)])
-def test_what_the_library_refuses_is_told(
+def test_what_the_library_refuses_is_said(
     run: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception], told: type[Exception]
 ) -> None:
     def refuse(*args: object) -> None:

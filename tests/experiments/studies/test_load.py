@@ -59,6 +59,15 @@ LAYERS, STEPS = "arms.0.control.layers", {"training.steps": {"kind": "choice", "
         ),
         (
             {
+                "search": {
+                    "m": {"kind": "arms", "arms": {"a": {"arms.0.learning_rates": [1e-5]}}},
+                    "arms.0.learning_rates.0": {"kind": "choice", "values": [1e-3, 1e-4]},
+                }
+            },
+            "'arms.0.learning_rates.0' is set in each trial, which replaces 'arms.0.learning_rates.0' of m, a",
+        ),
+        (
+            {
                 "search": {"arms.0.control": {"kind": "choice", "values": [{"layers": 4}]}},
                 "overrides": {"arms.0.control.interpolation": "slerp"},
             },

@@ -144,7 +144,7 @@ def test_trainers_closing_line_is_not_logged() -> None:
     assert seen == [(6, {"loss": 1.5, "epoch": 1.0})]
 
 
-def test_a_gradient_that_stays_exactly_0_is_told_once(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_gradient_that_stays_exactly_0_is_said_once(recwarn: pytest.WarningsRecorder) -> None:
     norms = [1.0, *[0.0] * 9, 0.5, *[0.0] * 30]
     watch = ZeroGradient("full 1e+06")
     for step, norm in enumerate(norms, start=1):

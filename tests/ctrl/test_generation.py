@@ -1,0 +1,78 @@
+"""ctrl.generation: a saved expansion generates as the model that was saved."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import LlamaForSequenceClassification
+
+import ctrl
+from ctrl.generation import ends, padding, settings
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
+
+SET = {"do_sample": True, "temperature": 0.5, "repetition_penalty": 1.5, "max_new_tokens": 7}
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, []), (3, [3]), ([3, 5], [3, 5]), ((5,), [5])])
+def test_the_ends_of_replies_are_a_list(given: Any, expected: list[int]) -> None:
+    model: Any = tiny()
+    model.generation_config.eos_token_id = given
+    assert ends(model) == expected
+    assert ends(LlamaForSequenceClassification(tiny().config)) == []
+
+
+def test_settings_of_generation_travel_with_the_copies(tmp_path: Path) -> None:
+    """They are in no other file of the folder, and merge_back and an export keep them."""
+    base, folder = tmp_path / "base", tmp_path / "trained"
+    tiny().save_pretrained(base)
+    model = disturbed()
+    assert settings(model) == settings(LlamaForSequenceClassification(tiny().config)) == {}
+    model.generation_config.update(**SET)
+    ctrl.save(model, folder)
+    assert settings(ctrl.load(base, folder)) == SET
+    with pytest.warns(UserWarning, match=r"saved with other settings of generation .*'temperature': 0.5"):
+        assert settings(ctrl.load(tiny(), folder)) == {}  # the caller's own
+    held: Any = tiny()
+    held.generation_config.update(**SET, top_k=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.load(held, folder)
+    held = tiny()
+    held.generation_config.update(**SET)
+    held.save_pretrained(base)
+    ctrl.save(disturbed(), folder)
+    assert settings(ctrl.load(base, folder)) == {}
+    file = folder / "control_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "generation": "cold"}))
+    with pytest.raises(ctrl.CheckpointError, match="not a control config"):
+        ctrl.load(base, folder)
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "generation"}))
+    assert settings(ctrl.load(base, folder)) == SET  # a folder from before
+
+
+@pytest.mark.parametrize("pad", [None, 0, 7])
+def test_a_classifier_s_padding_is_that_of_the_save_or_it_is_said(pad: int | None, tmp_path: Path) -> None:
+    """It reads the last token that is no padding. Scripts and Trainer set the tokenizer's, in memory alone."""
+
+    def made(token: int | None) -> Any:
+        model = LlamaForSequenceClassification(tiny().config)
+        model.config.pad_token_id = token
+        return model
+
+    base = made(7)
+    state = base.state_dict()
+    model = ctrl.expand(base, ctrl.ControlConfig(layers=1))
+    assert (padding(model), padding(tiny())) == (7, None)
+    ctrl.save(model, tmp_path)
+    other = made(pad)
+    other.load_state_dict(state, strict=False)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        loaded = ctrl.load(other, tmp_path)
+    assert any("model.config.pad_token_id = 7" in str(w.message) for w in seen) == (pad != 7)
+    loaded.config.pad_token_id = 7
+    assert (loaded.eval()(IDS).logits - model.eval()(IDS).logits).abs().max() == 0
