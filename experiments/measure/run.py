@@ -101,6 +101,8 @@ def measure(
             say(line)
         chosen = [by_replies_alone(model, session.suites) for model in chosen]
         results, failed = _measure_all(session, chosen)
+        if not results:
+            session.base_measured()  # raises what was wrong with the base, if that was it
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}
         report = write_measurement(session, results, failed, left_out, remarks)
         return Measurement(session.folder, results, report, failed, left_out, asked)
