@@ -43,6 +43,7 @@ from experiments.runs.baseline import headline
 logger = logging.getLogger(__name__)
 PREFIX = "forgetting/"
 SUITES = ("kept", "drift")  # and `new`, if there is a file
+FEW = {"kept.items": 50, "kept.aa_floor": False}  # where `changes` set nothing else
 
 
 class ForgettingCallback(TrainerCallback):
@@ -80,9 +81,8 @@ class ForgettingCallback(TrainerCallback):
             raise ConfigError(f"every={every}, budget={budget:g}: every is 1 or more, budget a share of time up to 1")
         if stop and not limits:
             raise ConfigError('stop=True needs limits, for example limits=["kl <= .1"]')
-        few = {"kept.items": 50, "kept.aa_floor": False} if "kept" in (suites or SUITES) else {}
         self.config: MeasureConfig = measure_config(
-            base or "", new, suites, None, "fp32", seed, {**few, **(changes or {})}, default=SUITES
+            base or "", new, suites, None, "fp32", seed, changes, default=SUITES, few=FEW
         )
         if self.config.evaluation.has_floor:
             raise ConfigError(
