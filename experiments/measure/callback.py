@@ -89,7 +89,7 @@ class ForgettingCallback(TrainerCallback):
                 "kept.aa_floor: a training asks nothing in other words, so it has no effect: leave it out, and measure "
                 "the model afterwards"
             )
-        self.limits: list[Condition] = conditions(limits, self.config)
+        self.limits: list[Condition] = conditions(limits, self.config, "limits")
         self.base, self.every, self.budget, self.stop, self.keep_best = base, every, budget, stop, keep_best
         self.folder = self._given = Path(folder).expanduser() if folder else None
         self._watch: Watch | None = None  # while a training is measured, in its first process

@@ -81,7 +81,7 @@ def soften(
     config = measure_config(
         base, new, suites, precision=precision, seed=seed, changes=changes, default=SUITES, **settings
     )
-    points, wanted = _points(alphas), read_conditions(conditions, config)
+    points, wanted = _points(alphas), read_conditions(conditions, config, "--until")
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
     target = _target(to)

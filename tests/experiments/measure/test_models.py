@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import normalizers
 from transformers import AutoConfig
 
@@ -243,6 +243,16 @@ def test_adapters_of_stacked_experts_are_no_adapters_of_other_shapes(tmp_path: P
     assert read(base, str(tmp_path / "adapter"))[0].kind == "PEFT adapter"
     save_file({key.replace("mlp.experts", "mlp.other"): torch.zeros(8, 48)}, file, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="is missing"):
+        read(base, str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("part", ["A", "B"])
+def test_a_tensor_of_an_adapter_that_is_no_matrix_is_named(base: str, tmp_path: Path, part: str) -> None:
+    adapter_folder(tmp_path / "adapter", base)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    odd = f"base_model.model.odd.lora_{part}.weight"
+    save_file({**load_file(file), odd: torch.zeros(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"{odd} has the shape \[2\], and is no matrix: save the adapter again"):
         read(base, str(tmp_path / "adapter"))
 
 
