@@ -87,11 +87,7 @@ class Case:
     value: Any
 
     def __str__(self) -> str:
-        return f"{self.context}: {self.field}"
-
-    @property
-    def field(self) -> str:
-        return f"{self.key}={json.dumps(self.value)}"
+        return f"{self.context}: {self.key}={json.dumps(self.value)}"
 
 
 def cases() -> list[Case]:
