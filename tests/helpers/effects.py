@@ -172,10 +172,8 @@ def silent(runs: Runs, chosen: list[Case], say: Callable[[str], None] = lambda t
     """Return the cases that are faults. Prints them, and the count of each outcome, with `say`."""
     outcomes, faults = Counter[str](), []
     for case in chosen:
-        outcome = runs.judge(case)
-        if outcome == SILENT and (
-            case.field in TABLE["same"] or case.value == _now(runs.config(case.context), case.key)
-        ):
+        outcome, now = runs.judge(case), _now(runs.config(case.context), case.key)
+        if outcome == SILENT and (case.value == now or any(re.fullmatch(one, str(case)) for one in TABLE["same"])):
             outcome = "same, with a reason"
         outcomes[outcome] += 1
         if outcome == SILENT or outcome.isupper() or outcome.startswith("BROKEN"):
