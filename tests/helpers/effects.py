@@ -186,9 +186,10 @@ def silent(runs: Runs, chosen: list[Case], say: Callable[[str], None] = lambda t
 def _now(config: Any, key: str) -> Any:
     """Return the value that the context has of a field; None if it sets none."""
     for part in key.split("."):
-        config = (
-            config[int(part)] if isinstance(config, list) else config.get(part) if isinstance(config, dict) else None
-        )
+        if isinstance(config, list):
+            config = config[int(part)] if part.isdigit() else None
+        else:
+            config = config.get(part) if isinstance(config, dict) else None
     return config
 
 
