@@ -18,6 +18,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_note
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
+from experiments.measure.best import check_best
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
 from experiments.measure.reporters import reporters_of
@@ -31,7 +32,7 @@ from experiments.measure.training_folder import (
     said_other,
     said_replaced,
 )
-from experiments.measure.watch import Watch, check_best
+from experiments.measure.watch import Watch
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base

@@ -24,8 +24,9 @@ from experiments.measure.files import stamp, tokenizer_folder
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
 from experiments.measure.kinds import Kind
-from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
+from experiments.measure.models import Checkpoint, Model, read_base, read_models
 from experiments.measure.session import Session
+from experiments.measure.tokenizers import load_tokenizer
 from experiments.posthoc.checks import as_printed, check_distinct
 from experiments.posthoc.choice import Point
 from experiments.records import Estimate, Record, read_records
