@@ -13,23 +13,15 @@ from pydantic import Field, field_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import later_field, nearest
-from experiments.data.cells import BadRow, blank, cell_text, empty_word
+from experiments.data.cells import BadRow, blank, cell_text
 from experiments.data.items import Example, Item, Text
-from experiments.data.messages import has_nulls
-from experiments.data.shapes import MORE, SYSTEM, Shape, conversation, recognised
+from experiments.data.shapes import MORE, Shape, conversation, recognised
 from experiments.data.stored import Found, packed
 from experiments.data.tables import Part, Row, parts
 from experiments.data.tested import Measured
-from experiments.models.conversation import Conversation
+from experiments.data.unread import LEFT, SHAPE, said_unread, unread_systems, words_of
 
-NULLS = (
-    " with keys that are null, which are learned as they are: the package datasets writes them for what a row does not "
-    "have. Leave them out, or save the rows as Parquet, if they mean nothing"
-)
-UNREAD = " not read: the conversation has another system turn"
 NAMED = ("question", "answer", "solution", "text", "messages")  # fields that name columns
-MOST = 8  # columns that are named
-ADVICE = 'If one belongs to the example, put it into the question; in YAML by question: "{context} {question}"'
 PART = 1000  # rows of a large table that a process converts at a time
 
 
@@ -43,7 +35,7 @@ class Chunk:
 
 
 class Usable(NamedTuple):
-    """Examples by the number of their row, from 1; faults of the rows passed over; cells that only say "no value"."""
+    """Examples by the number of their row, from 1; faults of the rows passed over; words as in `unread`."""
 
     examples: dict[int, Example]
     faults: list[str]
@@ -93,10 +85,12 @@ class Columns(Measured):
     def unread(self, columns: Iterable[str], place: str) -> list[str]:
         """Say which columns of a table are not read, if the config names none: one may belong to the question."""
         there = list(columns)
+        return said_unread(self.read_as(self.shape(there, place), there)) if there else []
+
+    def read_as(self, shape: Shape, columns: Iterable[str]) -> list[str]:
+        """Name the shape of a row, and its columns that nothing reads, for `said_unread`."""
         given = any(getattr(self, name) != Columns.model_fields[name].default for name in NAMED)
-        left = [] if given or not there else self.shape(there, place).unread(there)
-        more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
-        return [f"columns that are not read: {', '.join(left[:MOST])}{more}. {ADVICE}"] if left else []
+        return [] if given else [SHAPE + shape.name, *(LEFT + name for name in shape.unread(columns))]
 
     def shape(self, columns: Iterable[str], place: str) -> Shape:
         """Return how rows of a table with these columns are read. Raises ConfigError if a named one is missing."""
@@ -163,6 +157,7 @@ class Columns(Measured):
         """
         found = Usable({}, [], Counter())
         shape = self.shape(columns, name) if columns else None
+        kinds = set[tuple[str, ...]]()  # of rows, by their columns: rows of JSON need not have the same
         for number, (where, row) in enumerate(rows, start=1):
             try:
                 if isinstance(row, BadRow):
@@ -170,6 +165,9 @@ class Columns(Measured):
                 shape = shape or self.shape(row, f"{name}, {where}")
                 found.examples[number] = shape.example(row, f"{name}, {where}")
                 found.words.update([*words_of(shape, row), *unread_systems(row, found.examples[number])])
+                if (kind := tuple(row)) not in kinds:
+                    kinds.add(kind)
+                    found.words.update(self.read_as(shape, kind))
             except BadRow as error:
                 if not self.skip_bad_rows:
                     raise BadRow(f"{error}. To pass over such rows: skip_bad_rows: true") from None
@@ -197,41 +195,6 @@ def _check(needed: Iterable[str], there: list[str], place: str, advice: str) -> 
     for name in needed:
         if name not in there:
             raise ConfigError(f"{place} has no column {name!r}: {nearest(name, map(str, there))}. {advice}")
-
-
-def passed_over(faults: list[str]) -> list[str]:
-    """Say how many rows were passed over, and why the first was."""
-    if not faults:
-        return []
-    return [f"{len(faults)} row{'s' * (len(faults) > 1)} passed over ({faults[0]})"]
-
-
-def said_empty(words: Mapping[str, int]) -> list[str]:
-    """Say which cells are words for an empty cell, and that they are read as text; and which are not read."""
-    learned = (
-        ": it is learned as text, but many programs write it for an empty cell. Empty such cells if they have no value"
-    )
-    return [
-        f"{number:,} cell{'s' * (number > 1)} {where}{'' if where.endswith((UNREAD, NULLS)) else learned}"
-        for where, number in sorted(words.items())
-    ]
-
-
-def unread_systems(row: Mapping[str, Any], example: Example) -> list[str]:
-    """Name the cells of a system turn that are not read, since the conversation begins with other words of one."""
-    given = {name: str(row[name]).strip() for name in SYSTEM if not isinstance(row.get(name), bool) and row.get(name)}
-    if not any(given.values()) or not isinstance(example, Item) or not isinstance(example.question, Conversation):
-        return []
-    used = str(example.question.messages[0]["content"]).strip()
-    return [f"of column {name!r}{UNREAD}" for name, text in given.items() if text not in ("", used)]
-
-
-def words_of(shape: Shape, row: Mapping[str, Any]) -> list[str]:
-    """Name the cells of a row that are read and only say "no value", or whose tools or calls have keys that do."""
-    read = [(name, row.get(name)) for name in (*shape.columns, *shape.also)]
-    words = ((name, empty_word(cell)) for name, cell in read)
-    found = [f"of column {name!r} with the text {word!r}" for name, word in words if word]
-    return [*found, *(f"of column {name!r}{NULLS}" for name, cell in read if has_nulls(cell))]
 
 
 def _names(field: str) -> list[str]:

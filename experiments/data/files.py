@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +17,12 @@ from experiments.common.files import leads_away, read_text
 from experiments.common.hashing import cache_stamp, short_digest
 from experiments.common.spread import spread
 from experiments.data.cells import BadRow, blank
-from experiments.data.columns import Columns, Usable, passed_over, said_empty
+from experiments.data.columns import Columns, Usable
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
 from experiments.data.stored import VERSION, Stored, stored
 from experiments.data.tables import OPENERS, READERS, is_compressed, kind, rows
+from experiments.data.unread import passed_over, said_empty, said_unread
 
 TABLES = tuple(READERS)
 TEXTS = (".txt", ".md", ".rst", ".py")
@@ -31,6 +32,7 @@ LARGE = 2**21  # bytes of tables that are read into memory; larger ones are kept
 PACKED = 4  # times that a compressed table is larger than its file, or more
 CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")  # what `datasets` writes next to a saved data set: map, filter
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+PART_NAME = re.compile(r"(.*\D|)(\d+)-of-(\d+)[^.]*(.*)")  # of a table: train-00000-of-00003.parquet
 KINDS = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
 SOME = 5  # files that are named
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -69,8 +71,7 @@ class LocalFile(Columns, Finite):
 
     @property
     def notes(self) -> list[str]:
-        found, (first, *_) = self._found[1], self._files()[0]
-        return found if _is_text(first) else [*found, *self.unread(self._first(first), str(first))]
+        return self._found[1]
 
     @functools.cached_property
     def _found(self) -> tuple[Sequence[Example], list[str]]:
@@ -79,7 +80,7 @@ class LocalFile(Columns, Finite):
         table = self._table(files)
         if table:
             notes += [*passed_over(table.faults), *said_empty(table.words)]
-            return table, [*notes, *_repeated(table.repeated, len(table))]
+            return table, [*notes, *_repeated(table.repeated, len(table)), *said_unread(table.words)]
         found: list[Example] = []
         faults: list[str] = []
         words: Counter[str] = Counter()
@@ -92,7 +93,7 @@ class LocalFile(Columns, Finite):
             raise ConfigError(f"data file {self.path} is empty: there is nothing to train on")
         examples = tuple(dict.fromkeys(found))
         notes += [*passed_over(faults), *said_empty(words)]
-        return examples, [*notes, *_repeated(len(found) - len(examples), len(examples))]
+        return examples, [*notes, *_repeated(len(found) - len(examples), len(examples)), *said_unread(words)]
 
     def _table(self, files: Sequence[Path]) -> Stored | None:
         """Return the examples of large tables on disk; None for others, and if there is no room for them."""
@@ -178,12 +179,28 @@ def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
     if away := [file for file in data if file != path and leads_away(file, path)]:
         some = f"such as {away[0].relative_to(path)} to {away[0].resolve()}"
         yield f"{len(away)} of the files that are read are links out of {path}, {some}"
+    if path.is_dir():
+        yield from missing_parts(data)
     splits = sorted(set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES)))
     if len(splits) > 1:
         yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
     documents = [str(file.relative_to(path)) for file in data if _is_text(file)]
     if 0 < len(documents) < len(data):
         yield f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
+
+
+def missing_parts(files: Sequence[Path]) -> Iterator[str]:
+    """Say which parts of a table are not here, by the names of the others: of a download that was stopped, perhaps."""
+    here = defaultdict[tuple[Path, str, str, str], set[int]](set)
+    for file in files:
+        if part := PART_NAME.fullmatch(file.name):
+            here[file.parent, part[1], part[3], part[4]].add(int(part[2]))
+    for (_, start, count, _), numbers in here.items():
+        first = int(int(count) in numbers)  # some count from 1
+        asked = range(first, int(count) + first)  # of a name that is no part's it may be long
+        if left := int(count) - len([number for number in numbers if number in asked]):
+            some = f"{start}{next(n for n in asked if n not in numbers):0{len(count)}}-of-{count}"
+            yield f"{left} of {int(count)} parts of the data are not here, such as {some}: the others are read"
 
 
 def _words(file: Path) -> set[str]:

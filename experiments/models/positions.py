@@ -16,15 +16,23 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return len(table.weight)
 
 
+def trained_positions(model: PreTrainedModel) -> int | None:
+    """Return the number of positions that the model's config names; None if it names none.
+
+    A model that computes positions reads longer texts too, but was not trained on any.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) else None
+
+
 def positions(model: PreTrainedModel) -> int | None:
     """Return the number of positions that the model has a table of; None if it computes them, for any length.
 
     A longer sequence would end in an IndexError, and on a GPU in an error after which nothing works.
     """
-    config = model.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None)
+    config, most = model.config.get_text_config(), trained_positions(model)
     tensors = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-    if isinstance(most, int):
+    if most is not None:
         rows = [len(t) for name, t in tensors.items() if t.dim() == 2 and ("pos" in name or "wpe" in name)]
         return most if any(most <= count <= most + OFFSET for count in rows) else None
     biased = getattr(config, "max_seq_len", None)  # MPT's biases of distances

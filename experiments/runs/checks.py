@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,10 +13,11 @@ from ctrl.structure import decoder_layers, place
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
+from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
 from experiments.methods.config import ArmConfig
 from experiments.methods.low_rank import not_linear
-from experiments.models.positions import embedding_rows, positions
+from experiments.models.positions import embedding_rows, positions, trained_positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
 from experiments.training.arguments import missing_package
@@ -82,6 +84,28 @@ def check_suites(config: ExperimentConfig, model: PreTrainedModel, suites: Suite
                 f"evaluation.suites.{name}: its longest prompt and reply have {suite.longest} tokens, but "
                 f"{config.base_model} has {most} positions: ask for shorter ones, or leave the suite out"
             )
+
+
+def beyond_training(config: ExperimentConfig, model: PreTrainedModel, suites: Suites) -> Iterator[str]:
+    """Say what reads more tokens at once than a model was trained with that computes positions, for any length."""
+    most = trained_positions(model) or math.inf
+    longest = {"data.length: rows": config.data.length}
+    longest |= {f"evaluation.suites.{name}: texts": suite.longest for name, suite in suites.suites.items()}
+    for what, tokens in longest.items():
+        if tokens > most:
+            yield (
+                f"{what} may have up to {tokens:,} tokens, and {config.base_model} was trained with {most:,} positions "
+                "(max_position_embeddings): it reads more, but has learned none of them"
+            )
+
+
+def unread_loss(config: ExperimentConfig, tasks: Iterable[NewTask | NewText]) -> Iterator[str]:
+    """Say that `data.loss` is given and that the new task has no chats."""
+    if config.data.loss != "all_turns" and all(isinstance(task, NewText) for task in tasks):
+        yield (
+            f"data.loss: {config.data.loss} is of chats, and has no effect on the new task: of its texts all tokens "
+            "are learned"
+        )
 
 
 def _id_faults(config: ExperimentConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import ExperimentConfig, parse_config
-from experiments.runs.checks import check_run, check_suites, check_tokens, passed_over
+from experiments.data.items import NewText
+from experiments.runs.checks import beyond_training, check_run, check_suites, check_tokens, passed_over, unread_loss
 from experiments.runs.experiment import run_arms
 from experiments.runs.run import run_experiment
 from tests.helpers import families
@@ -165,3 +166,27 @@ def test_prompts_longer_than_the_positions(suite: str, tokenizer: PreTrainedToke
         ConfigError, match=rf"suites\.{suite}: .* have {longest} tokens, but base has {longest - 1} positions"
     ):
         check_suites(config, build_other("gpt2", n_positions=longest - 1), suites)
+
+
+def test_texts_beyond_the_trained_positions_of_a_model_that_computes_them_are_said(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """RoPE reads any length, and what it was not trained on is read badly without an error."""
+    config = small_config("base", data={"length": 100}, evaluation={"suites": {"text": {}}})
+    suites = draw_suites(config, tokenizer, [sums()])
+    rows, texts = beyond_training(config, byte_llama(260, max_position_embeddings=64), suites)
+    assert rows.startswith("data.length: rows may have up to 100 tokens, and base was trained with 64 positions")
+    assert texts.startswith(
+        f"evaluation.suites.text: texts may have up to {suites.suites['text'].longest} tokens, and "
+    )
+    assert not list(beyond_training(config, byte_llama(260, max_position_embeddings=512), suites))
+    assert not list(beyond_training(config, build_other("bloom"), suites))
+
+
+def test_a_loss_of_chats_is_said_if_the_new_task_has_none() -> None:
+    texts = NewText("words", ("a text",))
+    given = small_config("base", data={"loss": "last_turn"})
+    (said,) = unread_loss(given, [texts])
+    assert said.startswith("data.loss: last_turn is of chats, and has no effect on the new task")
+    assert not list(unread_loss(given, [texts, sums()]))
+    assert not list(unread_loss(small_config("base"), [texts]))

@@ -122,7 +122,7 @@ def test_points_are_measured_as_measure_does_and_only_once(
     own: dict[str, Any] = {"grader": "contains", "kept_tasks": ["capitals"], "kept_files": [new]}
     found = softened(model, tmp_path / "soft", **own)
     same = measure(
-        base, [f"m={model}"], new=new, suites=["new", "kept", "drift", "text"], precision="fp32",
+        base, [f"m={model}"], new=new, suites=["new", "kept", "drift", "text", "instructions"], precision="fp32",
         root=folder / "mlruns", changes=QUICK, say=lambda text: None, **own,
     )  # fmt: skip
     ours = read_records(found.folder / "arms" / "alpha-1" / "items-1.jsonl")
