@@ -19,7 +19,7 @@ from ctrl.errors import ConfigError, warn
 from ctrl.numerics import above_zero, lerp, wide_dtype
 from ctrl.precision import keep_in_fp32, widen_adapters
 from ctrl.quantised import plain_linears, shared_state
-from ctrl.structure import is_attention
+from ctrl.structure import indexed, is_attention
 
 # Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
 ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin")
@@ -41,8 +41,8 @@ def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: Cont
     for module in copied.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-        if isinstance(getattr(module, "layer_idx", None), int):
-            module.layer_idx = slot  # type: ignore[assignment]
+    for part in indexed(copied):
+        part.layer_idx = slot
     copied.__dict__.pop("gradient_checkpointing", None)
     for module in copied.modules():
         if module is copied or isinstance(module, recorded):

@@ -23,7 +23,7 @@ from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.offloaded import in_memory, is_offloaded
 from ctrl.sharded import is_sharded, whole
-from ctrl.structure import decoder_layers, give_own_head, says_another_head, select_layers
+from ctrl.structure import decoder_layers, give_own_head, indexed, says_another_head, select_layers
 
 CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")  # attributes of a layer
 RECORDING = "transformers.utils.output_capturing"  # the module of hooks that record outputs
@@ -87,9 +87,8 @@ def insert(model: PreTrainedModel, stacked: dict[int, nn.Module], sources: list[
         if index in stacked:
             grown.append(_as_original(stacked[index], layer))
     for slot, layer in enumerate(grown):
-        for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = slot  # type: ignore[assignment]
+        for part in indexed(layer):
+            part.layer_idx = slot
     for slot in range(len(layers)):
         layers[slot] = grown[slot]
     layers.extend(grown[len(layers) :])

@@ -24,6 +24,7 @@ from ctrl.post_norms import norms_of_zeros, start_at_norms
 from ctrl.quantised import as_in_training, has_quantised
 from ctrl.sharded import sharded
 from ctrl.streams import batch_dims
+from ctrl.structure import indexed
 
 TOKENS = 4
 LONG = 512  # tokens of a second pass, if some parameters of copies get no gradient in the first
@@ -274,11 +275,6 @@ def _reads(layer: nn.Module, value: Any, hidden: Tensor, rest: list[Any], others
         return True  # it does not run without
     one, two = (out[0] if isinstance(out, tuple) else out for out in outs)
     return not torch.equal(one, two)
-
-
-def indexed(module: nn.Module) -> list[Any]:
-    """List the parts of a layer that know its index, which is their slot in a cache."""
-    return [part for part in module.modules() if isinstance(getattr(part, "layer_idx", None), int)]
 
 
 def _no_cache(value: Any) -> Any:

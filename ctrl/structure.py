@@ -26,7 +26,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     count = getattr(config, DECODER_COUNT, None) or getattr(config, "num_hidden_layers", None)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     stacks = [m for m in decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    stacks = [m for m in stacks if all(_cache_slots(layer) for layer in m)]
+    stacks = [m for m in stacks if all(indexed(layer) for layer in m)]
     if len(stacks) != 1:
         raise ConfigError(
             f"{name} has {len(stacks)} stacks of {count} decoder layers that each own a cache slot (an attention with "
@@ -162,14 +162,12 @@ def _rows_and_head(model: Any) -> list[Any]:
 
 def is_attention(module: nn.Module) -> bool:
     """Recognise an attention module by its structure: it has child modules and names its cache slot."""
-    if not isinstance(getattr(module, "layer_idx", None), int) or not list(module.children()):
-        return False
-    inner = (m for m in module.modules() if m is not module)
-    return not any(isinstance(getattr(m, "layer_idx", None), int) for m in inner)
+    return indexed(module) == [module] and bool(list(module.children()))
 
 
-def _cache_slots(layer: nn.Module) -> list[int]:
-    return [m.layer_idx for m in layer.modules() if isinstance(getattr(m, "layer_idx", None), int)]  # type: ignore[misc]
+def indexed(module: nn.Module) -> list[Any]:
+    """List the parts of a layer that know its index, which is their slot in a cache."""
+    return [part for part in module.modules() if isinstance(getattr(part, "layer_idx", None), int)]
 
 
 def _refuse_index_arithmetic(model: PreTrainedModel, layers: nn.ModuleList) -> None:
