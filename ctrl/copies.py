@@ -16,10 +16,11 @@ from transformers.pytorch_utils import Conv1D
 from ctrl.classes import made_once
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError, warn
+from ctrl.indices import indexed
 from ctrl.numerics import above_zero, lerp, wide_dtype
 from ctrl.precision import keep_in_fp32, widen_adapters
 from ctrl.quantised import plain_linears, shared_state
-from ctrl.structure import indexed, is_attention
+from ctrl.structure import is_attention
 
 # Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
 ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin")

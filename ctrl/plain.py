@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 from typing import Any
 
 import torch
@@ -19,11 +18,12 @@ from ctrl.control_model import ControlModel
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
 from ctrl.expansion import become
+from ctrl.indices import indexed, refuse_counted_layers
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.offloaded import in_memory, is_offloaded
 from ctrl.sharded import is_sharded, whole
-from ctrl.structure import decoder_layers, give_own_head, indexed, says_another_head, select_layers
+from ctrl.structure import decoder_layers, give_own_head, says_another_head, select_layers
 
 CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")  # attributes of a layer
 RECORDING = "transformers.utils.output_capturing"  # the module of hooks that record outputs
@@ -127,7 +127,7 @@ def check_rebuilds(model: Any, sources: list[int]) -> None:
     """
     if len(sources) == model.control.total:
         return
-    _refuse_by_index(model)
+    refuse_counted_layers(model)
     deeper = copy.deepcopy(model.config)
     select_layers(deeper.get_text_config(decoder=True), sources)
     cls = class_before(model, ControlModel)
@@ -149,18 +149,6 @@ def check_rebuilds(model: Any, sources: list[int]) -> None:
                 f"{old.get(wrong[0])}, so the saved model would load as another one. Keep it expanded (ctrl.save), or "
                 "expand with structure='concat'"
             )
-
-
-def _refuse_by_index(model: Any) -> None:
-    """Raise ConfigError for a decoder that adds parts of images after its first layers, which it counts (Qwen3-VL)."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    names = [name for name in inspect.signature(type(decoder).forward).parameters if name.startswith("deepstack")]
-    if names:
-        raise ConfigError(
-            f"{type(model).__name__} adds parts of images ({names[0]}) after its first layers, by their index: with "
-            "the stacked copies inserted these are other layers. Keep it expanded (ctrl.save), or expand with "
-            "structure='concat'"
-        )
 
 
 def _traits(layer: nn.Module) -> dict[str, Any]:

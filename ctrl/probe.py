@@ -20,11 +20,11 @@ from transformers.cache_utils import Cache
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError, warn
 from ctrl.idle import idle, leaves
+from ctrl.indices import computes_with_index, indexed
 from ctrl.post_norms import norms_of_zeros, start_at_norms
 from ctrl.quantised import as_in_training, has_quantised
 from ctrl.sharded import sharded
 from ctrl.streams import batch_dims
-from ctrl.structure import indexed
 
 TOKENS = 4
 LONG = 512  # tokens of a second pass, if some parameters of copies get no gradient in the first
@@ -138,21 +138,13 @@ class Probe:
 
     def _check_index(self, index: int, noise: Tensor, rest: list[Any], others: dict[str, Any]) -> None:
         """Raise ConfigError if the layer computes something else at the index of its copy, which is a cache slot."""
-        layer = self.layers[index]
-        copied, own = (indexed(module) for module in (self.copies[index], layer))
-        indices = [module.layer_idx for module in own]
+        slot = indexed(self.copies[index])[0].layer_idx
 
-        def run(at: list[Any]) -> Tensor:
-            for module, number in zip(own, at, strict=True):
-                module.layer_idx = number
-            out = layer.forward(noise.clone(), *rest, **others)
+        def run() -> Tensor:
+            out = self.layers[index].forward(noise.clone(), *rest, **others)
             return out[0] if isinstance(out, tuple) else out
 
-        try:
-            here, there = run(indices), run([copied[0].layer_idx] * len(own))
-        finally:
-            here_again = run(indices)
-        if not torch.equal(here, there) and torch.equal(here, here_again):
+        if computes_with_index(self.layers[index], slot, run):
             raise ConfigError(
                 f"layer {index}, a {self._name(index)}, computes with its index (layer_idx), which is another one in "
                 "its copy, a slot of the cache: neither its copy nor a merged stack would be right. Use another "

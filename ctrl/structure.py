@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ctrl.config import ControlConfig
 from ctrl.errors import ConfigError
+from ctrl.indices import indexed
 
 DECODER_COUNT = "decoder_layers"  # in configs of decoders out of an encoder-decoder, whose other count is the encoder's
 
@@ -163,11 +164,6 @@ def _rows_and_head(model: Any) -> list[Any]:
 def is_attention(module: nn.Module) -> bool:
     """Recognise an attention module by its structure: it has child modules and names its cache slot."""
     return indexed(module) == [module] and bool(list(module.children()))
-
-
-def indexed(module: nn.Module) -> list[Any]:
-    """List the parts of a layer that know its index, which is their slot in a cache."""
-    return [part for part in module.modules() if isinstance(getattr(part, "layer_idx", None), int)]
 
 
 def _refuse_index_arithmetic(model: PreTrainedModel, layers: nn.ModuleList) -> None:

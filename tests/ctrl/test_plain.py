@@ -109,23 +109,3 @@ def test_inserted_layers_are_checkpointed_as_all_others() -> None:
         layer.self_attn.register_forward_hook(lambda *_, slot=slot: runs.append(slot))
     merged(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
     assert sorted(runs) == sorted(2 * list(range(merged.config.num_hidden_layers)))
-
-
-@pytest.mark.parametrize("structure", ["stack", "concat"])
-def test_parts_of_images_that_layers_get_by_index_are_no_stack(structure: Any) -> None:
-    """Qwen3-VL adds them after its first layers, which it counts; parallel copies move none."""
-    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e4}
-    vision = {
-        "depth": 2, "hidden_size": 32, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32,
-        "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1],
-    }  # fmt: skip
-    text = {**SHAPE, "head_dim": 8, "rope_parameters": rope}
-    model = tf.Qwen3VLForConditionalGeneration(tf.Qwen3VLConfig(text_config=text, vision_config=vision))
-    ctrl.expand(model.eval(), ctrl.ControlConfig(layers=2, structure=structure))
-    with torch.no_grad():
-        perturb(model)
-    if structure == "concat":
-        assert type(ctrl.merge_back(model)) is tf.Qwen3VLForConditionalGeneration
-        return
-    with pytest.raises(ctrl.ConfigError, match=r"adds parts of images \(deepstack_visual_embeds\) after its first"):
-        ctrl.merge_back(model)

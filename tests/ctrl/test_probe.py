@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import ctrl
 from ctrl.config import ControlConfig
@@ -17,7 +16,6 @@ from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from tests.helpers.architectures import build, config_of
 from tests.helpers.families import labelled, left_padded, perturb
-from tests.helpers.tiny_llama import tiny
 
 REFUSED = {
     "minimax": r"MiniMaxDecoderLayer uses a cache of its own \(MiniMaxCache\), in which copies have no place",
@@ -159,23 +157,3 @@ def test_a_probe_leaves_the_model_as_it_was() -> None:
     after = traits(model)
     assert {k: v for k, v in after.items() if k != "trains"} == {k: v for k, v in before.items() if k != "trains"}
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
-
-
-class ByDepth(LlamaDecoderLayer):
-    """Deeper layers add less. A copy has another index, so it would add less still."""
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        out = super().forward(hidden_states, **kwargs)
-        return hidden_states + (out - hidden_states) / (1 + self.self_attn.layer_idx)
-
-
-@pytest.mark.parametrize("structure", ["concat", "stack"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_layers_that_compute_with_their_index_are_refused(structure: Any, dtype: torch.dtype) -> None:
-    model: Any = tiny().to(dtype)  # type: ignore[arg-type]
-    ctrl.unload(ctrl.expand(model, ctrl.ControlConfig(layers=2, structure=structure)))
-    for layer in model.model.layers:
-        layer.__class__ = ByDepth
-    with pytest.raises(ctrl.ConfigError, match=r"layer 1, a ByDepth, computes with its index \(layer_idx\)"):
-        ctrl.expand(model, ctrl.ControlConfig(layers=2, structure=structure))
-    assert [layer.self_attn.layer_idx for layer in model.model.layers] == [0, 1, 2, 3]
