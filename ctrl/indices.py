@@ -41,7 +41,12 @@ def computes_with_index(layer: nn.Module, other: int, run: Callable[[], Tensor])
 
 
 def refuse_counted_layers(model: Any) -> None:
-    """Raise ConfigError for a decoder that adds parts of images after its first layers, which it counts (Qwen3-VL)."""
+    """Raise ConfigError for a decoder that adds parts of images after its first layers, which it counts (Qwen3-VL).
+
+    Such a decoder may be used for text alone: then its config is the model's own.
+    """
+    if model.config.get_text_config(decoder=True) is model.config:
+        return
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     names = [name for name in inspect.signature(type(decoder).forward).parameters if name.startswith("deepstack")]
     if names:
