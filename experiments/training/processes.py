@@ -248,7 +248,7 @@ def _check_launcher() -> None:
     if shards() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("accelerate launch --use_fsdp: only its second version is supported, add --fsdp_version 2")
     if deepspeed() and not is_deepspeed_available():
-        raise ConfigError("ACCELERATE_USE_DEEPSPEED=true, but the package deepspeed is not installed: install or unset it")
+        raise ConfigError("ACCELERATE_USE_DEEPSPEED=true, but deepspeed is not installed: install it, or unset this")
     if deepspeed() and (stage := DeepSpeedPlugin().zero_stage) == 3:
         raise ConfigError(
             f"DeepSpeed with zero_stage={stage} is not supported: take stage 1 or 2, or accelerate launch "

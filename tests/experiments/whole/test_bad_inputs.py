@@ -250,7 +250,7 @@ def test_the_same_from_a_shell(line: str, place: Path) -> None:
         ("WORLD_SIZE", "2", "WORLD_SIZE=2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set"),
         ("PMI_SIZE", "2", "PMI_SIZE=2: processes of MPI do not train together here"),
         ("OMPI_COMM_WORLD_SIZE", "4", "OMPI_COMM_WORLD_SIZE=4: processes of MPI do not train together here"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "ACCELERATE_USE_DEEPSPEED=true, but the package deepspeed is not installed"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "but deepspeed is not installed"),
     ],
 )
 def test_a_wrong_environment(name: str, value: str, words: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
