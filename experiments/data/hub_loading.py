@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import ConfigError
+from experiments.common.files import read_note, write_json
 from experiments.common.hashing import file_stamp, json_digest
 from experiments.data.files import CACHE
 
+NOTE = "control-llm-files.json"  # in a cache of the library: size and digest of each local file that it is made of
 
-def load(name: str, subset: str | None, split: str, **options: Any) -> Any:
-    """Return a data set of the library. options: of its `load_dataset`.
+
+def load(name: str, subset: str | None, split: str, streaming: bool = False, **options: Any) -> Any:
+    """Return a data set of the library. options: of its `load_dataset`, besides `streaming`.
 
     Raises ConfigError with the first line of any error of the library.
     """
@@ -20,11 +25,17 @@ def load(name: str, subset: str | None, split: str, **options: Any) -> Any:
 
     _check_saved(Path(name))
     try:
-        found = datasets.load_dataset(name, subset, split=split, **options)
+        found = datasets.load_dataset(name, subset, split=split, streaming=streaming, **options)
+        _check_files(found, name, subset, **options)
         as_text = _as_text(found)
         if not as_text:
             return found
-        return datasets.load_dataset(name, subset, split=split, features=as_text, keep_default_na=False, **options)
+        texts = {"features": as_text, "keep_default_na": False}
+        found = datasets.load_dataset(name, subset, split=split, streaming=streaming, **texts, **options)
+        _check_files(found, name, subset, **options)
+        return found
+    except ConfigError:
+        raise
     except Exception as error:  # the library raises a dozen classes, from ValueError to its own HTTP errors
         raise ConfigError(
             f"dataset {name!r} (subset {subset}, split {split!r}) could not be loaded: "
@@ -67,6 +78,30 @@ def _has_empty(rows: Any) -> bool:
     """Whether a cell is empty, or was read so; not known of a stream."""
     table = getattr(rows, "data", None)
     return table is None or any(column.null_count for column in table.columns)
+
+
+def _check_files(rows: Any, name: str, subset: str | None, **options: Any) -> None:
+    """Raise ConfigError if the library's cache is of other local files than those of now. A stream has no cache.
+
+    The library goes by their times, which are equal in images, archives and copies that keep them. What its cache was
+    made of is noted there.
+    """
+    import datasets
+
+    if not getattr(rows, "cache_files", None) or not (Path(name).is_dir() or "/" not in name):
+        return
+    parts = datasets.load_dataset_builder(name, subset, **options).config.data_files or {}
+    files = [str(file) for part in parts.values() for file in part if Path(file).is_file()]
+    now = {file: file_stamp(Path(file))[::2] for file in files}
+    note = Path(rows.cache_files[0]["filename"]).parent / NOTE
+    known = read_note(note)
+    if changed := [file for file in now if known.get(file, now[file]) != now[file]]:
+        raise ConfigError(
+            f"{changed[0]} is another file than when the package datasets read it, but has the same time, so the old "
+            f"one would be read from its cache: give it a new time, touch {shlex.quote(changed[0])}"
+        )
+    with suppress(OSError):  # a cache of others
+        write_json(note, known | now)
 
 
 def _check_saved(folder: Path) -> None:

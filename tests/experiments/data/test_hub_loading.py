@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow
@@ -68,3 +69,24 @@ def test_what_cannot_be_loaded(fields: dict[str, str], tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match=r"could not be loaded: .*With no network, give a local folder") as caught:
         source.held_out(1, 0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_another_file_of_the_same_time_is_not_read_from_the_cache(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library goes by the time of a local file, which images and archives set: the old rows were trained on."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    file = tmp_path / "data" / f"train.{kind}"
+    file.parent.mkdir()
+
+    def answer(word: str, time: int) -> str:
+        rows = Dataset.from_list([{"question": f"Q{i}", "answer": word} for i in range(3)])
+        {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[kind](file)
+        os.utime(file, (time, time))
+        return str(HuggingFace(name=str(file.parent)).loaded[0]["answer"])
+
+    assert [answer("old", 1), answer("old", 1)] == ["old", "old"]
+    with pytest.raises(ConfigError, match=rf"train\.{kind} is another file .* has the same time, .* touch .*{kind}$"):
+        answer("new", 1)
+    assert answer("new", 2) == "new"
