@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -90,3 +91,21 @@ def test_another_file_of_the_same_time_is_not_read_from_the_cache(
     with pytest.raises(ConfigError, match=rf"train\.{kind} is another file .* has the same time, .* touch .*{kind}$"):
         answer("new", 1)
     assert answer("new", 2) == "new"
+
+
+@pytest.mark.parametrize("named", ["../private.jsonl", "ABSOLUTE", ["train.jsonl", "../*.jsonl"]])
+def test_the_card_of_a_folder_names_no_files_of_elsewhere(
+    named: str | list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder, private = tmp_path / "data", tmp_path / "private.jsonl"
+    folder.mkdir()
+    for file in (folder / "train.jsonl", private):
+        file.write_text('{"question": "Q", "answer": "a"}\n')
+    files = str(private) if named == "ABSOLUTE" else named
+    card = {"configs": [{"config_name": "default", "data_files": files}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    for streaming in (False, True):
+        with pytest.raises(ConfigError, match=r"its README\.md names .*private\.jsonl, which is not in this folder"):
+            HuggingFace(name=str(folder), streaming=streaming).loaded  # noqa: B018
+    assert HuggingFace(name=str(folder), files=("../private.jsonl",)).loaded.num_rows == 1
