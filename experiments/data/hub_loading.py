@@ -26,17 +26,17 @@ def load(name: str, subset: str | None, split: str, streaming: bool = False, **o
 
     _check_saved(Path(name))
     try:
-        files = _local_files(name, subset, **options)
+        files = local_files(name, subset, **options)
         if "data_files" not in options:
             _check_inside(Path(name), files)
         found = datasets.load_dataset(name, subset, split=split, streaming=streaming, **options)
-        _check_times(found, files)
+        check_times(found, files)
         as_text = _as_text(found)
         if not as_text:
             return found
         texts = {"features": as_text, "keep_default_na": False}
         found = datasets.load_dataset(name, subset, split=split, streaming=streaming, **texts, **options)
-        _check_times(found, files)
+        check_times(found, files)
         return found
     except ConfigError:
         raise
@@ -59,6 +59,36 @@ def files_digest(name: str, subset: str | None, split: str, **options: Any) -> s
         return json_digest([list(map(str, found)), [list(one) for one in found.origin_metadata]])
     except Exception:  # of the library, as in `load`, or of a version without these attributes
         return ""
+
+
+def local_files(name: str, subset: str | None, **options: Any) -> list[str]:
+    """Return the files of this machine that a data set is made of, of all splits; none for one of the Hub."""
+    import datasets
+
+    if not Path(name).is_dir() and ("/" in name or not options.get("data_files")):
+        return []
+    parts = datasets.load_dataset_builder(name, subset, **options).config.data_files or {}
+    return [str(file) for part in parts.values() for file in part if Path(file).is_file()]
+
+
+def check_times(rows: Any, files: Sequence[str]) -> None:
+    """Raise ConfigError if the library's cache is of other local files than those of now. A stream has no cache.
+
+    The library goes by their times, which are equal in images, archives and copies that keep them. What its cache was
+    made of is noted there.
+    """
+    if not getattr(rows, "cache_files", None) or not files:
+        return
+    now = {file: file_stamp(Path(file))[::2] for file in files}
+    note = Path(rows.cache_files[0]["filename"]).parent / NOTE
+    known = read_note(note)
+    if changed := [file for file in now if known.get(file, now[file]) != now[file]]:
+        raise ConfigError(
+            f"{changed[0]} is another file than when the package datasets read it, but has the same time, so the old "
+            f"one would be read from its cache: give it a new time, touch {shlex.quote(changed[0])}"
+        )
+    with suppress(OSError):  # a cache of others
+        write_json(note, known | now)
 
 
 def _as_text(rows: Any) -> Any:
@@ -84,16 +114,6 @@ def _has_empty(rows: Any) -> bool:
     return table is None or any(column.null_count for column in table.columns)
 
 
-def _local_files(name: str, subset: str | None, **options: Any) -> list[str]:
-    """Return the files of this machine that a data set is made of, of all splits; none for one of the Hub."""
-    import datasets
-
-    if not Path(name).is_dir() and "/" in name:
-        return []
-    parts = datasets.load_dataset_builder(name, subset, **options).config.data_files or {}
-    return [str(file) for part in parts.values() for file in part if Path(file).is_file()]
-
-
 def _check_inside(folder: Path, files: Sequence[str]) -> None:
     """Raise ConfigError for a folder whose card (README.md) names files of elsewhere: of somebody's, maybe private."""
     inside = os.path.join(os.path.abspath(folder), "")
@@ -102,26 +122,6 @@ def _check_inside(folder: Path, files: Sequence[str]) -> None:
             f"dataset {str(folder)!r}: its README.md names {strange[0]}, which is not in this folder: correct it, or "
             "name the files that you mean with files:"
         )
-
-
-def _check_times(rows: Any, files: Sequence[str]) -> None:
-    """Raise ConfigError if the library's cache is of other local files than those of now. A stream has no cache.
-
-    The library goes by their times, which are equal in images, archives and copies that keep them. What its cache was
-    made of is noted there.
-    """
-    if not getattr(rows, "cache_files", None) or not files:
-        return
-    now = {file: file_stamp(Path(file))[::2] for file in files}
-    note = Path(rows.cache_files[0]["filename"]).parent / NOTE
-    known = read_note(note)
-    if changed := [file for file in now if known.get(file, now[file]) != now[file]]:
-        raise ConfigError(
-            f"{changed[0]} is another file than when the package datasets read it, but has the same time, so the old "
-            f"one would be read from its cache: give it a new time, touch {shlex.quote(changed[0])}"
-        )
-    with suppress(OSError):  # a cache of others
-        write_json(note, known | now)
 
 
 def _check_saved(folder: Path) -> None:
