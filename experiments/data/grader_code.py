@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import importlib.util
 import os
 import sys
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 PROGRAM = ("experiments", "ctrl")  # packages of the bench: no grader's own, and importing them twice would double them
+_IMPORTED: dict[str, tuple[str, ...]] = {}  # code of installed modules when this process imported them
 _OF_GRADERS: weakref.WeakSet[ModuleType] = weakref.WeakSet()  # packages of their own that graders have imported
 
 
@@ -45,6 +47,13 @@ def installed_files(module: str) -> list[Path]:
     package = module.partition(".")[0]
     depth = module.count(".") + (Path(spec.origin).name == "__init__.py")
     return own_files(Path(spec.origin), Path(spec.origin).parents[depth], package)
+
+
+def installed(module: str, code: tuple[str, ...]) -> ModuleType:
+    """Import an installed module. code: its own. Raises ImportError if this process has imported it with other code."""
+    if _IMPORTED.setdefault(module, code) != code:
+        raise ImportError("its code has changed since this process imported it: restart the process, or the kernel")
+    return importlib.import_module(module)
 
 
 def load(file: Path) -> ModuleType:
