@@ -12,13 +12,16 @@ import importlib.util
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from experiments.common.errors import ConfigError
+from experiments.common.hashing import file_digest
+
 PROGRAM = ("experiments", "ctrl")  # packages of the bench: no grader's own, and importing them twice would double them
-_IMPORTED: dict[str, tuple[str, ...]] = {}  # code of installed modules when this process imported them
+_IMPORTED: dict[Path, str] = {}  # digests of modules when this process used them first
 _OF_GRADERS: weakref.WeakSet[ModuleType] = weakref.WeakSet()  # packages of their own that graders have imported
 
 
@@ -49,11 +52,18 @@ def installed_files(module: str) -> list[Path]:
     return own_files(Path(spec.origin), Path(spec.origin).parents[depth], package)
 
 
-def installed(module: str, code: tuple[str, ...]) -> ModuleType:
-    """Import an installed module. code: its own. Raises ImportError if this process has imported it with other code."""
-    if _IMPORTED.setdefault(module, code) != code:
-        raise ImportError("its code has changed since this process imported it: restart the process, or the kernel")
+def installed(module: str) -> ModuleType:
+    """Import an installed module. Raises ConfigError as `check_imported` does."""
+    check_imported(installed_files(module))
     return importlib.import_module(module)
+
+
+def check_imported(files: Iterable[Path]) -> None:
+    """Raise ConfigError for a module that was edited after this process imported it: Python keeps what it imported."""
+    for file in files:
+        digest = file_digest(file)
+        if _IMPORTED.setdefault(file.resolve(), digest) != digest:
+            raise ConfigError(f"{file} has changed since this process imported it: restart the process, or the kernel")
 
 
 def load(file: Path) -> ModuleType:

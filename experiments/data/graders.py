@@ -165,7 +165,7 @@ def _function(name: str) -> Callable[..., Any]:
 def _imported(name: str, file: Path | None, code: tuple[str, ...]) -> Callable[..., Any]:
     module, _, function = name.rpartition(":")
     try:
-        loaded = load(file) if file else installed(module, code)
+        loaded = load(file) if file else installed(module)
     except Exception as error:
         raise refused(
             name, f"{file or module} cannot be imported from {Path.cwd()} ({type(error).__name__}: {error})"

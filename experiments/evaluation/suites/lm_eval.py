@@ -24,7 +24,7 @@ from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import sha256
 from experiments.common.section import nearest
-from experiments.data.grader_code import own_files
+from experiments.data.grader_code import check_imported, own_files
 from experiments.evaluation.lm_eval_code import no_code_of_others
 from experiments.evaluation.lm_eval_data import check_data
 from experiments.evaluation.lm_eval_model import wrapped
@@ -178,7 +178,9 @@ def _code_of(value: Any) -> str:
 
 
 def _text_of(file: Path) -> str:
-    return "\n".join(one.read_text(encoding="utf-8") for one in own_files(file))
+    files = own_files(file)
+    check_imported(files[1:])  # lm_eval reads the first one anew
+    return "\n".join(one.read_text(encoding="utf-8") for one in files)
 
 
 def _further_code(task: Any) -> list[str]:
