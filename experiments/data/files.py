@@ -197,9 +197,10 @@ def missing_parts(files: Sequence[Path]) -> Iterator[str]:
             here[file.parent, part[1], part[3], part[4]].add(int(part[2]))
     for (_, start, count, _), numbers in here.items():
         first = int(int(count) in numbers)  # some count from 1
-        if left := sorted({*range(first, int(count) + first)} - numbers):
-            some = f"{start}{left[0]:0{len(count)}}-of-{count}"
-            yield f"{len(left)} of {int(count)} parts of the data are not here, such as {some}: the others are read"
+        asked = range(first, int(count) + first)  # of a name that is no part's it may be long
+        if left := int(count) - len([number for number in numbers if number in asked]):
+            some = f"{start}{next(n for n in asked if n not in numbers):0{len(count)}}-of-{count}"
+            yield f"{left} of {int(count)} parts of the data are not here, such as {some}: the others are read"
 
 
 def _words(file: Path) -> set[str]:

@@ -178,6 +178,6 @@ def _imported(name: str, file: Path | None, code: tuple[str, ...]) -> Callable[.
         inspect.signature(found).bind("", {})
     except TypeError as error:
         raise refused(name, f"it is called with a reply and an entry: {error}") from None
-    except ValueError:  # of a function in C, which tells nothing
+    except ValueError:  # of a function in C, whose parameters are not known
         pass
     return found

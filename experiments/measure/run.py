@@ -19,9 +19,10 @@ from experiments.measure.config import DEFAULT, measure_config
 from experiments.measure.endpoint import EndpointError, is_endpoint
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import Condition, conditions
-from experiments.measure.models import Model, by_replies_alone, check_endpoints, load_tokenizer, read_base, read_models
+from experiments.measure.models import Model, by_replies_alone, check_endpoints, read_base, read_models
 from experiments.measure.report import Report, write_measurement
 from experiments.measure.session import Session
+from experiments.measure.tokenizers import load_tokenizer
 from experiments.records import ArmResult
 from experiments.runs.run import only_one_process
 from experiments.tracking.uri import without_password

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import ctrl
-from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError
-from experiments.common.files import PART, read_json, read_note, write_json
+from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.measure.best import best_of, merit, write_best
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
 from experiments.measure.references import References
@@ -38,10 +36,8 @@ from experiments.records import MEASURED, ArmResult, Estimate, Record, read_reco
 from experiments.runs.base_records import ITEMS, STATE, asked, asked_others
 from experiments.runs.baseline import headline, score
 from experiments.runs.result_file import RESULT, write_result
-from experiments.scorecard.figures import GAINS
 
 logger = logging.getLogger(__name__)
-BEST, NOTE = "best", "forgetting.json"
 Card = dict[str, Estimate]
 
 
@@ -198,15 +194,10 @@ class Watch:
     def keep_best(self, step: int, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Save the model if no earlier one has a higher gain; without a new task the latest is the best."""
         figures = {name: estimate.value for name, estimate in headline(self.points[step]).items()}
-        value = _merit(figures, step)
+        value = merit(figures, step)
         if self.best is not None and value < self.best[0]:
             return
-        part = _part(self.folder)
-        shutil.rmtree(part, ignore_errors=True)
-        ctrl.save(model, part) if isinstance(model, ControlModel) else model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        write_json(part / NOTE, {"step": step, **figures, "training": self.training})  # last: now it is whole
-        _settle(self.folder)
+        write_best(self.folder, model, tokenizer, {"step": step, **figures, "training": self.training})
         self.best = (value, step)
 
     def result(self) -> ArmResult:
@@ -230,38 +221,3 @@ class Watch:
 def _weights(config: MeasureConfig, model: PreTrainedModel) -> str:
     """Return a digest of a base that has a name; without one it is in the model that trains."""
     return weights_digest(model) if config.base_model else ""
-
-
-def best_of(folder: Path, step: int, training: str = "") -> tuple[float, int] | None:
-    """Return value and step of the best model on disk; None if it is of a later step, or of another training."""
-    _settle(folder)
-    found = read_json(folder / BEST / NOTE)
-    own = found.get("training", training) == training  # not there in earlier versions
-    return (_merit(found, found["step"]), found["step"]) if found and own and found["step"] <= step else None
-
-
-def check_best(folder: Path) -> None:
-    """Raise ConfigError if the folder `best` is not of a training that was measured: it would be replaced."""
-    best = folder / BEST
-    own = any((place / NOTE).is_file() for place in (best, _part(folder)))  # a kill may leave the new one alone
-    if best.exists() and not own:
-        raise ConfigError(
-            f"{best} was not kept by a ForgettingCallback, and keep_best=True would replace it: move it, or take "
-            "another folder, ForgettingCallback(folder=...)"
-        )
-
-
-def _part(folder: Path) -> Path:
-    return folder / (BEST + PART)
-
-
-def _settle(folder: Path) -> None:
-    """Give a whole new best model its name. A kill at any moment leaves the old one or the new one, or both."""
-    part, target = _part(folder), folder / BEST
-    if (part / NOTE).is_file():
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-
-
-def _merit(figures: Mapping[str, float], step: int) -> float:
-    return next((figures[name] for name in GAINS if name in figures), float(step))

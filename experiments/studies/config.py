@@ -189,10 +189,6 @@ class StudyConfig(Section):
             key = getattr(self.report, field)
             if key is not None and key not in self.search:
                 raise ValueError(f"report.{field} {key!r} is not searched: {nearest(key, self.search)}")
-        if self.report.law is None and self.report.epsilon != ReportConfig().epsilon:
-            raise ValueError(
-                "report.epsilon has no effect without report.law, the dimension that is the replayed share"
-            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, but got {list(self.seeds)}")
         return self

@@ -85,3 +85,8 @@ def test_columns_of_classes_are_said() -> None:
     other = HuggingFace(name="x", text="text")
     vars(other)["loaded"] = source.loaded
     assert other.notes == []
+
+
+def test_a_name_with_a_long_number_costs_no_time() -> None:
+    (said,) = missing_parts([Path(f"photo-1-of-{10**20}.csv")])
+    assert said.startswith(f"{10**20 - 1} of {10**20} parts of the data are not here")

@@ -15,7 +15,7 @@ from experiments.evaluation.suite import SuiteContext
 from experiments.measure import watch as room
 from experiments.measure.config import measure_config
 from experiments.measure.training_folder import measured_base
-from experiments.measure.watch import Budget, Watch, best_of, check_best
+from experiments.measure.watch import Budget, Watch
 from experiments.records import Estimate
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.measured import tiny_model
@@ -54,45 +54,6 @@ class TestBudget:
         with budget.measuring():
             clock[0] += 5
         assert budget.allows(100)
-
-
-@pytest.mark.parametrize(
-    ("note", "best"),
-    [
-        ({"step": 4, "retention": 0.9}, (4.0, 4)),  # without a new task the latest is the best
-        ({"step": 4, "retention": 0.9, "gain": 0.25}, (0.25, 4)),
-        ({"step": 4, "new_nll_drop": 0.5}, (0.5, 4)),
-        ({"step": 6, "gain": 0.5}, None),  # after the step at which the training goes on
-        ({}, None),
-    ],
-)
-def test_the_best_model_of_a_resumed_training(
-    tmp_path: Path, note: dict[str, float], best: tuple[float, int] | None
-) -> None:
-    if note:
-        write_json(tmp_path / "best" / "forgetting.json", note)
-    assert best_of(tmp_path, step=4) == best
-
-
-@pytest.mark.parametrize("killed", ["while it was written", "before its name", "between the two"])
-def test_a_kill_loses_no_best_model(tmp_path: Path, killed: str) -> None:
-    write_json(tmp_path / "best" / "forgetting.json", {"step": 2, "gain": 0.25})
-    (tmp_path / "best.part").mkdir()
-    if killed != "while it was written":
-        write_json(tmp_path / "best.part" / "forgetting.json", {"step": 4, "gain": 0.5})
-    if killed == "between the two":
-        shutil.rmtree(tmp_path / "best")
-    assert best_of(tmp_path, step=4) == ((0.25, 2) if killed == "while it was written" else (0.5, 4))
-
-
-def test_a_folder_best_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
-    """It was deleted for the first model that was kept."""
-    check_best(tmp_path)
-    (tmp_path / "best").mkdir()
-    with pytest.raises(ConfigError, match="best was not kept by a ForgettingCallback, and keep_best=True would"):
-        check_best(tmp_path)
-    write_json(tmp_path / "best.part" / "forgetting.json", {"step": 4})  # killed while the old one was deleted
-    check_best(tmp_path)
 
 
 def test_the_best_model_of_an_earlier_training_is_not_this_ones(tmp_path: Path) -> None:
