@@ -116,7 +116,7 @@ def _has_empty(rows: Any) -> bool:
 
 def _check_inside(folder: Path, files: Sequence[str]) -> None:
     """Raise ConfigError for a folder whose card (README.md) names files of elsewhere: of somebody's, maybe private."""
-    inside = os.path.join(os.path.abspath(folder), "")
+    inside = tuple(os.path.join(place(folder), "") for place in (os.path.abspath, os.path.realpath))
     if strange := [file for file in files if not os.path.abspath(file).startswith(inside)]:
         raise ConfigError(
             f"dataset {str(folder)!r}: its README.md names {strange[0]}, which is not in this folder: correct it, or "

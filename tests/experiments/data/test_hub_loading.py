@@ -109,3 +109,8 @@ def test_the_card_of_a_folder_names_no_files_of_elsewhere(
         with pytest.raises(ConfigError, match=r"its README\.md names .*private\.jsonl, which is not in this folder"):
             HuggingFace(name=str(folder), streaming=streaming).loaded  # noqa: B018
     assert HuggingFace(name=str(folder), files=("../private.jsonl",)).loaded.num_rows == 1
+    (folder / "README.md").unlink()
+    (folder / "train-2.jsonl").symlink_to(private)  # which whoever made the folder put there
+    (tmp_path / "link").symlink_to(folder)
+    for name in (folder, tmp_path / "link"):
+        assert HuggingFace(name=str(name)).loaded.num_rows == 2
