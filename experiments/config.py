@@ -7,7 +7,7 @@ once; a config is frozen once read.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -220,6 +220,11 @@ def _keys_at(loc: Place) -> list[str]:
         if part in named:
             section = named[str(part)]
         elif isinstance(part, str) and part in section.model_fields:
-            annotation = section.model_fields[part].annotation
-            section = getattr(annotation, "__args__", (annotation,))[0]
+            section = _section_in(section.model_fields[part].annotation) or section
     return [*section.model_fields, *(FLAT if section is EvaluationConfig else ())]
+
+
+def _section_in(annotation: Any) -> Any:
+    """Return the first section in a type, as in tuple[str | KeptFile, ...]; None if there is none."""
+    inner = (annotation,) if hasattr(annotation, "model_fields") else map(_section_in, get_args(annotation))
+    return next(filter(None, inner), None)

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import importlib.util
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from experiments.common.errors import ConfigError
+from experiments.common.hashing import file_digest
+
 PROGRAM = ("experiments", "ctrl")  # packages of the bench: no grader's own, and importing them twice would double them
+_IMPORTED: dict[Path, str] = {}  # digests of modules when this process used them first
 _OF_GRADERS: weakref.WeakSet[ModuleType] = weakref.WeakSet()  # packages of their own that graders have imported
 
 
@@ -45,6 +50,20 @@ def installed_files(module: str) -> list[Path]:
     package = module.partition(".")[0]
     depth = module.count(".") + (Path(spec.origin).name == "__init__.py")
     return own_files(Path(spec.origin), Path(spec.origin).parents[depth], package)
+
+
+def installed(module: str) -> ModuleType:
+    """Import an installed module. Raises ConfigError as `check_imported` does."""
+    check_imported(installed_files(module))
+    return importlib.import_module(module)
+
+
+def check_imported(files: Iterable[Path]) -> None:
+    """Raise ConfigError for a module that was edited after this process imported it: Python keeps what it imported."""
+    for file in files:
+        digest = file_digest(file)
+        if _IMPORTED.setdefault(file.resolve(), digest) != digest:
+            raise ConfigError(f"{file} has changed since this process imported it: restart the process, or the kernel")
 
 
 def load(file: Path) -> ModuleType:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 import inspect
 import math
 import warnings
@@ -19,7 +18,7 @@ from experiments.common.hashing import file_digest, short_digest
 from experiments.common.machine_faults import of_the_machine
 from experiments.common.section import nearest
 from experiments.data.grader import Choice, Contains, Exact, Grader, Likelihood, Numeric, refused
-from experiments.data.grader_code import installed_files, load, own_files
+from experiments.data.grader_code import installed, installed_files, load, own_files
 from experiments.data.isolated_graders import Code, Math, Regex
 from experiments.data.items import Item, Scorer
 
@@ -166,7 +165,7 @@ def _function(name: str) -> Callable[..., Any]:
 def _imported(name: str, file: Path | None, code: tuple[str, ...]) -> Callable[..., Any]:
     module, _, function = name.rpartition(":")
     try:
-        loaded = load(file) if file else importlib.import_module(module)
+        loaded = load(file) if file else installed(module)
     except Exception as error:
         raise refused(
             name, f"{file or module} cannot be imported from {Path.cwd()} ({type(error).__name__}: {error})"

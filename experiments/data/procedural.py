@@ -83,7 +83,7 @@ class ReasoningGym(Source):
         for chunk in itertools.count():
             generator = make(part, seed, chunk)
             for index in range(generator.config.size):
-                item = self._item(generator[index])
+                item = self._item(self._made(generator, index))
                 since += 1
                 if item.id not in seen:
                     seen.add(item.id)
@@ -97,6 +97,15 @@ class ReasoningGym(Source):
                         f"the {len(held_out_ids)} held out. Widen its params, or ask for fewer steps or "
                         "evaluation.new_items"
                     )
+
+    def _made(self, generator: Any, index: int) -> Any:
+        """Return an entry. Raises ConfigError for params that are refused only here, such as a million digits."""
+        try:
+            return generator[index]
+        except (AssertionError, TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise ConfigError(
+                f"data, params of {self.name}: {self.params} is refused by the generator: {error}"
+            ) from error
 
     def _verifier(self, scorer: Scorer, item: Item) -> Scorer:
         """Return a verifier that never runs a reply as code, or does so without rights. Raises ConfigError.

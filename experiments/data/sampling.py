@@ -32,13 +32,13 @@ from experiments.models.tokens import (
 class Sampling(Section):
     """Settings of sampling from a model."""
 
-    number: int = Field(256, ge=1, description="texts or chats to sample")
-    max_tokens: int = Field(256, ge=2, description="of each text, question or reply")
+    number: int = Field(256, ge=1, le=10**7, description="texts or chats to sample")
+    max_tokens: int = Field(256, ge=2, le=10**5, description="of each text, question or reply")
     temperature: float = Field(1.0, gt=0, description="sampling temperature")
     top_p: float = Field(
         1.0, gt=0, le=1, description="nucleus sampling: the smallest set of tokens with this probability"
     )
-    batch_size: int = Field(32, ge=1, description="texts sampled at a time")
+    batch_size: int = Field(32, ge=1, le=10**5, description="texts sampled at a time")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="of the sampling; the same for every seed of a run")
 
 

@@ -180,7 +180,7 @@ class Ewc(LossTerm):
     """
 
     weight: float = Field(1.0, ge=0, description="factor of the term")
-    batches: int = Field(4, ge=1, description="batches of old text that F is estimated on")
+    batches: int = Field(4, ge=1, le=10**5, description="batches of old text that F is estimated on")
     active: ClassVar[type[Any]] = FromStartByFisher
     reads_weights: ClassVar[bool] = True
     reads_old: ClassVar[bool] = True

@@ -80,7 +80,7 @@ class Corda(Lora):
     """
 
     reads_old: ClassVar[bool] = True
-    batches: int = Field(4, ge=1, description="batches of old text that C is measured on")
+    batches: int = Field(4, ge=1, le=10**5, description="batches of old text that C is measured on")
 
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         from peft import get_peft_model_state_dict

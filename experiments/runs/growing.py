@@ -39,9 +39,8 @@ def _begun(arm: ArmConfig, folder: Path) -> ArmConfig | None:
 
 
 def _with_rates(arm: ArmConfig, given: ArmConfig | None) -> ArmConfig:
-    """Add the learning rates that are new. Two are the same if they share a folder. Raises ConfigError."""
-    known = {f"{rate:g}" for rate in arm.learning_rates}
-    new = [rate for rate in (given.learning_rates if given else ()) if f"{rate:g}" not in known]
+    """Add the learning rates that are new. Raises ConfigError for one that prints as another."""
+    new = [rate for rate in (given.learning_rates if given else ()) if rate not in arm.learning_rates]
     try:
         rates = check_rates((*arm.learning_rates, *new))
     except ValueError as error:

@@ -9,15 +9,27 @@ WORD = re.compile(r"[^\s'\"]+")
 USER = re.compile(r":?//?[^:/@]*:")  # of a mistyped URI too: http//user:
 ALONE = re.compile(r"://([^:/@]*)@")
 PARAMETER = re.compile(r"([?&][^=&?\s'\"]*=)[^&\s'\")]*")
-SECRETS = ("pass", "pwd", "token", "secret", "key")  # in the name of a parameter
+SECRETS = ("pass", "pwd", "token", "secret", "key", "signature", "sig=")  # in the name of a parameter
 LOGIN = re.compile(r"(://)[^/\s'\"]*@")
-TOKEN = re.compile(r"\b(hf_|gh[pousr]_|dapi)[A-Za-z0-9]{20,}|\b(github_pat_|glpat-|sk-)[\w-]{20,}")  # by issuer
+TOKEN = re.compile(
+    r"\b(hf_|gh[pousr]_|dapi)[A-Za-z0-9]{20,}|\b(github_pat_|glpat-|sk-|xox[abp]-|AIza)[\w-]{20,}"
+)  # by issuer
 HEADER = re.compile(r"\b(Bearer +|Authorization: *Basic +)[\w.~+/=-]{8,}")  # of HTTP
-WORDS = re.compile(r"((?:\b|%3B)(?:password|passwd|pwd)(?:=|%3D))(?!\*)[^\s&;%'\")]+", re.IGNORECASE)  # libpq and ODBC
+WORDS = re.compile(
+    r"((?:\b|%3B)(?:password|passwd|pwd|accountkey|sharedaccesskey)(?:=|%3D))(?!\*)[^\s&;%'\")]+", re.IGNORECASE
+)  # libpq and ODBC
 VARIABLE = re.compile(r"((?:PASSWORD|TOKEN|SECRET|API_KEY|ACCESS_KEY)=['\"]?)(?![*'\"])[^\s&;%'\")]+")  # of a shell
 # of Python, JSON, YAML and the lines of a notebook, whose quotes have backslashes
-NAME = r"(?:(?i:passw(?:or)?d|secret|api_?key|access_?key|secret_key|(?:auth|access)_token)|[A-Z]_TOKEN)"
+NAME = r"(?:(?i:passw(?:or)?d|secret|api[_-]?key|access_?key|secret_key|(?:auth|access|api|hf)_token)|[A-Z]_TOKEN)"
 ASSIGNED = re.compile(NAME.join([r"(", r"(?:\\?['\"])?\]? {0,3}[=:] {0,3}\\?['\"])(?!\*)[^\s'\"\\]+(?=\\?['\"])"]))
+# os.environ.setdefault("X_TOKEN", "..."); a line of YAML, INI or %env without quotes: words of code have no digits
+CALLED = re.compile(
+    rf"(\b\w{{1,40}}\( {{0,3}}\\?['\"]\w{{0,40}}{NAME}\\?['\"], {{0,3}}\\?['\"])(?!\*)[^\s'\"\\]+(?=\\?['\"])"
+)
+LINE = re.compile(
+    rf"^([+-]?[ \t\"%]{{0,20}}(?:env +)?\w{{0,40}}{NAME}(?: {{0,3}}[:=]| ) {{0,3}})(?=\S*\d)[^\s'\"#(){{}}.,*]{{8,}}$",
+    re.MULTILINE,
+)
 HEX_KEY = re.compile(r"(\bkey=\\?['\"])[0-9a-f]{40}\b")  # of Weights & Biases
 LONGEST_USER = 19  # characters: a longer name without a password is a token (https://TOKEN@host)
 
@@ -25,7 +37,7 @@ LONGEST_USER = 19  # characters: a longer name without a password is a token (ht
 def without_password(text: str) -> str:
     """Replace passwords and tokens in a text by `***`: of URIs, headers, variables, and those that look like tokens."""
     text = PARAMETER.sub(_parameter, WORD.sub(_user, text))
-    for pattern in (TOKEN, HEADER, WORDS, VARIABLE, ASSIGNED, HEX_KEY):
+    for pattern in (TOKEN, HEADER, WORDS, VARIABLE, ASSIGNED, CALLED, LINE, HEX_KEY):
         text = pattern.sub(lambda found: f"{found[found.lastindex or 1]}***", text)
     return text
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import DeepSpeedPlugin, PartialState
+from accelerate.utils import is_deepspeed_available
 from torch.distributed.distributed_c10d import _get_default_store
 from transformers import PreTrainedModel
 
@@ -34,6 +35,7 @@ from experiments.training.stopping import StopRequest
 TENSOR_TIMEOUT = timedelta(minutes=30)
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets next to WORLD_SIZE
+OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of mpirun and srun; accelerate reads them too
 
 M = TypeVar("M")
 _joined = itertools.count()
@@ -237,8 +239,16 @@ def launch_kind() -> str:
 
 
 def _check_launcher() -> None:
+    mpi = next((name for name in OF_MPI if os.environ.get(name, "1") != "1"), None)
+    if mpi and world_size() == 1:
+        raise ConfigError(
+            f"{mpi}={os.environ[mpi]}: processes of MPI do not train together here, start them with torchrun or "
+            f"accelerate launch, or unset {mpi}"
+        )
     if shards() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("accelerate launch --use_fsdp: only its second version is supported, add --fsdp_version 2")
+    if deepspeed() and not is_deepspeed_available():
+        raise ConfigError("ACCELERATE_USE_DEEPSPEED=true, but deepspeed is not installed: install it, or unset this")
     if deepspeed() and (stage := DeepSpeedPlugin().zero_stage) == 3:
         raise ConfigError(
             f"DeepSpeed with zero_stage={stage} is not supported: take stage 1 or 2, or accelerate launch "

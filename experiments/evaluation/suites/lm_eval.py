@@ -24,8 +24,9 @@ from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import sha256
 from experiments.common.section import nearest
-from experiments.data.grader_code import own_files
+from experiments.data.grader_code import check_imported, own_files
 from experiments.evaluation.lm_eval_code import no_code_of_others
+from experiments.evaluation.lm_eval_data import check_data
 from experiments.evaluation.lm_eval_model import wrapped
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.lm_eval_watch import cuts_said, finite
@@ -177,7 +178,9 @@ def _code_of(value: Any) -> str:
 
 
 def _text_of(file: Path) -> str:
-    return "\n".join(one.read_text(encoding="utf-8") for one in own_files(file))
+    files = own_files(file)
+    check_imported(files[1:])  # lm_eval reads the first one anew
+    return "\n".join(one.read_text(encoding="utf-8") for one in files)
 
 
 def _further_code(task: Any) -> list[str]:
@@ -206,6 +209,8 @@ def load_tasks(settings: HarnessSettings) -> tuple[dict[str, Any], dict[str, Any
     try:
         with no_code_of_others(settings.run_code):
             sides = [dict(manager.load(list(side))["tasks"]) if side else {} for side in (settings.new, settings.kept)]
+        for task in (task for side in sides for task in side.values()):
+            check_data(task)
     except ConfigError:
         raise
     except (OSError, ValueError, ImportError) as error:  # of the network, of the Hub, of a package that a task needs

@@ -36,10 +36,12 @@ class NewTaskSuite(Suite):
     class Settings(SuiteSettings):
         """How questions are answered."""
 
-        samples: int = later_field(1, ge=1, description="replies to each question; more than 1 needs a temperature")
+        samples: int = later_field(
+            1, ge=1, le=10**4, description="replies to each question; more than 1 needs a temperature"
+        )
         temperature: float = later_field(0.0, ge=0, description="replies are drawn at this temperature; 0: greedy")
         max_tokens: int | None = later_field(
-            None, ge=1, description=f"tokens of a reply; default: the longest answer and {ROOM}"
+            None, ge=1, le=10**5, description=f"tokens of a reply; default: the longest answer and {ROOM}"
         )
 
         @model_validator(mode="after")

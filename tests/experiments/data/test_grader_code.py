@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.data.grader import Grader
 from experiments.data.grader_code import PROGRAM, installed_files, load, own_files
@@ -118,6 +119,25 @@ def test_an_installed_module_counts_with_its_package(tmp_path: Path, monkeypatch
     (package / "words.py").write_text("RIGHT = 2\n")
     assert Function(function="graders_of_mine.rules:right").digest() != before
     assert installed_files("no_such_module_of_mine") == installed_files("") == []
+
+
+def test_an_installed_module_that_was_edited_needs_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python keeps what it imported: grades of the old code were cached under the digest of the new one."""
+    package = tmp_path / "edited_graders"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "rules.py").write_text("from edited_graders.words import RIGHT\n\ndef right(r, e): return r == RIGHT\n")
+    (package / "words.py").write_text("RIGHT = 'a'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    one = Function(function="edited_graders.rules:right")
+    assert [one.scorer()(reply, {}) for reply in "ab"] == [1.0, 0.0]
+    (package / "words.py").write_text("RIGHT = 'b'\n")
+    with pytest.raises(ConfigError, match=r"words\.py has changed since this process imported it: restart"):
+        Function(function="edited_graders.rules:right").scorer()
+    (package / "words.py").write_text("RIGHT = 'a'\n")
+    assert Function(function="edited_graders.rules:right").scorer()("a", {}) == 1
 
 
 def test_code_that_cannot_be_read_is_a_file_without_imports(tmp_path: Path) -> None:

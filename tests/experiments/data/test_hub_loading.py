@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -68,3 +70,47 @@ def test_what_cannot_be_loaded(fields: dict[str, str], tmp_path: Path, monkeypat
     with pytest.raises(ConfigError, match=r"could not be loaded: .*With no network, give a local folder") as caught:
         source.held_out(1, 0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_another_file_of_the_same_time_is_not_read_from_the_cache(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library goes by the time of a local file, which images and archives set: the old rows were trained on."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    file = tmp_path / "data" / f"train.{kind}"
+    file.parent.mkdir()
+
+    def answer(word: str, time: int) -> str:
+        rows = Dataset.from_list([{"question": f"Q{i}", "answer": word} for i in range(3)])
+        {"jsonl": rows.to_json, "csv": rows.to_csv, "parquet": rows.to_parquet}[kind](file)
+        os.utime(file, (time, time))
+        return str(HuggingFace(name=str(file.parent)).loaded[0]["answer"])
+
+    assert [answer("old", 1), answer("old", 1)] == ["old", "old"]
+    with pytest.raises(ConfigError, match=rf"train\.{kind} is another file .* has the same time, .* touch .*{kind}$"):
+        answer("new", 1)
+    assert answer("new", 2) == "new"
+
+
+@pytest.mark.parametrize("named", ["../private.jsonl", "ABSOLUTE", ["train.jsonl", "../*.jsonl"]])
+def test_the_card_of_a_folder_names_no_files_of_elsewhere(
+    named: str | list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder, private = tmp_path / "data", tmp_path / "private.jsonl"
+    folder.mkdir()
+    for file in (folder / "train.jsonl", private):
+        file.write_text('{"question": "Q", "answer": "a"}\n')
+    files = str(private) if named == "ABSOLUTE" else named
+    card = {"configs": [{"config_name": "default", "data_files": files}]}
+    (folder / "README.md").write_text(f"---\n{json.dumps(card)}\n---\n")
+    for streaming in (False, True):
+        with pytest.raises(ConfigError, match=r"its README\.md names .*private\.jsonl, which is not in this folder"):
+            HuggingFace(name=str(folder), streaming=streaming).loaded  # noqa: B018
+    assert HuggingFace(name=str(folder), files=("../private.jsonl",)).loaded.num_rows == 1
+    (folder / "README.md").unlink()
+    (folder / "train-2.jsonl").symlink_to(private)  # which whoever made the folder put there
+    (tmp_path / "link").symlink_to(folder)
+    for name in (folder, tmp_path / "link"):
+        assert HuggingFace(name=str(name)).loaded.num_rows == 2

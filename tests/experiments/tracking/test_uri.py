@@ -17,6 +17,7 @@ from experiments.tracking.uri import page, without_password
 PLAIN = "Basic understanding, hf_hub_download_of_a_file, sk-learn, password="
 
 CODE = "eos_token='</s>', token = tokens[0], max_tokens: '5', key='a', got 'password', 'name', if not secret: x = 'y'"
+WORDS = "password: str\npassword = read_password()\nsecret = config.x1.secret2\nf('x', 'secret'), sigma=1"
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,18 @@ CODE = "eos_token='</s>', token = tokens[0], max_tokens: '5', key='a', got 'pass
             "Client(api_key=\"***\", aws_secret_access_key='***')",
         ),
         ('{"password": "S3CRET", "n": 1}', '{"password": "***", "n": 1}'),
+        ('+os.environ.setdefault("HF_TOKEN", "S3CRET")', '+os.environ.setdefault("HF_TOKEN", "***")'),
+        ("+  db_password: S3CRETS3", "+  db_password: ***"),  # of YAML
+        ("aws_secret_access_key = S3CRETS3\n x", "aws_secret_access_key = ***\n x"),  # of INI
+        ("%env OPENAI_API_KEY S3CRETS3", "%env OPENAI_API_KEY ***"),
+        ('{"X-API-Key": "S3CRET"}', '{"X-API-Key": "***"}'),
+        ("https://b.s3/x.json?X-Amz-Signature=S3CRET&a=1", "https://b.s3/x.json?X-Amz-Signature=***&a=1"),
+        ("https://b.blob/x.json?sv=20&sig=S3CRET", "https://b.blob/x.json?sv=20&sig=***"),
+        ("AccountKey=S3CRET;Endpoint=x", "AccountKey=***;Endpoint=x"),
         (f'wandb.login(key="{"5a" * 20}")', 'wandb.login(key="***")'),
         (PLAIN, PLAIN),
         (CODE, CODE),
+        (WORDS, WORDS),
     ],
 )
 def test_a_password_is_replaced(uri: str, shown: str) -> None:

@@ -248,6 +248,9 @@ def test_the_same_from_a_shell(line: str, place: Path) -> None:
         ("WORLD_SIZE", "x", "WORLD_SIZE='x' is no number of processes"),
         ("WORLD_SIZE", "-1", "WORLD_SIZE='-1' is no number of processes"),
         ("WORLD_SIZE", "2", "WORLD_SIZE=2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT are not set"),
+        ("PMI_SIZE", "2", "PMI_SIZE=2: processes of MPI do not train together here"),
+        ("OMPI_COMM_WORLD_SIZE", "4", "OMPI_COMM_WORLD_SIZE=4: processes of MPI do not train together here"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "but deepspeed is not installed"),
     ],
 )
 def test_a_wrong_environment(name: str, value: str, words: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,11 @@ class TestConfig:
         before = harness(folder, tokenizer, **settings).content()
         assert harness(folder, tokenizer, **settings).content() == before
         helper.write_text("def right(doc, results): return {'acc': 0.0}\n")
+        with pytest.raises(
+            ConfigError, match=r"helper_of_sums\.py has changed since this process imported it: restart"
+        ):
+            harness(folder, tokenizer, **settings).content()  # the old code would grade
+        monkeypatch.setattr("experiments.data.grader_code._IMPORTED", {})  # as in a new process
         after = harness(folder, tokenizer, **settings).content()
         assert after["tasks"]["sums"] != before["tasks"]["sums"]
         assert after["tasks"]["colours"] == before["tasks"]["colours"]
