@@ -84,6 +84,8 @@ def open_session(
         session = Session(config, base, tokenizer, task, suites, root, folder, tracker, say, begun)
         session.tracker.reap()
         session.check_fingerprints(models)
+        if config.precision == "auto":
+            say(session.arithmetic)
         _say_changed(folder, suites, [*where.arms, *(model.name for model in models)], say)
         yield session
 
