@@ -139,9 +139,9 @@ def config_lines(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sources(sources: Any) -> str:
-    """Write each source with its first own field that is a text: `reasoning_gym chain_sum`."""
-    texts = [[str(v) for k, v in one.items() if k not in ("source", "share") and isinstance(v, str)] for one in sources]
-    return " + ".join(" ".join([one["source"], *text[:1]]) for one, text in zip(sources, texts, strict=True))
+    """Write each source with its name or path: `reasoning_gym chain_sum`."""
+    names = [one.get("path") or one.get("name") for one in sources]
+    return " + ".join(f"{one['source']} {name or ''}".strip() for one, name in zip(sources, names, strict=True))
 
 
 def _show_study(folder: Path) -> None:
