@@ -79,11 +79,14 @@ def watch_command(args: argparse.Namespace) -> int:
 
 
 def _show_run(folder: Path) -> None:
+    from experiments.common.files import read_note
     from experiments.desk.overview import age, own_config, read_run
     from experiments.reporting.tables import format_table
     from experiments.runs.result_file import read_result
 
     one, config = read_run(folder), own_config(folder)
+    if config["precision"] == "auto" and (known := read_note(folder / "base" / "timing.json").get("precision")):
+        config = {**config, "precision": f"auto ({known})"}
     show(f"{folder.name}: {one.status}, {one.done} of {one.total} arms, last change {age(one.updated)} ago\n")
     for title, text in config_lines(config).items():
         show(f"{title:<11} {text}")

@@ -67,8 +67,7 @@ class Session:
     @property
     def arithmetic(self) -> str:
         """How base and models are computed: `auto` takes what is faster, and KL in bf16 is another one than in fp32."""
-        precision = Precision(self.config.precision)
-        return f"Measured in {precision.name} ({precision.reason})."
+        return f"Measured in {Precision(self.config.precision)}."
 
     @cached_property
     def measured(self) -> MeasuredBase:
