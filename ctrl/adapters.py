@@ -89,9 +89,12 @@ class HoldsAdapters(nn.Module):
 
     @peft_config.deleter
     def peft_config(self) -> None:
-        """PEFT deletes it with the last adapter (merged, unloaded or deleted): what trained before trains again."""
+        """PEFT deletes it with the last adapter (merged, unloaded or deleted): what trained before trains again.
+
+        Nothing did if `prepare_model_for_kbit_training` had frozen all of it: then the copies train again.
+        """
         del vars(self)["peft_config"]
-        trained = self.control.trained if self.control.before_peft is None else self.control.before_peft
+        trained = self.control.before_peft or self.control.trained
         for name, parameter in self.named_parameters():
             if name.replace(".base_layer", "") in trained:
                 parameter.requires_grad_(True)

@@ -128,7 +128,7 @@ def without_effect(config: ControlConfig) -> list[str]:
     """Describe the fields that differ from their defaults and change nothing, each with what it needs."""
     needed = {name: _needed(name, config) for name in changed_fields(config)}
     found = [f"{name} has no effect: it needs {needs}" for name, needs in needed.items() if needs]
-    if not _all_stacked(config) and config.alpha_start == 0:
+    if not all_stacked(config) and config.alpha_start == 0:
         found.append(
             "alpha_start=0 keeps every copy out of the output, so the loss gives it no gradient and it never trains: "
             "start above 0"
@@ -144,7 +144,7 @@ def changed_fields(config: ControlConfig) -> list[str]:
 def _needed(name: str, config: ControlConfig) -> str:
     """Return what a field needs to have an effect; empty if it has one."""
     gated = INTERPOLATIONS[config.interpolation].per_token
-    if _all_stacked(config) and name in (*OF_TWO_OUTPUTS, "norm_mix"):
+    if all_stacked(config) and name in (*OF_TWO_OUTPUTS, "norm_mix"):
         needed = (
             "structure concat or hybrid" if config.structure == "stack" else "two layers or more (hybrid stacks one)"
         )
@@ -162,7 +162,7 @@ def _needed(name: str, config: ControlConfig) -> str:
     return "expanded: lora" if name == "lora_rank" and config.expanded == "full" else ""
 
 
-def _all_stacked(config: ControlConfig) -> bool:
+def all_stacked(config: ControlConfig) -> bool:
     """Whether no copy is parallel: hybrid begins with a stacked one."""
     one = config.layers == 1 or (not isinstance(config.layers, int) and len(config.layers) == 1)
     return config.structure == "stack" or (config.structure == "hybrid" and one)

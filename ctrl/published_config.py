@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
-from ctrl.config import ControlConfig
+from ctrl.config import ControlConfig, all_stacked
 from ctrl.errors import ConfigError, unknown_name, warn
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.published_names import layout_of
@@ -28,19 +29,20 @@ def control_config(expansion: Mapping[str, Any], originals: list[int]) -> Contro
     norm_mix = _number(expansion, "interpolation_norm_alpha") or 0.0
     learned = theta is not None and not expansion.get("freeze_interpolation_factor", True)
     start = 1.0 if theta is None else 1 / (1 + math.exp(-max(-700.0, min(700.0, theta))))  # null: only the copy
-    structure = expansion.get("expand_type", "concat")
-    if structure == "stack":
-        norm_mix = 0.0  # a plain model with more layers has no relaxed norms
-    return ControlConfig(
-        structure=structure,
-        layers=originals,
+    plain = ControlConfig(structure=expansion.get("expand_type", "concat"), layers=originals)
+    losses: dict[str, Any] = {"divergence": "none"}
+    if all_stacked(plain):  # a plain model with more layers: it compares nothing, and has no relaxed norms
+        norm_mix, losses = 0.0, {}
+    elif weight:
+        losses = {"divergence": DIVERGENCE[loss], "scale_by_alpha": weight == -1}
+        losses["divergence_weight"] = 1.0 if weight == -1 else float(weight)
+    return dataclasses.replace(
+        plain,
         interpolation=methods[method],
         alpha="learned" if learned else "fixed",
         alpha_start=min(max(start, 1e-6), 1 - 1e-6) if learned else start,
-        divergence=DIVERGENCE[loss] if weight else "none",
-        divergence_weight=1.0 if weight == -1 else float(weight),
-        scale_by_alpha=weight == -1,
         norm_mix="learned" if norm_mix == -1 else float(norm_mix),
+        **losses,
     )
 
 

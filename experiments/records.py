@@ -6,6 +6,7 @@ Every figure of the scorecard is computed from the item records, so any metric c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -149,3 +150,9 @@ def odd_field(record: Record) -> str:
             return name
     known = record.choice is None or record.options is None or 0 <= record.choice < len(record.options)
     return "" if known else "choice"
+
+
+def arm_and_rate(text: str) -> tuple[str, float] | None:
+    """Split the name of an arm's folder, `control-0.0003` or `control-3e-4`; None if no learning rate is at its end."""
+    found = re.fullmatch(r"(.+?)-(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
+    return (found[1], float(found[2])) if found else None

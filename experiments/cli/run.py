@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ from experiments.cli.console import Commands, add_root, folder, quiet, say, show
 from experiments.common.commands import command
 from experiments.common.errors import ConfigError
 from experiments.common.paths import absolute, default_root, short_path
+from experiments.records import arm_and_rate
 
 DEEP = 5  # folders from ROOT/runs/NAME/arms/ARM up to ROOT
 
@@ -118,10 +118,9 @@ def export_command(args: argparse.Namespace) -> int:
 
 def split_arm(text: str) -> tuple[str, float]:
     """`control-0.0003` -> ("control", 0.0003). Raises ConfigError for a text without a learning rate."""
-    found = re.fullmatch(r"(.+?)-(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
-    if not found:
-        raise ConfigError(f"--arm {text!r} has no learning rate: write it at the end, for example {text}-0.0003")
-    return found[1], float(found[2])
+    if found := arm_and_rate(text):
+        return found
+    raise ConfigError(f"--arm {text!r} has no learning rate: write it at the end, for example {text}-0.0003")
 
 
 def sync_command(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from experiments.common.errors import CompareError
 from experiments.common.section import nearest
 from experiments.comparison.exports import TABLES, read_export
 from experiments.comparison.folders import ComparedRun, is_run, read_arms
-from experiments.records import Record
+from experiments.records import Record, arm_and_rate
 
 
 def read_runs(sources: Sequence[str], base: str | None = None, new: Sequence[str] = ()) -> list[ComparedRun]:
@@ -82,6 +82,8 @@ def _runs(source: str, new: Sequence[str] = ()) -> list[ComparedRun]:
         return read_arms(path) if is_run(path) else [_samples(path, new)]
     for folder, arm in _split(source):
         arms = {run.name: run for run in read_arms(Path(folder))}
+        if arm not in arms and (found := arm_and_rate(arm)):  # full-1e-3 is full-0.001
+            arm = f"{found[0]}-{found[1]:g}"
         if arm not in arms:
             raise CompareError(f"{folder} has no arm {arm!r}: {nearest(arm, arms)}")
         return [arms[arm]]

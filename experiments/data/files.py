@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +31,8 @@ CARDS = ("readme", "license", "licence", "notice", "citation", "changelog", "con
 LARGE = 2**21  # bytes of tables that are read into memory; larger ones are kept on disk as they were read
 PACKED = 4  # times that a compressed table is larger than its file, or more
 CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")  # what `datasets` writes next to a saved data set: map, filter
-PART = re.compile(r"(.*?)[-_.]?(\d+)-of-(\d+)(.*)")  # of a table in parts: train-00000-of-00003.parquet
 SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
+PART_NAME = re.compile(r"(.*\D|)(\d+)-of-(\d+)[^.]*(.*)")  # of a table: train-00000-of-00003.parquet
 KINDS = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
 SOME = 5  # files that are named
 METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
@@ -179,23 +179,28 @@ def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
     if away := [file for file in data if file != path and leads_away(file, path)]:
         some = f"such as {away[0].relative_to(path)} to {away[0].resolve()}"
         yield f"{len(away)} of the files that are read are links out of {path}, {some}"
+    if path.is_dir():
+        yield from missing_parts(data)
     splits = sorted(set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES)))
     if len(splits) > 1:
         yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
-    yield from missing_parts([str(file.relative_to(path)) for file in data if file != path])
     documents = [str(file.relative_to(path)) for file in data if _is_text(file)]
     if 0 < len(documents) < len(data):
         yield f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
 
 
-def missing_parts(files: Sequence[str]) -> Iterator[str]:
-    """Say which tables have fewer files than their names count, as after a download that was stopped."""
-    found: dict[tuple[str, int, str], set[int]] = {}
-    for start, number, count, end in (match.groups() for file in files if (match := PART.fullmatch(file))):
-        found.setdefault((start, int(count), end), set()).add(int(number))
-    for (start, count, end), numbers in found.items():
-        if len(numbers) < count:
-            yield f"parts of {start}{end} that are not there, and not read: {count - len(numbers):,} of {count:,}"
+def missing_parts(files: Sequence[Path]) -> Iterator[str]:
+    """Say which parts of a table are not here, by the names of the others: of a download that was stopped, perhaps."""
+    here = defaultdict[tuple[Path, str, str, str], set[int]](set)
+    for file in files:
+        if part := PART_NAME.fullmatch(file.name):
+            here[file.parent, part[1], part[3], part[4]].add(int(part[2]))
+    for (_, start, count, _), numbers in here.items():
+        first = int(int(count) in numbers)  # some count from 1
+        asked = range(first, int(count) + first)  # of a name that is no part's it may be long
+        if left := int(count) - len([number for number in numbers if number in asked]):
+            some = f"{start}{next(n for n in asked if n not in numbers):0{len(count)}}-of-{count}"
+            yield f"{left} of {int(count)} parts of the data are not here, such as {some}: the others are read"
 
 
 def _words(file: Path) -> set[str]:

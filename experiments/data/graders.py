@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -68,7 +70,7 @@ class Function(Grader):
 
     def _grade(self, function: Callable[..., Any], reply: str, entry: Mapping[str, Any]) -> float:
         try:
-            score = float(function(reply, dict(entry)))
+            score = float(function(reply, copy.deepcopy(dict(entry))))  # what it changes is its own
             if math.isnan(score):
                 raise ValueError("it gave nan, not true, false or a number up to 1")
         except (Exception, SystemExit) as error:
@@ -173,4 +175,10 @@ def _imported(name: str, file: Path | None, code: tuple[str, ...]) -> Callable[.
     if not callable(found):
         names = [one for one in dir(loaded) if callable(getattr(loaded, one)) and not one.startswith("_")]
         raise refused(name, f"{file or module} has no function {function!r}: {nearest(function, names)}")
+    try:
+        inspect.signature(found).bind("", {})
+    except TypeError as error:
+        raise refused(name, f"it is called with a reply and an entry: {error}") from None
+    except ValueError:  # of a function in C, whose parameters are not known
+        pass
     return found

@@ -12,12 +12,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from experiments.common.errors import ConfigError
-from experiments.common.hashing import file_stamp, json_digest, short_digest
+from experiments.common.hashing import short_digest
 from experiments.common.section import later_field
 from experiments.common.spread import spread
 from experiments.data.cells import as_stored
 from experiments.data.columns import PART, BadRow, Chunk, Columns
-from experiments.data.files import CACHE, LocalFile, missing_parts
+from experiments.data.files import LocalFile, missing_parts
+from experiments.data.hub_loading import files_digest, load
 from experiments.data.items import Example, NewTask, NewText, is_held_out
 from experiments.data.shapes import Shape
 from experiments.data.source import Source, as_task, free
@@ -76,8 +77,7 @@ class HuggingFace(Columns):
 
     @property
     def notes(self) -> list[str]:
-        folder = Path(self.name)
-        inside = () if self.files else sorted(str(file.relative_to(folder)) for file in folder.rglob("*"))
+        inside = () if self.files else sorted(Path(self.name).rglob("*"))
         unread = [*missing_parts(inside), *self.unread(self.loaded.column_names or (), self._place)]
         unread += said_classes(self._read_features())
         if self.streaming:
@@ -98,17 +98,7 @@ class HuggingFace(Columns):
         """
         if not self.streaming:
             return ""
-        import datasets
-
-        try:
-            files = {"data_files": list(self.files)} if self.files else {}
-            builder = datasets.load_dataset_builder(self.name, self.subset, revision=self.revision, **files)
-            found = (builder.config.data_files or {}).get(self.split.partition("[")[0], ())
-            if all(Path(file).is_file() for file in found):
-                return json_digest([[file, *file_stamp(Path(file))[::2]] for file in found]) if found else ""
-            return json_digest([list(map(str, found)), [list(one) for one in found.origin_metadata]])
-        except Exception:  # of the library, as in `loaded`, or of a version without these attributes
-            return ""
+        return files_digest(self.name, self.subset, self.split, **self._version)
 
     @model_validator(mode="after")
     def _all_rows(self) -> HuggingFace:
@@ -219,70 +209,12 @@ class HuggingFace(Columns):
     @functools.cached_property
     def loaded(self) -> Any:
         """The dataset of the library. Raises ConfigError with the first line of any error of the library."""
-        _check_saved(Path(self.name))
-        try:
-            found = self._loaded()
-            as_text = _as_text(found)
-            return self._loaded(features=as_text, keep_default_na=False) if as_text else found
-        except Exception as error:  # the library raises a dozen classes, from ValueError to its own HTTP errors
-            raise ConfigError(
-                f"dataset {self.name!r} (subset {self.subset}, split {self.split!r}) could not be loaded: "
-                f"{(str(error).strip() or type(error).__name__).splitlines()[0]}. With no network, give a local folder"
-            ) from error
+        return load(self.name, self.subset, self.split, streaming=self.streaming, **self._version)
 
-    def _loaded(self, **options: Any) -> Any:
-        import datasets
-
-        files = {"data_files": list(self.files)} if self.files else {}
-        return datasets.load_dataset(
-            self.name,
-            self.subset,
-            split=self.split,
-            revision=self.revision,
-            streaming=self.streaming,
-            **files,
-            **options,
-        )
-
-
-def _as_text(rows: Any) -> Any:
-    """Return features in which columns of CSV files are texts; nothing if they are, or of other files.
-
-    They would be read as other types, which source `file` never does: 007 as 7, 1.50 as 1.5, and the words None and NA
-    as empty. The types of a stream are not known before its rows.
-    """
-    import datasets
-
-    if rows.info.builder_name != "csv":
-        return None
-    plain = [str(getattr(feature, "dtype", "")) for feature in (rows.features or {}).values()]
-    if plain and all(dtype.endswith("string") for dtype in plain) and not _has_empty(rows):
-        return None
-    names: Mapping[str, Any] = rows.features or next(iter(rows), {})
-    return datasets.Features({name: datasets.Value("string") for name in names}) or None
-
-
-def _has_empty(rows: Any) -> bool:
-    """Whether a cell is empty, or was read so; not known of a stream."""
-    table = getattr(rows, "data", None)
-    return table is None or any(column.null_count for column in table.columns)
-
-
-def _check_saved(folder: Path) -> None:
-    """Raise ConfigError for a folder of `save_to_disk` that `load_dataset` reads in another way than it was saved.
-
-    It refuses a single data set, and of several it takes the results of `map` next to them for rows.
-    """
-    caches = [file for file in folder.glob("*/*.arrow") if CACHE.fullmatch(file.name)]
-    if (folder / "state.json").is_file():
-        raise ConfigError(
-            f"dataset {str(folder)!r} was saved by save_to_disk: {{source: file, path: {folder}}} reads it"
-        )
-    if (folder / "dataset_dict.json").is_file() and caches:
-        raise ConfigError(
-            f"dataset {str(folder)!r} has caches of the package datasets, such as {caches[0].relative_to(folder)}, "
-            f"which would be read as rows: delete them, or name one split: {{source: file, path: {caches[0].parent}}}"
-        )
+    @property
+    def _version(self) -> dict[str, Any]:
+        """Which files of the data set are meant, in the library's words."""
+        return {"revision": self.revision, **({"data_files": list(self.files)} if self.files else {})}
 
 
 def _shuffled(rows: Any, number: int, seed: int, **extra: Any) -> Any:

@@ -83,8 +83,9 @@ class BaseCache:
             | _attention(model)
             | _own_code(model)
         )
-        if len(ends := reply_ends(model, tokenizer)) > 1:  # one alone is part of what is asked
-            self.key |= {"ends": ends}
+        self.ends = reply_ends(model, tokenizer)
+        if len(self.ends) > 1:  # one alone is part of what is asked
+            self.key |= {"ends": self.ends}
 
     def place(self, suite: DrawnSuite) -> Path | None:
         """Return the folder of a suite; None if the suite is not cached."""

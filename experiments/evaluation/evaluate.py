@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +24,13 @@ from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.models.sharing import once
 from experiments.records import Record
+
+
+class Places(Protocol):
+    """Folders for what suites compare models with, such as a `BaseCache`."""
+
+    def place(self, suite: DrawnSuite) -> Path | None:
+        """Return the folder of a suite; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ class Suites:
         self,
         base: PreTrainedModel,
         precision: Precision,
-        cache: BaseCache | None = None,
+        cache: Places | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> Evaluation:
         """Let each suite compute, or read from the cache, what it compares other models with.

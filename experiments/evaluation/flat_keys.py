@@ -96,6 +96,18 @@ def set_key(evaluation: Mapping[str, Any], key: str, value: Any) -> dict[str, An
     return join(fields, settings)
 
 
+def with_defaults(evaluation: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section with fields of its suites, such as `kept.items`, set where it has no value for them."""
+    section, settings = split(evaluation)
+    names = section["suites"]
+    for key, value in fields.items():
+        suite, field = key.split(".")
+        given = settings.setdefault(suite, {}) if isinstance(names, list) and suite in names else None
+        if isinstance(given, dict):
+            given.setdefault(field, value)
+    return join(section, settings)
+
+
 def place_of(key: str) -> tuple[str, ...]:
     """Return the parts of a config's dotted key: those of a flat key as they are now, and 00 as 0."""
     first, *rest = key.split(".")

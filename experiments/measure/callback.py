@@ -18,6 +18,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_note
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
+from experiments.measure.best import check_best
 from experiments.measure.config import MeasureConfig, measure_config
 from experiments.measure.gate import Condition, conditions
 from experiments.measure.reporters import reporters_of
@@ -31,7 +32,7 @@ from experiments.measure.training_folder import (
     said_other,
     said_replaced,
 )
-from experiments.measure.watch import Watch, check_best
+from experiments.measure.watch import Watch
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
@@ -43,6 +44,7 @@ from experiments.runs.baseline import headline
 logger = logging.getLogger(__name__)
 PREFIX = "forgetting/"
 SUITES = ("kept", "drift")  # and `new`, if there is a file
+FEW = {"kept.items": 50, "kept.aa_floor": False}  # where `changes` set nothing else
 
 
 class ForgettingCallback(TrainerCallback):
@@ -80,16 +82,15 @@ class ForgettingCallback(TrainerCallback):
             raise ConfigError(f"every={every}, budget={budget:g}: every is 1 or more, budget a share of time up to 1")
         if stop and not limits:
             raise ConfigError('stop=True needs limits, for example limits=["kl <= .1"]')
-        few = {"kept.items": 50, "kept.aa_floor": False} if "kept" in (suites or SUITES) else {}
         self.config: MeasureConfig = measure_config(
-            base or "", new, suites, None, "fp32", seed, {**few, **(changes or {})}, default=SUITES
+            base or "", new, suites, None, "fp32", seed, changes, default=SUITES, few=FEW
         )
         if self.config.evaluation.has_floor:
             raise ConfigError(
                 "kept.aa_floor: a training asks nothing in other words, so it has no effect: leave it out, and measure "
                 "the model afterwards"
             )
-        self.limits: list[Condition] = conditions(limits, self.config)
+        self.limits: list[Condition] = conditions(limits, self.config, "limits")
         self.base, self.every, self.budget, self.stop, self.keep_best = base, every, budget, stop, keep_best
         self.folder = self._given = Path(folder).expanduser() if folder else None
         self._watch: Watch | None = None  # while a training is measured, in its first process
@@ -120,14 +121,14 @@ class ForgettingCallback(TrainerCallback):
                 f"the training goes on at step {state.global_step}, so the model is not the base any more, and "
                 f"{folder} holds no measurement of it: name the base, ForgettingCallback(base=...)"
             )
-        base = load_base(self.base)[0] if self.base else model
+        base, whole = load_base(self.base)[0] if self.base else model, self.base is None and not _has_base(model)
         with nullcontext() if self.base else _as_base(model):
             if state.global_step and measured_base(folder):
-                self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step)
+                self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step, whole)
                 said = [said_other(read_note(folder / "base" / STATE), base)]
             else:
                 said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder, precision, model)
-                self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output))
+                self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output), whole)
                 said.append(said_moved(earlier, self._watch.base))
         for line in filter(None, said):
             logger.warning("%s", line)

@@ -18,7 +18,7 @@ from experiments.data.graders import AnyGrader
 from experiments.data.items import NewTask, NewText
 from experiments.data.source import ids_of
 from experiments.evaluation.config import EvaluationConfig
-from experiments.evaluation.flat_keys import of_results, replaces, set_key
+from experiments.evaluation.flat_keys import of_results, replaces, set_key, with_defaults
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS
 from experiments.evaluation.suites import SUITES
 from experiments.runs.held_out import cut_documents, remarks, said_cut
@@ -161,13 +161,15 @@ def measure_config(
     grader: Any = None,
     lm_eval: Sequence[str] = (),
     default: Sequence[str] = DEFAULT,
+    few: Mapping[str, Any] | None = None,
     **loading: Any,
 ) -> MeasureConfig:
     """Make the settings. changes: fields of the section `evaluation` by their keys, such as `kept.items`, or as in the
     config of a run: `evaluation.suites.kept.items`.
 
     kept_files: files of further kept tasks. grader: of the new task, as in YAML. lm_eval: names of its tasks, which
-    count as kept. default: suites if none are named, next to `new`. loading: dtype, device_map, trust_remote_code.
+    count as kept. default: suites if none are named, next to `new`. few: fields of suites, as in `changes`, where these
+    set no value. loading: dtype, device_map, trust_remote_code.
 
     Raises ConfigError with every fault: an unknown suite, kept task or field, with the nearest name.
     """
@@ -199,7 +201,7 @@ def measure_config(
         **loading,
     }
     try:
-        config = MeasureConfig.model_validate({**values, "evaluation": evaluation})
+        config = MeasureConfig.model_validate({**values, "evaluation": with_defaults(evaluation, few or {})})
     except ValidationError as error:
         raise ConfigError(f"measure:\n{fault_lines(error, _keys_at)}") from None
     if suites and (added := sorted(set(config.evaluation.suites) - set(names))):  # by a setting

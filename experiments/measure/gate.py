@@ -68,9 +68,12 @@ class Condition:
         return holds, f"{'pass' if holds else 'FAIL'}  {result.arm}: {self.text}: {value}, {reached}"
 
 
-def conditions(texts: Sequence[str], config: MeasureConfig) -> list[Condition]:
-    """Read conditions. Raises ConfigError for one that is no condition, or of a figure that is not measured."""
-    return [_read(text, config.figures()) for text in texts]
+def conditions(texts: Sequence[str], config: MeasureConfig, option: str = "--gate") -> list[Condition]:
+    """Read conditions. option: where the user wrote them, for errors.
+
+    Raises ConfigError for one that is no condition, or of a figure that is not measured.
+    """
+    return [_read(text, config.figures(), f"{option} {text!r}") for text in texts]
 
 
 def figure_of(name: str) -> Figure:
@@ -80,17 +83,17 @@ def figure_of(name: str) -> Figure:
     return next(f for f in FIGURES.values() if f.family and name.startswith(f.prefix))
 
 
-def _read(text: str, known: Sequence[str]) -> Condition:
+def _read(text: str, known: Sequence[str], given: str) -> Condition:
     match = PATTERN.fullmatch(text)
     if match is None:
-        raise ConfigError(f'--gate {text!r}: write FIGURE >= NUMBER, for example --gate "retention >= .98"')
+        raise ConfigError(f'{given}: write FIGURE >= NUMBER, for example "retention >= .98"')
     name, sign, limit = match[1].strip(), match[2], float(match[3])
     if name not in known:
-        raise ConfigError(f"--gate {text!r}: no figure {name!r} is measured here: {nearest(name, known)}")
+        raise ConfigError(f"{given}: no figure {name!r} is measured here: {nearest(name, known)}")
     row = figure_of(name)
     if (better := row.better) and sign[0] != {"higher": ">", "lower": "<"}[better]:
         right = ">=" if better == "higher" else "<="
-        raise ConfigError(f"--gate {text!r}: of {name}, {better} is better: write {name} {right} {limit:g}")
+        raise ConfigError(f"{given}: of {name}, {better} is better: write {name} {right} {limit:g}")
     if why := row.beyond(sign, limit):
-        raise ConfigError(f"--gate {text!r}: {why}")
+        raise ConfigError(f"{given}: {why}")
     return Condition(name, sign, limit)

@@ -154,7 +154,10 @@ def _check_shapes(file: Path, base: Base) -> None:
             module, _, part = key.removeprefix("base_model.model.").partition(".lora_")
             if part not in ("A.weight", "B.weight") or any(f"{module}.".startswith(f"{one}.") for one in stacked):
                 continue
-            size = tensors.get_slice(key).get_shape()[1 if part == "A.weight" else 0]
+            own = tensors.get_slice(key).get_shape()
+            if len(own) < 2:
+                raise ConfigError(f"{file}: {key} has the shape {own}, and is no matrix: save the adapter again")
+            size = own[1 if part == "A.weight" else 0]
             if size not in (there := shapes.get(f"{module}.weight", ())):
                 here = f"of shape {there}" if there else "missing"
                 raise ConfigError(f"{file}: {key} is for {size} features, but in {base.name} {module} is {here}")

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.common.files import read_json
 from experiments.common.paths import check_file_name
 from experiments.data.items import NewTask, NewText
-from experiments.evaluation.cache import PROBE, tokenizer_digest
+from experiments.evaluation.cache import tokenizer_digest
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import DrawnSuite
 from experiments.evaluation.suites import SUITES
@@ -23,7 +22,6 @@ from experiments.evaluation.suites.kept import FORMS
 from experiments.measure.base import Base
 from experiments.measure.endpoint import NO_PROBABILITIES, Endpoint, is_endpoint
 from experiments.measure.files import (
-    TOKENIZER,
     check_last,
     checkpoints,
     content,
@@ -33,11 +31,7 @@ from experiments.measure.files import (
     tokenizer_folder,
 )
 from experiments.measure.kinds import Kind, kind_of
-from experiments.methods.saving import BASE as TRAINED_FROM
-from experiments.models.checked import check_template
-from experiments.models.template import set_template
-from experiments.models.tokens import asked_key
-from experiments.models.turns import prompt_text
+from experiments.measure.tokenizers import asked_otherwise, check_tokenizer_files, own_tokenizer, ways
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ def read_base(address: str, allow_other: bool = False, loading: Mapping[str, Any
     if not kind.whole:
         raise ConfigError(f"--base {address} is a {kind.name}: name the whole model from which it was trained")
     kind.check(folder, base)
-    _tokenizer_files(folder, folder)
+    check_tokenizer_files(folder, folder)
     return base
 
 
@@ -115,17 +109,6 @@ def read_models(
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"--model: each needs a name of its own, NAME=MODEL, but got {', '.join(names) or 'none'}")
     return [_read(name, address, base, tokenizer, task) for name, address in pairs]
-
-
-def load_tokenizer(folder: Path, remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer with its chat template settled, as `load_base` does. Raises ConfigError."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the tokenizer in {folder} could not be loaded: {error}") from error
-    set_template(tokenizer)
-    check_template(str(folder), tokenizer)
-    return tokenizer
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -157,7 +140,7 @@ def _read(
         one.kind.check(one.folder, base)
     last = found[-1]
     facts = last.kind.facts(last.folder, base)
-    own = _own_tokenizer(last, folder, base)
+    own = own_tokenizer(last.kind, last.folder, folder, base)
     if own is None:
         return Model(name, address, found, tokenizer, False, _other_shape(facts, base.facts))
     vocabulary, theirs = tokenizer.get_vocab(), own.get_vocab()
@@ -167,34 +150,10 @@ def _read(
         reason = f"its tokenizer is another one than the base's: {moved} of {len(vocabulary)} tokens have other ids"
         texts = ["new"] if any(isinstance(one, NewText) for one in task) else []
         left_out = dict.fromkeys((*distributions(), *texts), reason)
-    same = not moved and len(theirs) == len(vocabulary) and _written(own) == _written(tokenizer)
+    same = not moved and len(theirs) == len(vocabulary) and ways(own) == ways(tokenizer)
     extra = 0 if moved else max(0, (facts["vocab_size"] or 0) - (base.facts["vocab_size"] or 0))
-    remark = "" if same else _asked_otherwise(name, own, tokenizer, bool(moved))
+    remark = "" if same else asked_otherwise(name, own, tokenizer, bool(moved))
     return Model(name, address, found, tokenizer if same else own, not same, left_out, extra, remark=remark)
-
-
-def _asked_otherwise(name: str, own: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, other_tokens: bool) -> str:
-    """Say that a model is asked in other words or tokens than the base; nothing if its prompts are the same.
-
-    other_tokens: its ids are others, which is said where suites are left out for it.
-    """
-    texts = [prompt_text(one, PROBE) if one.chat_template else "" for one in (own, base)]
-    how = ""
-    if texts[0] != texts[1]:
-        how = "in its own chat template (the base has " + ("another)" if texts[1] else "none)")
-        how = how if texts[0] else "without a chat template (the base has one)"
-    elif not other_tokens and asked_key(own, [PROBE])[0] != asked_key(base, [PROBE])[0]:
-        how = "in its own tokens (the base has others)"
-    return f"{name} is asked {how}: answers may change for that alone" if how else ""
-
-
-def _written(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """Return what decides the tokens of a prompt and the end of a reply: two of one vocabulary may cut texts otherwise.
-
-    Their rules before the words may differ (digits, spaces, lower case), or which token ends a turn.
-    """
-    prompts, end, *_ = asked_key(tokenizer, [PROBE])
-    return [tokenizer.chat_template, prompts, end]
 
 
 def check_endpoints(models: Sequence[Model], suites: Sequence[str]) -> None:
@@ -220,27 +179,6 @@ def by_replies_alone(model: Model, suites: Suites) -> Model:
 def distributions() -> list[str]:
     """List the suites that compare numbers for each token or state with the base's."""
     return [name for name, suite in SUITES.items() if suite.compares_tokens]
-
-
-def _own_tokenizer(last: Checkpoint, folder: Path, base: Base) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model; None if it has none and is a change of the base, whose tokenizer it has then."""
-    if last.kind.whole and not _trained_here(last.folder, base):
-        _tokenizer_files(last.folder, folder)
-    place = tokenizer_folder(last.folder)
-    return load_tokenizer(place, base.remote_code) if place else None
-
-
-def _trained_here(folder: Path, base: Base) -> bool:
-    """Whether an arm of this bench trained these weights from this base. Such a folder has no tokenizer of its own."""
-    return read_json(folder / TRAINED_FROM).get("name") in (base.name, str(base.folder))
-
-
-def _tokenizer_files(folder: Path, named: Path) -> None:
-    if tokenizer_folder(folder) is None:
-        raise ConfigError(
-            f"{named} has no tokenizer ({', '.join(TOKENIZER[:3])}): save it there, "
-            "tokenizer.save_pretrained(folder), or copy the files of the base's"
-        )
 
 
 def _other_shape(facts: Mapping[str, object], base: Mapping[str, object]) -> dict[str, str]:

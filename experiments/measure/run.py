@@ -19,9 +19,10 @@ from experiments.measure.config import DEFAULT, measure_config
 from experiments.measure.endpoint import EndpointError, is_endpoint
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import Condition, conditions
-from experiments.measure.models import Model, by_replies_alone, check_endpoints, load_tokenizer, read_base, read_models
+from experiments.measure.models import Model, by_replies_alone, check_endpoints, read_base, read_models
 from experiments.measure.report import Report, write_measurement
 from experiments.measure.session import Session
+from experiments.measure.tokenizers import load_tokenizer
 from experiments.records import ArmResult
 from experiments.runs.run import only_one_process
 from experiments.tracking.uri import without_password
@@ -101,6 +102,8 @@ def measure(
             say(line)
         chosen = [by_replies_alone(model, session.suites) for model in chosen]
         results, failed = _measure_all(session, chosen)
+        if not results:
+            session.base_measured()  # raises what was wrong with the base, if that was it
         left_out = {model.name: dict(model.left_out) for model in chosen if model.left_out}
         report = write_measurement(session, results, failed, left_out, remarks)
         return Measurement(session.folder, results, report, failed, left_out, asked)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,24 +13,31 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import ctrl
-from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError
-from experiments.common.files import PART, read_json, read_note, write_json
+from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest
 from experiments.evaluation.evaluate import Evaluation, Suites
+from experiments.measure.best import best_of, merit, write_best
 from experiments.measure.config import MeasureConfig
 from experiments.measure.folder import NOTE as FOLDER_NOTE
-from experiments.measure.training_folder import DIGESTS, NAME, check_records, check_settings, libraries, step_of
+from experiments.measure.references import References
+from experiments.measure.training_folder import (
+    DIGESTS,
+    NAME,
+    check_records,
+    check_settings,
+    libraries,
+    measured_base,
+    step_of,
+)
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.base_records import ITEMS, STATE, asked, asked_others
 from experiments.runs.baseline import headline, score
 from experiments.runs.result_file import RESULT, write_result
-from experiments.scorecard.figures import GAINS
 
-BEST, NOTE = "best", "forgetting.json"
+logger = logging.getLogger(__name__)
 Card = dict[str, Estimate]
 
 
@@ -83,17 +90,19 @@ class Watch:
         model: PreTrainedModel,
         share: float,
         output: str = "",
+        trains_whole: bool = False,
     ) -> Watch:
         """Measure the base. Records of an earlier training in this folder are deleted, its best model is not.
 
-        output: the folder of the training, for `default_folder`.
+        output: the folder of the training, for `default_folder`. trains_whole: the base is gone after the first step,
+        so a training that goes on needs the `References` on disk.
         """
-        budget, precision = Budget(share), Precision(config.precision)
+        budget, precision, references = Budget(share), Precision(config.precision), References(folder).cleared(suites)
         (folder / "arms" / NAME / RESULT).unlink(missing_ok=True)
         for file in (folder / "arms" / NAME).glob("items-*.jsonl"):
             file.unlink()
         with budget.measuring():
-            evaluation = suites.prepare(model, precision)
+            evaluation = suites.prepare(model, precision, references if trains_whole else None)
             records = evaluation.evaluate(model, precision, progress=False)
         (folder / "arms" / NAME / DIGESTS).unlink(missing_ok=True)
         write_records(folder / "base" / ITEMS, records)
@@ -105,17 +114,25 @@ class Watch:
             **config.to_dict(),
         }
         note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex, "output": output}
-        note |= {"asked": asked(suites), "with": libraries(model)}
+        note |= {"asked": asked(suites), "with": libraries(model), "references": references.digests(suites)}
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget, training=note["training"])
 
     @classmethod
     def resumed(
-        cls, folder: Path, config: MeasureConfig, suites: Suites, model: PreTrainedModel, share: float, step: int
+        cls,
+        folder: Path,
+        config: MeasureConfig,
+        suites: Suites,
+        model: PreTrainedModel,
+        share: float,
+        step: int,
+        trains_whole: bool = False,
     ) -> Watch:
         """Read back what was measured up to the step at which a training goes on; what is later is deleted.
 
+        trains_whole: `model` is not the base any more. Suites whose `References` are lost are left out with a warning.
         Raises ConfigError if it was measured with other settings, DamagedError for records that are gone or others.
         """
         note = read_json(folder / "base" / STATE)
@@ -132,9 +149,14 @@ class Watch:
                 f"of the base's measurement in {folder}, so they would not compare: bring the old ones back, or take "
                 "another folder, ForgettingCallback(folder=...)"
             )
-        precision = Precision(config.precision)
-        evaluation = suites.prepare(model, precision, state=note["suites"])
-        records = read_records(folder / "base" / ITEMS)
+        precision, references = Precision(config.precision), References(folder, note.get("references", {}))
+        lost = references.lost(suites) if trains_whole else []
+        if lost:
+            said = "%s: not measured from step %d on, since %s has not kept what the base computed: measure checkpoints"
+            logger.warning(said, ", ".join(lost), step, folder)
+            suites = Suites({name: suite for name, suite in suites.suites.items() if name not in lost})
+        evaluation = suites.prepare(model, precision, references if trains_whole else None, note["suites"])
+        records = [record for record in read_records(folder / "base" / ITEMS) if record.suite not in lost]
         watch = cls(folder, config, evaluation, precision, records, Budget(share, float(note.get("seconds", 0.0))))
         watch.back_to(step)
         watch.points = {step_of(file): watch.card(read_records(file)) for file in watch.arm.glob("items-*.jsonl")}
@@ -172,15 +194,10 @@ class Watch:
     def keep_best(self, step: int, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Save the model if no earlier one has a higher gain; without a new task the latest is the best."""
         figures = {name: estimate.value for name, estimate in headline(self.points[step]).items()}
-        value = _merit(figures, step)
+        value = merit(figures, step)
         if self.best is not None and value < self.best[0]:
             return
-        part = _part(self.folder)
-        shutil.rmtree(part, ignore_errors=True)
-        ctrl.save(model, part) if isinstance(model, ControlModel) else model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        write_json(part / NOTE, {"step": step, **figures, "training": self.training})  # last: now it is whole
-        _settle(self.folder)
+        write_best(self.folder, model, tokenizer, {"step": step, **figures, "training": self.training})
         self.best = (value, step)
 
     def result(self) -> ArmResult:
@@ -194,43 +211,13 @@ class Watch:
 
     def write(self) -> None:
         write_result(self.arm, self.result())
+        if not measured_base(self.folder):
+            said = (
+                "%s was removed while the training ran: the base and earlier steps are in the callback's result alone"
+            )
+            logger.warning(said, self.folder)
 
 
 def _weights(config: MeasureConfig, model: PreTrainedModel) -> str:
     """Return a digest of a base that has a name; without one it is in the model that trains."""
     return weights_digest(model) if config.base_model else ""
-
-
-def best_of(folder: Path, step: int, training: str = "") -> tuple[float, int] | None:
-    """Return value and step of the best model on disk; None if it is of a later step, or of another training."""
-    _settle(folder)
-    found = read_json(folder / BEST / NOTE)
-    own = found.get("training", training) == training  # not there in earlier versions
-    return (_merit(found, found["step"]), found["step"]) if found and own and found["step"] <= step else None
-
-
-def check_best(folder: Path) -> None:
-    """Raise ConfigError if the folder `best` is not of a training that was measured: it would be replaced."""
-    best = folder / BEST
-    own = any((place / NOTE).is_file() for place in (best, _part(folder)))  # a kill may leave the new one alone
-    if best.exists() and not own:
-        raise ConfigError(
-            f"{best} was not kept by a ForgettingCallback, and keep_best=True would replace it: move it, or take "
-            "another folder, ForgettingCallback(folder=...)"
-        )
-
-
-def _part(folder: Path) -> Path:
-    return folder / (BEST + PART)
-
-
-def _settle(folder: Path) -> None:
-    """Give a whole new best model its name. A kill at any moment leaves the old one or the new one, or both."""
-    part, target = _part(folder), folder / BEST
-    if (part / NOTE).is_file():
-        shutil.rmtree(target, ignore_errors=True)
-        part.rename(target)
-
-
-def _merit(figures: Mapping[str, float], step: int) -> float:
-    return next((figures[name] for name in GAINS if name in figures), float(step))

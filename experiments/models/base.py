@@ -119,7 +119,7 @@ def stored_base(name: str, remote_code: bool = False) -> PreTrainedModel:
 
 
 def _source(name: str) -> str:
-    return str(shipped_folder()) if name.lower() == SHIPPED else name
+    return str(shipped_folder()) if name.lower() == SHIPPED else os.path.expanduser(name)
 
 
 def cache_folder() -> Path:

@@ -108,11 +108,11 @@ def _missing(folder: Path, arm: Path, say: Callable[[str], None]) -> Iterator[bo
 
 def result_file(run: Path, arm: str, learning_rate: float) -> Path:
     """Return the file with an arm's result. Raises RunError, which names the finished arms."""
-    path = run / "arms" / f"{arm}-{learning_rate:g}" / RESULT
-    if Path(arm).name != arm or not path.is_file():
-        found = sorted(p.parent.name for p in run.glob("arms/*/trained"))
-        raise RunError(f"{run} has no finished arm {arm} at {learning_rate:g}; there are: {', '.join(found) or 'none'}")
-    return path
+    finished = {file.parent.name: file for file in sorted(run.glob(f"arms/*/{RESULT}"))}
+    if path := finished.get(f"{arm}-{learning_rate:g}"):
+        return path
+    found = [name for name, file in finished.items() if (file.parent / "trained").is_dir()]
+    raise RunError(f"{run} has no finished arm {arm} at {learning_rate:g}; there are: {', '.join(found) or 'none'}")
 
 
 def _opened(run: Path, say: Callable[[str], None], study: str | None) -> tuple[Prepared, Tracker]:

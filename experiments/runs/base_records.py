@@ -113,12 +113,17 @@ class BaseFolder:
     together: Callable[..., AbstractContextManager[None]] = alone
 
     def check_base(self) -> None:
-        """Raise ConfigError if the base model has other weights, config or tokenizer than when the run began."""
+        """Raise ConfigError if the base model has other weights, config, tokenizer or ends of replies than at the start
+        of the run."""
         known, here = self._note(), self._base()
         own = ("weights", "tokenizer", "code")
         changed = [what for what in own if what in here and known.get(what, here[what]) != here[what]]
         if fields := differences(known.get("computes", {}), here["computes"]):
             changed.append(f"config ({fields})")
+        if known.get("ends", here["ends"]) != here["ends"]:
+            changed.append(
+                f"ends of replies (tokens {known['ends']} there, {here['ends']} here: generation_config.json)"
+            )
         if changed:
             raise ConfigError(
                 f"base_model has other {' and '.join(changed)} than when {self.folder.parent.name} began, so its arms "
@@ -127,9 +132,9 @@ class BaseFolder:
 
     def _base(self) -> dict[str, Any]:
         """Return what must not change of the base model: weights, tokenizer, code of its own, what its config lets them
-        compute."""
+        compute, the tokens at which its replies end."""
         own = {name: self.cache.key[name] for name in ("weights", "tokenizer", "code") if name in self.cache.key}
-        return own | {"computes": computes(self.model.config)}
+        return own | {"computes": computes(self.model.config), "ends": self.cache.ends}
 
     def measured(self, say: Callable[[str], None]) -> tuple[Evaluation, list[Record], float]:
         """Return the prepared suites, the base model's records and the seconds that these took."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,6 +13,7 @@ from ctrl.structure import decoder_layers, place
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
+from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
 from experiments.methods.config import ArmConfig
 from experiments.methods.low_rank import not_linear
@@ -96,6 +97,15 @@ def beyond_training(config: ExperimentConfig, model: PreTrainedModel, suites: Su
                 f"{what} may have up to {tokens:,} tokens, and {config.base_model} was trained with {most:,} positions "
                 "(max_position_embeddings): it reads more, but has learned none of them"
             )
+
+
+def unread_loss(config: ExperimentConfig, tasks: Iterable[NewTask | NewText]) -> Iterator[str]:
+    """Say that `data.loss` is given and that the new task has no chats."""
+    if config.data.loss != "all_turns" and all(isinstance(task, NewText) for task in tasks):
+        yield (
+            f"data.loss: {config.data.loss} is of chats, and has no effect on the new task: of its texts all tokens "
+            "are learned"
+        )
 
 
 def _id_faults(config: ExperimentConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -36,6 +36,7 @@ from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Inputs, read_inputs
 from experiments.runs.result_file import BASE_ITEMS
 from experiments.runs.shared_base import SharedBase
+from experiments.tracking.journal import journals
 from experiments.tracking.run import Run
 from experiments.training.processes import Processes
 
@@ -49,7 +50,7 @@ def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -
     with _tracked(config, folder, session) as run:
         if changed := run.changed_versions():
             session.say(f"this run began with {changed}: its arms may differ for that")
-        if session.parent is None and (why := session.tracker.send_missing(folder)):
+        if session.parent is None and (why := session.tracker.send_missing(journals(folder))):
             session.say(f"MLflow lacks runs of arms that are finished ({why}); to send them: {command('sync', folder)}")
         shared = SharedBase(session.tracker, run)
         prepared = inputs.measured(folder, session.say, shared, functools.partial(_measured_by_all, processes))

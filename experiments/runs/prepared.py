@@ -24,7 +24,7 @@ from experiments.models.packing import documents_apart
 from experiments.models.precision import Precision
 from experiments.records import ArmResult, write_records
 from experiments.runs.baseline import MeasuredBase, headline, measure_base
-from experiments.runs.checks import beyond_training, check_run, check_suites, check_tokens, passed_over
+from experiments.runs.checks import beyond_training, check_run, check_suites, check_tokens, passed_over, unread_loss
 from experiments.runs.data import ExperimentData
 from experiments.runs.overlap import Searched, search
 from experiments.runs.result_file import owners_noted, write_result
@@ -136,7 +136,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config, model, suites)
-    for line in beyond_training(config, model, suites):
+    for line in (*beyond_training(config, model, suites), *unread_loss(config, data.tasks)):
         say(line)
     for source in (*data.new, *data.old):
         for note in (*source.notes, *source.test_notes):

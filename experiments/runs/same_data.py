@@ -19,6 +19,7 @@ from experiments.data.hub import HuggingFace
 from experiments.data.procedural import ReasoningGym
 from experiments.data.source import Source
 from experiments.evaluation.cache import tokenizer_digest
+from experiments.models.generation import reply_ends
 from experiments.models.weights_digest import weights_digest
 from experiments.runs.base_records import TIMING
 from experiments.runs.prepared import Inputs
@@ -35,7 +36,11 @@ def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
     """
     sources = (*inputs.data.new, *inputs.data.old)
     weights = weights_digest(inputs.model, root / "cache" / "base" / "weights.json")
-    base = {"weights": weights, "tokenizer": tokenizer_digest(inputs.tokenizer)}
+    base = {
+        "weights": weights,
+        "tokenizer": tokenizer_digest(inputs.tokenizer),
+        "ends": reply_ends(inputs.model, inputs.tokenizer),
+    }
     tags = process_tags()
     return _digests(inputs.config, sources, inputs.digests, base, tags.get("machine_id", tags["host"]))
 
@@ -69,10 +74,14 @@ def _digests(
     for one in config.evaluation.kept_files:
         if digest := noted.get(f"kept {one.task}"):
             found[_key(one.path, one.model_dump(mode="json"))] = digest
-    names = {"weights": "base_model", "tokenizer": "the tokenizer or chat template of"}
+    names = {
+        "weights": "base_model",
+        "tokenizer": "the tokenizer or chat template of",
+        "ends": "the ends of replies of",
+    }
     for part, name in names.items():
         if part in base and not (part == "weights" and config.quantised):  # packed in the way of a device
-            chats = config.data.chat_settings if part == "tokenizer" else None
+            chats = None if part == "weights" else config.data.chat_settings
             found[_key(f"{name} {config.base_model}", [config.base_model, chats])] = str(base[part])
     return found
 

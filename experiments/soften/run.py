@@ -24,8 +24,9 @@ from experiments.measure.files import stamp, tokenizer_folder
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import conditions as read_conditions
 from experiments.measure.kinds import Kind
-from experiments.measure.models import Checkpoint, Model, load_tokenizer, read_base, read_models
+from experiments.measure.models import Checkpoint, Model, read_base, read_models
 from experiments.measure.session import Session
+from experiments.measure.tokenizers import load_tokenizer
 from experiments.posthoc.checks import as_printed, check_distinct
 from experiments.posthoc.choice import Point
 from experiments.records import Estimate, Record, read_records
@@ -81,7 +82,7 @@ def soften(
     config = measure_config(
         base, new, suites, precision=precision, seed=seed, changes=changes, default=SUITES, **settings
     )
-    points, wanted = _points(alphas), read_conditions(conditions, config)
+    points, wanted = _points(alphas), read_conditions(conditions, config, "--until")
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
     target = _target(to)

@@ -18,7 +18,7 @@ from experiments.runs.prepared import read_inputs
 from experiments.runs.unused import unused_fields
 from experiments.scorecard.figure import Figure
 from experiments.scorecard.figures import FIGURES
-from experiments.studies.config import Constraint, Objective, StudyConfig, parts
+from experiments.studies.config import Constraint, Objective, ReportConfig, StudyConfig, parts
 from experiments.studies.space import probes
 
 DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
@@ -26,9 +26,13 @@ SHARE = re.compile(r"data\.replay|arms\.\d+\.replay")
 
 
 def check_fields(study: StudyConfig, source: str) -> None:
-    """Raise ConfigError for a value that another one replaces in each trial: it would have no effect."""
+    """Raise ConfigError for a value that has no effect, such as one that another replaces in each trial."""
     if wrong := next(_replaced(study), ""):
         raise ConfigError(f"{source}: {wrong}: leave one of both out")
+    if study.report.law is None and study.report.epsilon != ReportConfig().epsilon:
+        raise ConfigError(
+            f"{source}: report.epsilon has no effect without report.law, the dimension that is the replayed share"
+        )
 
 
 def _replaced(study: StudyConfig) -> Iterator[str]:

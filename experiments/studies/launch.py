@@ -28,6 +28,7 @@ from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.exchange import read_trials, unpack_runs, unpacked
 from experiments.studies.fetch import fetch_runs
+from experiments.studies.missing import send_trials
 from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
@@ -83,6 +84,7 @@ def run_study(
     with sigterm_raises(), _study_run(tracker, config, folder) as run:
         if changed := run.changed_versions():
             say(f"{config.name} began with {changed}: its trials may differ for that")
+        send_trials(config, store.trials(), root, tracker, say)
         if not (ended := store.ended()):
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = (

@@ -71,7 +71,8 @@ def _checked(study: StudyConfig, picks: dict[str, Scalar], source: str) -> Exper
         )
     evaluation, stream = config.evaluation, config.data.order == "sequential"
     known = figure_names(evaluation.suites, evaluation.settings("kept").names, stream, evaluation.has_floor)
-    for figure in [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]:
+    read = [*(o.figure for o in study.objectives), *(c.figure for c in study.constraints)]
+    for figure in read if study.kl_budget is None else [*read, "kl"]:
         for name in parts(figure):
             if name not in known and not (name.startswith("retention/") and "lm_eval" in evaluation.suites):
                 suites = ", ".join(config.evaluation.suites)

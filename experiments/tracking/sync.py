@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from experiments.common.errors import TrackingError
 from experiments.common.files import read_note, write_json
 from experiments.tracking.client import download_model
-from experiments.tracking.journal import journals
+from experiments.tracking.journal import Journal, journals
 from experiments.tracking.models import TRAINED, model_ids
 from experiments.tracking.reap import end_dead
 from experiments.tracking.senders import deliver
@@ -52,13 +52,13 @@ def sync(folders: Sequence[Path], root: Path, uri: str | None = None) -> dict[Pa
     return outcomes
 
 
-def send_missing(store: TrackingStore, folder: Path, running: Collection[str]) -> str:
-    """Deliver the ended journals at or below a run's folder whose runs the store lacks. Returns why it cannot.
+def send_missing(store: TrackingStore, found: Iterable[Journal], running: Collection[str]) -> str:
+    """Deliver the ended journals whose runs the store lacks. Returns why it cannot.
 
     The store may be another one at the same place, since somebody deleted mlflow.db. running: ids of journals that are
     delivered already.
     """
-    for journal in journals(folder):
+    for journal in found:
         if journal.id in running or not journal.ended():
             continue
         file = journal.folder / "mlflow.json"

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,11 +157,11 @@ class Tracker:
             return [] if self.delivery.message else reap(self.store, self.root, START_SECONDS)
         return []
 
-    def send_missing(self, folder: Path) -> str:
-        """Send the ended runs at or below a folder that a store which answers lacks. Returns why it cannot."""
+    def send_missing(self, found: Iterable[Journal]) -> str:
+        """Send the ended runs that the store lacks, if it answers. found: parents first. Returns why it cannot."""
         if self.delivery.message:
             return ""  # the user was warned, and `sync` sends all later
-        return send_missing(self.store, folder, {run.journal.id for run in self._open})
+        return send_missing(self.store, found, {run.journal.id for run in self._open})
 
     @property
     def serves_ui(self) -> bool:

@@ -15,13 +15,17 @@ TOKEN = re.compile(r"\b(hf_|gh[pousr]_|dapi)[A-Za-z0-9]{20,}|\b(github_pat_|glpa
 HEADER = re.compile(r"\b(Bearer +|Authorization: *Basic +)[\w.~+/=-]{8,}")  # of HTTP
 WORDS = re.compile(r"((?:\b|%3B)(?:password|passwd|pwd)(?:=|%3D))(?!\*)[^\s&;%'\")]+", re.IGNORECASE)  # libpq and ODBC
 VARIABLE = re.compile(r"((?:PASSWORD|TOKEN|SECRET|API_KEY|ACCESS_KEY)=['\"]?)(?![*'\"])[^\s&;%'\")]+")  # of a shell
+# of Python, JSON, YAML and the lines of a notebook, whose quotes have backslashes
+NAME = r"(?:(?i:passw(?:or)?d|secret|api_?key|access_?key|secret_key|(?:auth|access)_token)|[A-Z]_TOKEN)"
+ASSIGNED = re.compile(NAME.join([r"(", r"(?:\\?['\"])?\]? {0,3}[=:] {0,3}\\?['\"])(?!\*)[^\s'\"\\]+(?=\\?['\"])"]))
+HEX_KEY = re.compile(r"(\bkey=\\?['\"])[0-9a-f]{40}\b")  # of Weights & Biases
 LONGEST_USER = 19  # characters: a longer name without a password is a token (https://TOKEN@host)
 
 
 def without_password(text: str) -> str:
     """Replace passwords and tokens in a text by `***`: of URIs, headers, variables, and those that look like tokens."""
     text = PARAMETER.sub(_parameter, WORD.sub(_user, text))
-    for pattern in (TOKEN, HEADER, WORDS, VARIABLE):
+    for pattern in (TOKEN, HEADER, WORDS, VARIABLE, ASSIGNED, HEX_KEY):
         text = pattern.sub(lambda found: f"{found[found.lastindex or 1]}***", text)
     return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 from torch import nn
@@ -29,7 +30,13 @@ def checkpoint_layers(model: Any, how: Checkpointing) -> None:
         causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if getattr(causal, "_require_grads_hook", None) is not None or getattr(causal, "_require_grads_hooks", None):
         causal.disable_input_require_grads()
-    for layer in decoder_layers(causal) if how == "frozen" else ():
+    layers = list(decoder_layers(causal)) if how == "frozen" else []
+    if layers and not any(isinstance(layer, ExpandedLayer) or not _trains(layer) for layer in layers):
+        warnings.warn(
+            "training.checkpointing frozen has no effect: weights train in every layer of this arm, so set it to all",
+            stacklevel=2,
+        )
+    for layer in layers:
         if isinstance(layer, ExpandedLayer):
             layer.control.recomputes = True
         if _trains(layer):

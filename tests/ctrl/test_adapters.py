@@ -62,3 +62,12 @@ def test_what_trained_before_an_adapter_and_nothing_else_trains_after_it(end: st
             adapted.base_model.model = copy.deepcopy(model)
         model = getattr(adapted, end)()
         assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
+
+
+def test_copies_train_again_after_an_adapter_if_all_was_frozen_for_it() -> None:
+    """PEFT's `prepare_model_for_kbit_training` freezes every weight before the adapters are put on."""
+    model: Any = disturbed(interpolation="dlerpin")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    adapted = get_peft_model(model.requires_grad_(False), LoraConfig(r=1, target_modules=["q_proj"]))
+    model = adapted.merge_and_unload()
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained

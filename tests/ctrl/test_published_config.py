@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,25 @@ def test_values_of_the_expansion_object(tmp_path: Path) -> None:
         by_hand(tmp_path / str(number), **expansion)
         config = ctrl.load_published(tmp_path / str(number)).control.config
         assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"structure": "stack"},
+        {"structure": "hybrid"},
+        {"divergence": "none"},
+        {"divergence_weight": 0.0},
+        {"scale_by_alpha": True},
+    ],
+)
+def test_no_field_that_a_reader_fills_in_is_said_to_have_no_effect(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a weight that the config names next to it
+        ctrl.export_published(ctrl.expand(tiny(), ctrl.ControlConfig(layers=1, **settings)), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.load_published(tmp_path, tiny())
 
 
 @pytest.mark.parametrize(

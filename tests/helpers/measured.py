@@ -10,6 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
+from experiments.measure.models import Model, read_base, read_models
+from experiments.measure.tokenizers import load_tokenizer
 from tests.helpers.byte_level import byte_base, byte_llama, byte_tokenizer
 
 SMALL = {
@@ -95,3 +97,9 @@ def other_family_folder(folder: Path) -> str:
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 2048}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=256, eos_token_id=259, **shape))
     return byte_base(folder, byte_tokenizer(), model)
+
+
+def read(base: str, *addresses: str, **options: Any) -> list[Model]:
+    """The models at these addresses, with the base's tokenizer."""
+    found = read_base(base, **options)
+    return read_models(addresses, found, load_tokenizer(found.folder))

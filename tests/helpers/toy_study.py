@@ -147,7 +147,7 @@ class NoTracker:
     def changed_versions(self) -> str:
         return ""
 
-    log_metrics = log_file = log_text = log_note = set_tags = fail = reap
+    log_metrics = log_file = log_text = log_note = set_tags = fail = send_missing = reap
 
 
 def dying(how: Callable[[], None], numbers: tuple[int, ...] = (3,)) -> Run:

@@ -17,11 +17,12 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest, text_id
 from experiments.common.section import later_field
 from experiments.data.items import NewTask
+from experiments.evaluation.choices import as_choice
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, draw_questions
 from experiments.evaluation.log_probs import stored
 from experiments.evaluation.reply_log_probs import BATCH, Reply, Use, as_it_is, kl_per_token, reply_log_probs
 from experiments.evaluation.suite import DrawnSuite, PreparedSuite, SuiteSettings
-from experiments.evaluation.suites.kept import FORMS, as_choice
+from experiments.evaluation.suites.kept import FORMS
 from experiments.evaluation.suites.text import text_windows
 from experiments.models.generation import generate_ids
 from experiments.models.sharing import Progress, no_progress

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from experiments.common.hashing import text_id
 from experiments.common.section import nearest
 from experiments.data.files import TABLES
 from experiments.data.items import NewTask
-from experiments.data.spelling import bare, unmarked, whole
+from experiments.data.spelling import bare
 from experiments.data.tables import kind
+from experiments.evaluation.choices import as_choice, likeliest, named_first
 from experiments.evaluation.kept_tasks.own import KeptFile, as_question
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
-from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.replies import GRADING, asking, reply_records, room_for, spoken
+from experiments.evaluation.multiple_choice import score_options
+from experiments.evaluation.replies import GRADING, asking, reply_records, room_for
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.models.sharing import Progress
-from experiments.models.tokens import asked_key, continuation_ids, longest_chat, opened_ids, reply_ids, text_ids
+from experiments.models.tokens import asked_key, longest_chat
 from experiments.records import Record
 
 FORMS = ("plain", "chat")
@@ -201,38 +201,6 @@ def _asked(task: NewTask) -> list[str]:
     return [item.question for item in task.test]
 
 
-def as_choice(tokenizer: PreTrainedTokenizerBase, question: Question, form: str) -> Choice:
-    """Return the question's token ids. form: `plain` or `chat`."""
-    template = question.template
-    if form == "plain":
-        prompt = text_ids(tokenizer, template.plain)
-        options = [continuation_ids(tokenizer, template.plain, f" {option}") for option in question.options]
-    else:
-        return chat_choice(tokenizer, template.chat, [template.reply.format(option) for option in question.options])
-    return Choice(tuple(prompt), tuple(tuple(option) for option in options))
-
-
-def chat_choice(tokenizer: PreTrainedTokenizerBase, chat: str, replies: Sequence[str]) -> Choice:
-    """Return the token ids of a user's turn, and of each reply that may follow."""
-    options = (tuple(reply_ids(tokenizer, chat, reply)) for reply in replies)
-    return Choice(tuple(opened_ids(tokenizer, chat)), tuple(options))
-
-
-def named_first(reply: str, options: Sequence[str]) -> int | None:
-    """Return the index of the option that appears first in the reply, as whole words in any case; None if none does.
-
-    Of two that begin at the same character it is the longer one. A final full stop of an option does not count.
-    """
-    options = [bare(option) for option in options]
-    said = unmarked(spoken(reply))
-    found = [
-        (match.start(), -len(option), i)
-        for i, option in enumerate(options)
-        if (match := re.search(whole(option), said, re.IGNORECASE))
-    ]
-    return min(found)[2] if found else None
-
-
 def _answered(question: Question, reply: str) -> Record:
     choice = named_first(reply, question.options)
     return Record(
@@ -246,11 +214,6 @@ def _answered(question: Question, reply: str) -> Record:
         parsed=choice is not None,
         prompt=text_id(question.template.chat),
     )
-
-
-def likeliest(scores: Sequence[float]) -> int:
-    """Return the index of the highest score, the first of equal ones."""
-    return max(range(len(scores)), key=lambda i: scores[i])
 
 
 def _chosen(question: Question, form: str, scores: Sequence[float]) -> Record:

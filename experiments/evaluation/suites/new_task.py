@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from experiments.common.hashing import text_id
 from experiments.common.section import later_field
 from experiments.data.items import Chat, Item, NewTask, NewText
+from experiments.evaluation.choices import chat_choice, likeliest
 from experiments.evaluation.multiple_choice import Choice, score_options
 from experiments.evaluation.replies import GRADING, GREEDY, ROOM, reply_records, room_for
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
-from experiments.evaluation.suites.kept import chat_choice, likeliest
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Draw, generate_replies
 from experiments.models.sharing import Progress

@@ -72,6 +72,13 @@ def test_colons_in_the_names_of_arms_and_folders(tmp_path: Path) -> None:
         read_runs([f"{folder}:x"])
 
 
+def test_learning_rates_of_arms_are_read_as_posthoc_reads_them(run: Path) -> None:
+    for text in ("full-1e-3", "full-0.0010"):
+        assert [entry.name for entry in read_runs([f"{run}:{text}"])] == ["full-0.001"]
+    with pytest.raises(CompareError, match=r"has no arm 'full-0\.5': did you mean"):
+        read_runs([f"{run}:full-5e-1"])
+
+
 def test_drift_on_replies_of_other_lengths_is_not_compared(run: Path) -> None:
     first, second = read_runs([str(run)])
     kl = [[Record("drift", "base replies", "kl", str(i), value=0.1, tokens=n) for i in range(9)] for n in (48, 8)]

@@ -249,6 +249,18 @@ class TestFolderOfADownload:
         assert LocalFile(path=str(tmp_path), **COLUMNS).notes[0] == said
         assert said not in LocalFile(path=str(tmp_path / "test"), **COLUMNS).notes
 
+    def test_parts_that_are_not_here_are_said(self, tmp_path: Path) -> None:
+        """A download that was stopped leaves the first parts; each has a name of its own in older data sets."""
+        parts = [tmp_path / f"data/train-{i:05}-of-00004-{i}a.jsonl" for i in range(4)]
+        parts[0].parent.mkdir()
+        for i, part in enumerate(parts):
+            write(part, [{"question": f"q{i}", "answer": "a"}])
+        assert LocalFile(path=str(tmp_path)).notes == []
+        parts[2].unlink()
+        said = "1 of 4 parts of the data are not here, such as train-00002-of-00004: the others are read"
+        assert LocalFile(path=str(tmp_path)).notes == [said]
+        assert LocalFile(path=str(parts[1])).notes == []  # one part was named
+
     def test_files_of_no_known_kind_are_said(self, tmp_path: Path) -> None:
         """A part of the data was lost without a word: `.ndjson`, tables of Excel, compressed texts."""
         write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}])

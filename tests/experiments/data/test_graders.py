@@ -351,6 +351,20 @@ class TestFunction:
         with pytest.warns(UserWarning, match=r"could not convert string to float.*counts as wrong"):
             assert not made.correct("No space left on device", made.test[0])
 
+    def test_what_it_changes_in_an_entry_is_its_own(self, tmp_path: Path) -> None:
+        """The base would be graded by the answers of the data, an arm by what is left of them."""
+        (tmp_path / "mine.py").write_text(
+            "def one(reply, entry):\n    return reply in entry['metadata']['names'].pop()\n"
+        )
+        made = task(Function(function=f"{tmp_path / 'mine'}:one", columns=("names",)), "3", {"names": [["3"]]})
+        assert [made.correct("3", made.test[0]) for _ in range(2)] == [True, True]
+
+    def test_a_function_of_other_arguments_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text("def one(reply):\n    pass\n\ndef more(*given):\n    return True\n")
+        with pytest.raises(ConfigError, match=r"mine:one: it is called with a reply and an entry: too many positional"):
+            task(Function(function=f"{tmp_path / 'mine'}:one"), "3", {})
+        assert task(Function(function=f"{tmp_path / 'mine'}:more"), "3", {})
+
     def test_a_name_that_is_not_there(self, folder: Path) -> None:
         with pytest.raises(ConfigError, match=r"has no function 'rihgt': did you mean 'right'"):
             task(Function(function=f"{folder / 'mine'}:rihgt"), "3", {})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from experiments.data import files
-from experiments.data.files import LocalFile
+from experiments.data.files import LocalFile, missing_parts
 from experiments.data.hub import HuggingFace
 
 FIRST = {"question": "q", "answer": "a"}
@@ -55,13 +55,20 @@ def test_parts_of_a_table_that_are_missing_are_said(folder: Path) -> None:
     write(folder / "train-00000-of-00003.jsonl", [FIRST])
     write(folder / "train-00002-of-00003.jsonl", [{**FIRST, "question": "p"}])
     (said,) = LocalFile(path=str(folder)).notes
-    assert said == "parts of train.jsonl that are not there, and not read: 1 of 3"
+    assert said == "1 of 3 parts of the data are not here, such as train-00001-of-00003: the others are read"
     hub = HuggingFace(name=str(folder))
     vars(hub)["loaded"] = datasets.Dataset.from_list([FIRST])
     assert hub.notes == [said]
     write(folder / "train-00001-of-00003.jsonl", [{**FIRST, "question": "r"}])
     assert LocalFile(path=str(folder)).notes == []
     assert LocalFile(path=str(folder / "train-00001-of-00003.jsonl")).notes == []  # it was named
+
+
+@pytest.mark.parametrize(("numbers", "missing"), [((1, 2, 3), ""), ((1, 3), "part-2-of-3"), ((0, 1), "part-2-of-3")])
+def test_parts_may_be_counted_from_1(numbers: tuple[int, ...], missing: str) -> None:
+    said = list(missing_parts([Path(f"part-{number}-of-3.csv") for number in numbers]))
+    assert missing in "".join(said)
+    assert len(said) == bool(missing)
 
 
 def test_columns_of_classes_are_said() -> None:
@@ -78,3 +85,8 @@ def test_columns_of_classes_are_said() -> None:
     other = HuggingFace(name="x", text="text")
     vars(other)["loaded"] = source.loaded
     assert other.notes == []
+
+
+def test_a_name_with_a_long_number_costs_no_time() -> None:
+    (said,) = missing_parts([Path(f"photo-1-of-{10**20}.csv")])
+    assert said.startswith(f"{10**20 - 1} of {10**20} parts of the data are not here")

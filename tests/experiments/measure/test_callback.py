@@ -259,7 +259,7 @@ def test_a_resumed_training_goes_on_with_its_base_and_its_measurements(
         ({"every": 0}, "every is 1 or more"),
         ({"budget": 0}, "budget a share of time up to 1"),
         ({"stop": True}, r'stop=True needs limits, for example limits=\["kl <= .1"\]'),
-        ({"limits": ["kll <= 1"]}, "no figure 'kll' is measured here"),
+        ({"limits": ["kll <= 1"]}, "limits 'kll <= 1': no figure 'kll' is measured here"),
         ({"changes": {"kept.aa_floor": True}}, "kept.aa_floor: a training asks nothing in other words, so it has no"),
         ({"suites": ["kept", "drifd"]}, "did you mean 'drift'"),
         ({"changes": {"kept.item": 4}}, "did you mean 'items'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -174,3 +175,27 @@ def test_devices_of_this_machine(kind: str | None, count: int, monkeypatch: pyte
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
     assert devices() == {"cpu": 1, **({kind: count} if kind else {})}
+
+
+FEW = {"kept.items": 50, "kept.aa_floor": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "items", "floor"),
+    [
+        ({}, 50, False),
+        ({"kept.items": 20}, 20, False),
+        ({"kept_items": 20}, 20, False),
+        ({"kept": {"items": 20}}, 20, False),
+        ({"evaluation.suites.kept.items": 20}, 20, False),
+        ({"suites": {"kept": {"items": 20}}}, 20, False),
+        ({"suites": ["drift"]}, 100, True),
+        ({"aa_floor": True}, 50, True),
+    ],
+)
+def test_few_questions_are_asked_where_no_change_sets_another_number(
+    changes: dict[str, Any], items: int, floor: bool
+) -> None:
+    """A callback's own fields are no changes of the user, which one of the same field would replace."""
+    kept = measure_config("base", changes=changes, default=("kept", "drift"), few=FEW).evaluation.settings("kept")
+    assert (kept.items, kept.aa_floor) == (items, floor)

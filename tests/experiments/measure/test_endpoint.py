@@ -11,9 +11,10 @@ import pytest
 from experiments.common.errors import ConfigError
 from experiments.measure import endpoint
 from experiments.measure.endpoint import NO_PROBABILITIES, TRIES, Endpoint, EndpointError
-from experiments.measure.models import load_tokenizer, read_base, read_models
+from experiments.measure.models import read_base, read_models
 from experiments.measure.replies import WORKERS
 from experiments.measure.run import measure
+from experiments.measure.tokenizers import load_tokenizer
 from experiments.models.base import load_base
 from experiments.records import Record, read_records
 from tests.helpers.measured import SMALL, model_folder
@@ -244,13 +245,13 @@ def test_the_same_model_here_and_on_a_server_has_the_same_records(
 @pytest.mark.slow
 def test_a_server_that_keeps_thoughts_apart_may_have_no_token_left_for_the_reply(tmp_path: Path) -> None:
     """vLLM with --reasoning-parser: `content` is null, and each answer wrong."""
-    base, changes = model_folder(tmp_path / "base"), {**SMALL, "kept.tasks": ["capitals"]}
+    base, changes = model_folder(tmp_path / "base"), {"kept.items": 4, "kept.tasks": ["capitals"], "bootstrap": 100}
     settings: dict[str, Any] = {"suites": ["kept"], "changes": changes, "precision": "fp32"}
     message = {"role": "assistant", "content": None, "reasoning_content": "The user asks for"}
     with serving(lambda body: (200, {"choices": [{"message": message, "finish_reason": "length"}]}, {})) as server:
         found = measure(base, [f"r1={server.address}"], root=tmp_path / "mlruns", say=lambda text: None, **settings)
     (said,) = (note for note in found.report.notes if "thoughts" in note)
-    assert said.startswith("r1: 5 of 5 free replies say nothing, or are cut off in their thoughts, and count as wrong:")
+    assert said.startswith("r1: 4 of 4 free replies say nothing, or are cut off in their thoughts, and count as wrong:")
 
 
 def _in_words(record: Record) -> bool:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from tokenizers import normalizers
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from experiments.cli.main import main
 from experiments.common.errors import ConfigError
 from experiments.measure.base import Base
-from experiments.measure.models import Model, is_of, load_tokenizer, noted_facts, read_base, read_models
+from experiments.measure.models import is_of, noted_facts, read_base, read_models
+from experiments.measure.tokenizers import load_tokenizer
 from tests.helpers import families
-from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
-from tests.helpers.measured import adapter_folder, model_folder, tiny_model, training_folder
+from tests.helpers.byte_level import byte_base, byte_tokenizer
+from tests.helpers.measured import adapter_folder, model_folder, read, tiny_model, training_folder
 
 
 @pytest.fixture(autouse=True)
@@ -39,11 +38,6 @@ class OwnModel(LlamaForCausalLM):
 """
 
 
-def read(base: str, *addresses: str, **options: Any) -> list[Model]:
-    found = read_base(base, **options)
-    return read_models(addresses, found, load_tokenizer(found.folder))
-
-
 def test_names_and_kinds(base: str, models: dict[str, str]) -> None:
     found = read(base, *(f"{name}={folder}" for name, folder in models.items()))
     assert [model.name for model in found] == list(models)
@@ -56,39 +50,6 @@ def test_names_and_kinds(base: str, models: dict[str, str]) -> None:
     ):
         with pytest.raises(ConfigError, match=match):
             read(base, models["same"], name)
-
-
-def test_other_rules_for_the_same_words_are_another_tokenizer(base: str, tmp_path: Path) -> None:
-    """A model that learned lower case alone would be asked with the base's tokens, which it has never seen."""
-    tokenizer: Any = byte_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    (found,) = read(base, model_folder(tmp_path / "lower", tokenizer=tokenizer))
-    assert (found.own, found.left_out) == (True, {})
-    assert found.remark == "lower is asked in its own tokens (the base has others): answers may change for that alone"
-    assert found.tokenizer("ABC")["input_ids"] == tokenizer("abc")["input_ids"]
-
-
-def test_another_template_asks_in_the_models_own_words(base: str, tmp_path: Path) -> None:
-    """Its tokens are the base's, so distributions are compared."""
-    (found,) = read(base, model_folder(tmp_path / "instruct", tokenizer=byte_tokenizer(QWEN3)))
-    assert (found.own, found.left_out, found.extra) == (True, {}, 0)
-    assert found.tokenizer.chat_template == QWEN3
-    why = "answers may change for that alone"
-    assert found.remark == ""  # its prompts are those of the base
-    (found,) = read(base, model_folder(tmp_path / "brief", tokenizer=byte_tokenizer(f"Be brief.{CHATML}")))
-    assert found.remark == f"brief is asked in its own chat template (the base has another): {why}"
-    plain = model_folder(tmp_path / "plain", tokenizer=byte_tokenizer(None))
-    (found,), (other,) = read(plain, base), read(base, plain)
-    assert found.remark == f"base is asked in its own chat template (the base has none): {why}"
-    assert other.remark == f"plain is asked without a chat template (the base has one): {why}"
-
-
-def test_a_template_that_writes_the_same_prompts_is_not_said(base: str, tmp_path: Path) -> None:
-    """Trainers mark what is learned in it, or save it with other blanks."""
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{# marked #}" + str(tokenizer.chat_template)
-    (found,) = read(base, model_folder(tmp_path / "marked", tokenizer=tokenizer))
-    assert (found.own, found.remark) == (True, "")
 
 
 def test_another_tokenizer_above_the_checkpoints_is_another_model(base: str, tmp_path: Path) -> None:
@@ -243,6 +204,16 @@ def test_adapters_of_stacked_experts_are_no_adapters_of_other_shapes(tmp_path: P
     assert read(base, str(tmp_path / "adapter"))[0].kind == "PEFT adapter"
     save_file({key.replace("mlp.experts", "mlp.other"): torch.zeros(8, 48)}, file, metadata={"format": "pt"})
     with pytest.raises(ConfigError, match="is missing"):
+        read(base, str(tmp_path / "adapter"))
+
+
+@pytest.mark.parametrize("part", ["A", "B"])
+def test_a_tensor_of_an_adapter_that_is_no_matrix_is_named(base: str, tmp_path: Path, part: str) -> None:
+    adapter_folder(tmp_path / "adapter", base)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    odd = f"base_model.model.odd.lora_{part}.weight"
+    save_file({**load_file(file), odd: torch.zeros(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"{odd} has the shape \[2\], and is no matrix: save the adapter again"):
         read(base, str(tmp_path / "adapter"))
 
 

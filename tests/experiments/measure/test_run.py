@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from experiments.cli.main import main
-from experiments.common.errors import ConfigError
+from experiments.common.errors import ConfigError, ModelError
 from experiments.comparison.gate import gate
 from experiments.comparison.inputs import read_runs
 from experiments.measure.endpoint import EndpointError
@@ -267,6 +267,20 @@ def test_a_model_that_fails_does_not_stop_the_others(base: str, tmp_path: Path, 
         measure(base, [models["same"]], seed=1, changes={**KEPT, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"same is not empty and holds no measurement"):
         measure(base, [models["same"]], out=models["same"], root=tmp_path)
+
+
+def test_a_base_that_cannot_be_measured_is_no_fault_of_the_models(
+    base: str, tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each model had failed, and the report then lacked a file of the base's."""
+
+    def broken(*args: object, **options: object) -> None:
+        raise ModelError("base_model has no weights")
+
+    for place in ("checked", "base"):
+        monkeypatch.setattr(f"experiments.models.{place}.load_weights", broken)
+    with pytest.raises(ModelError, match="base_model has no weights"):
+        measure(base, [models["same"]], changes={**KEPT, "suites": ["kept"]}, root=tmp_path, precision="fp32")
 
 
 class Stub:

@@ -15,7 +15,7 @@ from experiments.evaluation.suite import SuiteContext
 from experiments.measure import watch as room
 from experiments.measure.config import measure_config
 from experiments.measure.training_folder import measured_base
-from experiments.measure.watch import Budget, Watch, best_of, check_best
+from experiments.measure.watch import Budget, Watch
 from experiments.records import Estimate
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.measured import tiny_model
@@ -56,45 +56,6 @@ class TestBudget:
         assert budget.allows(100)
 
 
-@pytest.mark.parametrize(
-    ("note", "best"),
-    [
-        ({"step": 4, "retention": 0.9}, (4.0, 4)),  # without a new task the latest is the best
-        ({"step": 4, "retention": 0.9, "gain": 0.25}, (0.25, 4)),
-        ({"step": 4, "new_nll_drop": 0.5}, (0.5, 4)),
-        ({"step": 6, "gain": 0.5}, None),  # after the step at which the training goes on
-        ({}, None),
-    ],
-)
-def test_the_best_model_of_a_resumed_training(
-    tmp_path: Path, note: dict[str, float], best: tuple[float, int] | None
-) -> None:
-    if note:
-        write_json(tmp_path / "best" / "forgetting.json", note)
-    assert best_of(tmp_path, step=4) == best
-
-
-@pytest.mark.parametrize("killed", ["while it was written", "before its name", "between the two"])
-def test_a_kill_loses_no_best_model(tmp_path: Path, killed: str) -> None:
-    write_json(tmp_path / "best" / "forgetting.json", {"step": 2, "gain": 0.25})
-    (tmp_path / "best.part").mkdir()
-    if killed != "while it was written":
-        write_json(tmp_path / "best.part" / "forgetting.json", {"step": 4, "gain": 0.5})
-    if killed == "between the two":
-        shutil.rmtree(tmp_path / "best")
-    assert best_of(tmp_path, step=4) == ((0.25, 2) if killed == "while it was written" else (0.5, 4))
-
-
-def test_a_folder_best_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
-    """It was deleted for the first model that was kept."""
-    check_best(tmp_path)
-    (tmp_path / "best").mkdir()
-    with pytest.raises(ConfigError, match="best was not kept by a ForgettingCallback, and keep_best=True would"):
-        check_best(tmp_path)
-    write_json(tmp_path / "best.part" / "forgetting.json", {"step": 4})  # killed while the old one was deleted
-    check_best(tmp_path)
-
-
 def test_the_best_model_of_an_earlier_training_is_not_this_ones(tmp_path: Path) -> None:
     """Else the worse models of this one are not saved, and the folder has a model that it never was."""
     model, tokenizer = tiny_model(), byte_tokenizer()
@@ -130,6 +91,20 @@ def test_a_training_that_goes_on_keeps_its_best_model_and_drops_what_came_later(
     assert Watch.begun(tmp_path, CONFIG, suites(), model, 1.0).best is None  # another training
     assert not (again.arm / "result.json").exists()  # which lists would show as the result of this one
     assert not list(again.arm.glob("items-*"))
+
+
+def test_a_folder_that_was_removed_during_the_training_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(room.logger, "warning", lambda text, *args: said.append(text % args))
+    model, folder = tiny_model(), tmp_path / "measured"
+    watch = Watch.begun(folder, CONFIG, suites(), model, 1.0)
+    watch.write()
+    assert said == []
+    shutil.rmtree(folder)
+    watch.measure(2, model)
+    watch.write()
+    (line,) = said
+    assert line.startswith(f"{folder} was removed while the training ran")
 
 
 def test_a_training_does_not_go_on_with_another_template(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from experiments.evaluation.cache import BaseCache
 from experiments.methods import MethodContext
 from experiments.models import base
 from experiments.models.base import _gguf_file as gguf_file
-from experiments.models.base import load_base, load_model, shipped_folder
+from experiments.models.base import load_base, load_model, load_tokenizer, model_config, shipped_folder
 from experiments.models.precision import Precision
 from tests.helpers.byte_level import byte_base, byte_llama, byte_tokenizer
 from tests.helpers.small_run import small_arm
@@ -77,6 +77,13 @@ def test_a_folder_with_an_adapter_is_no_base(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"adapter' is an adapter of PEFT.*merge_and_unload") as error:
         load_base(str(tmp_path / "adapter"))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_base_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    byte_base(tmp_path / "models" / "mine")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))  # Windows
+    assert model_config("~/models/mine").vocab_size == len(load_tokenizer("~/models/mine"))
 
 
 def test_padding_has_an_embedding(tmp_path: Path) -> None:

@@ -94,6 +94,12 @@ def test_an_arm_is_named_not_pointed_at(arms: Path, arm: str) -> None:
         posthoc(arms.parent, arm, 0.01, "wise", [0.5])
 
 
+def test_an_arm_whose_result_is_not_written_yet_is_none_of_those_that_are_there(arms: Path) -> None:
+    (arms / "full-0.01" / "result.json").unlink()
+    with pytest.raises(RunError, match=r"has no finished arm full at 0\.01; there are: control-0\.01, lora-0\.01$"):
+        posthoc(arms.parent, "full", 0.01, "wise", [0.5])
+
+
 @pytest.mark.parametrize(
     ("operation", "arm", "alphas"),
     [

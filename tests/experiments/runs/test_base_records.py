@@ -72,7 +72,7 @@ def test_a_base_that_other_libraries_measured_is_said(tmp_path: Path) -> None:
     (folder / ITEMS).touch()
     files = {name: file_digest(folder / name) for name in (STATE, ITEMS)}
     suites: Any = SimpleNamespace(prepare=lambda *_: None)
-    cache: Any = SimpleNamespace(key={"torch": "2.9", "transformers": "5.1", "device": "cpu"})
+    cache: Any = SimpleNamespace(key={"torch": "2.9", "transformers": "5.1", "device": "cpu"}, ends=[1])
     model: Any = None
     base = BaseFolder(folder, suites, model, Precision("fp32"), cache)
     for measured_with, said in (

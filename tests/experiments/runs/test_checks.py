@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import ExperimentConfig, parse_config
-from experiments.runs.checks import beyond_training, check_run, check_suites, check_tokens, passed_over
+from experiments.data.items import NewText
+from experiments.runs.checks import beyond_training, check_run, check_suites, check_tokens, passed_over, unread_loss
 from experiments.runs.experiment import run_arms
 from experiments.runs.run import run_experiment
 from tests.helpers import families
@@ -180,3 +181,12 @@ def test_texts_beyond_the_trained_positions_of_a_model_that_computes_them_are_sa
     )
     assert not list(beyond_training(config, byte_llama(260, max_position_embeddings=512), suites))
     assert not list(beyond_training(config, build_other("bloom"), suites))
+
+
+def test_a_loss_of_chats_is_said_if_the_new_task_has_none() -> None:
+    texts = NewText("words", ("a text",))
+    given = small_config("base", data={"loss": "last_turn"})
+    (said,) = unread_loss(given, [texts])
+    assert said.startswith("data.loss: last_turn is of chats, and has no effect on the new task")
+    assert not list(unread_loss(given, [texts, sums()]))
+    assert not list(unread_loss(small_config("base"), [texts]))

@@ -232,6 +232,11 @@ def test_a_run_whose_questions_or_code_have_changed_measures_no_other_arm(
     [
         ("config.json", {"rms_norm_eps": 0.5}, r"other config \(.*rms_norm_eps is 1e-06 there, 0.5 here"),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "other tokenizer than when small began"),
+        (
+            "generation_config.json",
+            {"eos_token_id": [257]},
+            r"other ends of replies \(tokens \[259\] there, \[259, 257\] here",
+        ),
         ("config.json", {"initializer_range": 0.5, "use_cache": False}, ""),
     ],
 )

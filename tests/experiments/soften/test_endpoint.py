@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 import ctrl
 from experiments.measure.base import Base
-from experiments.measure.models import load_tokenizer, read_base, read_models
+from experiments.measure.models import read_base, read_models
+from experiments.measure.tokenizers import load_tokenizer
 from experiments.soften.endpoint import endpoint
 from experiments.soften.path import WeightPath
 from tests.helpers.measured import adapter_folder, expansion_folder, model_folder

@@ -10,10 +10,11 @@ import yaml
 
 from experiments.common.errors import ConfigError
 from experiments.config import SHIPPED
-from experiments.studies.load import load_study, parse_study
+from experiments.studies.load import load_study, parse_study, stored_study
 from experiments.studies.optimizers import check_options
 from experiments.studies.space import grid
 from tests.helpers.study_of_one_arm import ARM, values
+from tests.helpers.toy_study import toy_study
 
 STUDIES = sorted((SHIPPED / "studies").glob("*.yaml"))
 
@@ -163,3 +164,11 @@ def test_table5_facts_has_the_ways_of_table5_and_each_part_has_all_of_them() -> 
     for part in range(0, len(cells), len(ways)):
         assert [cell["arm"] for cell in cells[part : part + len(ways)]] == ways
         assert len({cell["rate"] for cell in cells[part : part + len(ways)]}) == 1
+
+
+def test_a_study_that_an_earlier_version_began_is_read_though_a_field_has_no_effect() -> None:
+    stored = toy_study().to_dict()
+    stored["report"]["epsilon"] = 0.1
+    assert stored_study(stored).report.epsilon == 0.1
+    with pytest.raises(ConfigError, match=r"report\.epsilon has no effect without report\.law"):
+        parse_study(stored)

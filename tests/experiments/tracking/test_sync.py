@@ -12,7 +12,7 @@ from experiments.cli import main as cli
 from experiments.common.commands import command
 from experiments.common.errors import TrackingError
 from experiments.common.files import read_note, write_json
-from experiments.tracking.journal import Delivered, Journal
+from experiments.tracking.journal import Delivered, Journal, journals
 from experiments.tracking.sync import sync
 from experiments.tracking.tracker import Tracker
 from tests.helpers.tracking_store import everything, start_training
@@ -124,7 +124,7 @@ def test_a_run_that_goes_on_sends_its_finished_parts_to_a_store_without_them(roo
             for name in ("full", "control") if not ids else ():
                 with opened("arm", folder / "arms" / name, parent.id) as arm:
                     arm.log_metrics({"loss": 1.5}, 7)
-            assert tracker.send_missing(folder) == ""
+            assert tracker.send_missing(journals(folder)) == ""
             runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
             assert set(runs) == {"run", "full", "control"}
             for name in ("full", "control"):
@@ -143,11 +143,11 @@ def test_a_part_that_cannot_be_sent_is_said(root: Path, tmp_path: Path) -> None:
     orphan = Journal.create(tmp_path / "run" / "arms" / "x", "arm-x")
     orphan.append("start", name="x", experiment="demo", parent="f" * 32, run=None, tags={})
     tracker = Tracker(root, "demo")
-    assert tracker.send_missing(tmp_path) == "", "it may still run"
+    assert tracker.send_missing(journals(tmp_path)) == "", "it may still run"
     orphan.append("end", status="FINISHED")
-    assert "the parent run ffff" in tracker.send_missing(tmp_path)
+    assert "the parent run ffff" in tracker.send_missing(journals(tmp_path))
     tracker.delivery.message = "the store does not answer"
-    assert tracker.send_missing(tmp_path) == ""
+    assert tracker.send_missing(journals(tmp_path)) == ""
 
 
 def test_a_folder_without_a_journal_is_named_though_others_have_one(root: Path, tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from experiments.tracking.uri import page, without_password
 
 PLAIN = "Basic understanding, hf_hub_download_of_a_file, sk-learn, password="
 
+CODE = "eos_token='</s>', token = tokens[0], max_tokens: '5', key='a', got 'password', 'name', if not secret: x = 'y'"
+
 
 @pytest.mark.parametrize(
     ("uri", "shown"),
@@ -45,7 +47,19 @@ PLAIN = "Basic understanding, hf_hub_download_of_a_file, sk-learn, password="
         ("Authorization: Basic Ym9iOlMzQ1JFVA==", "Authorization: Basic ***"),
         ("+export MLFLOW_TRACKING_PASSWORD=S3CRET", "+export MLFLOW_TRACKING_PASSWORD=***"),  # a line of a diff
         ("-OPENAI_API_KEY='S3CRET' PGPASSWORD=S3CRET", "-OPENAI_API_KEY='***' PGPASSWORD=***"),
+        ('+os.environ["MLFLOW_TRACKING_PASSWORD"] = "S3CRET"', '+os.environ["MLFLOW_TRACKING_PASSWORD"] = "***"'),
+        (
+            r'+    "os.environ[\"HF_TOKEN\"] = \"S3CRET\"\n",',
+            r'+    "os.environ[\"HF_TOKEN\"] = \"***\"\n",',
+        ),  # a notebook
+        (
+            "Client(api_key=\"S3CRET\", aws_secret_access_key='S3CRET')",
+            "Client(api_key=\"***\", aws_secret_access_key='***')",
+        ),
+        ('{"password": "S3CRET", "n": 1}', '{"password": "***", "n": 1}'),
+        (f'wandb.login(key="{"5a" * 20}")', 'wandb.login(key="***")'),
         (PLAIN, PLAIN),
+        (CODE, CODE),
     ],
 )
 def test_a_password_is_replaced(uri: str, shown: str) -> None:

@@ -19,9 +19,9 @@ from experiments.data.grader import Contains
 from experiments.data.matching import exact_match
 from experiments.data.numerals import last_number
 from experiments.data.overlap import words
+from experiments.evaluation.choices import named_first
 from experiments.evaluation.replies import parse_answer
 from experiments.evaluation.suites.instructions import language_of
-from experiments.evaluation.suites.kept import named_first
 from experiments.measure.config import MeasureConfig
 from experiments.measure.gate import conditions
 from experiments.tracking.store import last_line

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 
+from experiments.evaluation.choices import named_first
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.kept_tasks.reasoning import KINDS, categories, reading, sequences
-from experiments.evaluation.suites.kept import named_first
 
 
 def test_the_answer_is_what_the_sentence_says_of_the_person_asked_about() -> None:
