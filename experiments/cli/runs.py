@@ -79,11 +79,14 @@ def watch_command(args: argparse.Namespace) -> int:
 
 
 def _show_run(folder: Path) -> None:
+    from experiments.common.files import read_note
     from experiments.desk.overview import age, own_config, read_run
     from experiments.reporting.tables import format_table
     from experiments.runs.result_file import read_result
 
     one, config = read_run(folder), own_config(folder)
+    if config["precision"] == "auto" and (known := read_note(folder / "base" / "timing.json").get("precision")):
+        config = {**config, "precision": f"auto ({known})"}
     show(f"{folder.name}: {one.status}, {one.done} of {one.total} arms, last change {age(one.updated)} ago\n")
     for title, text in config_lines(config).items():
         show(f"{title:<11} {text}")
@@ -139,9 +142,9 @@ def config_lines(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _sources(sources: Any) -> str:
-    """Write each source with its first own field that is a text: `reasoning_gym chain_sum`."""
-    texts = [[str(v) for k, v in one.items() if k not in ("source", "share") and isinstance(v, str)] for one in sources]
-    return " + ".join(" ".join([one["source"], *text[:1]]) for one, text in zip(sources, texts, strict=True))
+    """Write each source with its name or path: `reasoning_gym chain_sum`."""
+    names = [one.get("path") or one.get("name") for one in sources]
+    return " + ".join(f"{one['source']} {name or ''}".strip() for one, name in zip(sources, names, strict=True))
 
 
 def _show_study(folder: Path) -> None:

@@ -79,8 +79,11 @@ class Columns(Measured):
 
     @property
     def named(self) -> bool:
-        """Whether the config names columns; else the shape of the table is recognised."""
-        return bool({*NAMED} & self.model_fields_set)
+        """Whether the config names columns; else the shape of the table is recognised.
+
+        The config in a run's folder has all fields, so a default names none.
+        """
+        return any(getattr(self, name) != Columns.model_fields[name].default for name in NAMED)
 
     def unread(self, columns: Iterable[str], place: str) -> list[str]:
         """Say which columns of a table are not read, if the config names none: one may belong to the question."""
@@ -89,8 +92,7 @@ class Columns(Measured):
 
     def read_as(self, shape: Shape, columns: Iterable[str]) -> list[str]:
         """Name the shape of a row, and its columns that nothing reads, for `said_unread`."""
-        given = any(getattr(self, name) != Columns.model_fields[name].default for name in NAMED)
-        return [] if given else [SHAPE + shape.name, *(LEFT + name for name in shape.unread(columns))]
+        return [] if self.named else [SHAPE + shape.name, *(LEFT + name for name in shape.unread(columns))]
 
     def shape(self, columns: Iterable[str], place: str) -> Shape:
         """Return how rows of a table with these columns are read. Raises ConfigError if a named one is missing."""

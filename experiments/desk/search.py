@@ -54,14 +54,17 @@ class StudyView:
         return self.store.trials()
 
     @property
+    def _broken(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.state == "complete" and not trial.feasible]
+
+    @property
     def table(self) -> Table:
-        """A row for each trial; a star: on the front, or the best."""
+        """A row for each trial; a star: on the front, or the best; a cross: it breaks a constraint."""
         front, rows, short = set(self.store.front()), [], short_names(self.study.search)
+        broken = {trial.number for trial in self._broken}
         for trial in self.trials:
-            row: dict[str, Any] = {
-                "trial": f"{trial.number}{' *' if trial.number in front else ''}",
-                "state": trial.state,
-            }
+            mark = " *" if trial.number in front else " x" if trial.number in broken else ""
+            row: dict[str, Any] = {"trial": f"{trial.number}{mark}", "state": trial.state}
             row |= {short[key]: _short(pick) for key, pick in trial.picks.items()}
             if trial.runs:
                 card = _means(trial)
@@ -71,10 +74,11 @@ class StudyView:
 
     def _repr_html_(self) -> str:
         done = sum(trial.state == "complete" for trial in self.trials)
-        words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. Intervals: 95 %, {}")
+        words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. {}Intervals: 95 %, {}")
         seeds = len(self.study.seeds)
         of = "first seed" if seeds == 1 else f"of questions alone: figures and ends are means over {seeds} seeds"
-        above = words.format(self.study.name, self.study.question, len(self.trials), done, of)
+        broken = "x: breaks a constraint. " if self._broken else ""
+        above = words.format(self.study.name, self.study.question, len(self.trials), done, broken, of)
         return str(Grid(self.table, above).html())
 
     def front(self) -> Picture:

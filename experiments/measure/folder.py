@@ -20,6 +20,7 @@ from experiments.measure.config import MeasureConfig
 from experiments.measure.files import content, same_content, stamp
 from experiments.measure.models import Model
 from experiments.measure.session import Session, draw_suites
+from experiments.models.turns import said_unwritten
 from experiments.runs.base_records import changed_suites
 from experiments.runs.result_file import RESULT
 from experiments.runs.run import errors_explained, only_one
@@ -84,6 +85,8 @@ def open_session(
         session = Session(config, base, tokenizer, task, suites, root, folder, tracker, say, begun)
         session.tracker.reap()
         session.check_fingerprints(models)
+        for line in said_unwritten(tokenizer) + [session.arithmetic] * (config.precision == "auto"):
+            say(line)
         _say_changed(folder, suites, [*where.arms, *(model.name for model in models)], say)
         yield session
 

@@ -64,6 +64,11 @@ class Session:
     say: Callable[[str], None] = print
     base_stamp: str = ""
 
+    @property
+    def arithmetic(self) -> str:
+        """How base and models are computed: `auto` takes what is faster, and KL in bf16 is another one than in fp32."""
+        return f"Measured in {Precision(self.config.precision)}."
+
     @cached_property
     def measured(self) -> MeasuredBase:
         """The base model's records; it is loaded for them, and not kept."""

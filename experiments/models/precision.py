@@ -55,6 +55,9 @@ class Precision:
     def name(self) -> str:
         return "bf16" if self.bf16 else "fp32"
 
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
     @contextmanager
     def autocast(self) -> Iterator[None]:
         with torch.autocast(device().type, dtype=torch.bfloat16, enabled=self.bf16):

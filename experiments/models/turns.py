@@ -63,6 +63,13 @@ def written(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Mess
     return whole[len(prompt) : len(whole) - len(tail)]
 
 
+def said_unwritten(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Say which end of the generation prompt is left out of all prompts, since whole chats do not have it."""
+    end = turns(tokenizer).unwritten if tokenizer.chat_template else ""
+    said = f"the chat template ends a prompt with {end!r}, which it does not write in a whole chat, so it is left out: "
+    return [f"{said}in training, and wherever a model is asked"] if end else []
+
+
 def called(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message) -> str:
     """Return what the template writes after `prompt_text` for calls of tools that end with a token of their own.
 

@@ -51,6 +51,7 @@ def close_run(
         folder, prepared.config, prepared.base_headline, results, command,
         details=details.tables(drawn, _posthoc_results(folder), prepared.searched.overlaps, packed), figures=pictures,
         significant=details.significant_pairs(), links=_links(arms, tracker), asked=asked,
+        notes=[f"Trained and measured in {prepared.precision}."],
     )  # fmt: skip
     compared = details.differences()
     more = compared.write(folder, inline_svg(gained_kept_figure(results, "", asked))) if compared else []

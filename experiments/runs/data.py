@@ -24,6 +24,7 @@ from experiments.data.stages import Earlier, stage_parts
 from experiments.data.tokenised import sizes_of_epoch
 from experiments.methods import Batch
 from experiments.methods.config import ArmConfig
+from experiments.models.turns import said_unwritten
 from experiments.runs.held_out import asked, cut_documents, distinct, remarks, said_cut
 
 OWN_TOKENS = 64  # of each text that the base model writes for a method if data.old is empty
@@ -124,7 +125,8 @@ class ExperimentData:
         """
         sources = [one for one in (*self.new, *self.old) if not isinstance(one, Earlier)]
         found = [f"source {one.label}: {line}" for one in sources for line in self._counted(one)]
-        return self.unasked + found
+        prompts = said_unwritten(self.encoder.tokenizer) if self.config.data.regime == "sft" else []
+        return prompts + self.unasked + found
 
     def _counted(self, source: Source) -> list[str]:
         training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)

@@ -147,7 +147,7 @@ def _first_line(config: ExperimentConfig, processes: Processes) -> str:
     precision = Precision(config.precision)
     count = sum(len(arm.learning_rates) for arm in config.arms)
     together = f", {processes.count} processes" if processes.count > 1 else ""
-    return f"{config.name}: {config.base_model}, {precision.name} ({precision.reason}), {count} arms{together}"
+    return f"{config.name}: {config.base_model}, {precision}, {count} arms{together}"
 
 
 def _cut_steps(arms: Sequence[ArmTraining], session: Session) -> None:

@@ -14,13 +14,14 @@ from experiments.config import ExperimentConfig
 from experiments.data.base_text import BaseText
 from experiments.data.counts import MOST, Lengths, held, refused, special
 from experiments.data.encoding import Encoded, Encoder, Overlong
-from experiments.data.items import Example
+from experiments.data.items import Example, Text
 from experiments.data.source import Source
 from experiments.data.stages import Earlier
 from experiments.data.token_cache import size_of
 from experiments.data.tokenised import encode_of
 from experiments.models.loss_mask import Labelled
 from experiments.models.tokens import IGNORED
+from experiments.models.turns import said_unwritten
 
 OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 LATER = {BaseText: "written by the base model when the run starts", Earlier: "the examples of the earlier tasks"}
@@ -97,7 +98,8 @@ def _source(name: str, source: Source, encoder: Encoder, seed: int) -> SourcePre
     shape = [f"shape: {source.recognised}"] if source.recognised else []
     rows = [Labelled(row.ids[:SHOWN], row.labels[:SHOWN]) for row in (encoder.labelled(first) if first else [])]
     several = [f"this example is {len(rows)} rows: the template rewrites earlier turns"] if len(rows) > 1 else []
-    notes = (*source.notes, *source.test_notes, *several)
+    prompts = said_unwritten(encoder.tokenizer) if encoder.regime == "sft" and not isinstance(first, Text) else []
+    notes = (*prompts, *source.notes, *source.test_notes, *several)
     facts = (*shape, *_counted(encoded, words.whole, encoder), *held(words), *notes)
     shown = tuple(_tokens(encoder.tokenizer, row) for row in rows)
     return SourcePreview(without_codes(name), tuple(map(without_codes, facts)), shown)

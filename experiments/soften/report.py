@@ -73,6 +73,7 @@ def write_report(
         "notes": [
             f"{NAMES[path.by]}. alpha 0 is the base, alpha 1 the model itself.",
             "The point was chosen on half of the questions. The figures here are those of the other half.",
+            session.arithmetic,
         ],
         "figures": [FIGURES[name] for name in SHOWN if any(name in card for card in cards.values())],
         "date": f"{datetime.now():%d %B %Y, %H:%M}",

@@ -30,7 +30,8 @@ def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: 
     for item in study.posthoc:
         arm = next((arm for arm in chosen if has_name(arm, item.arm)), None)
         if arm is None:
-            say(f"{item.label}: arm {item.arm!r} has no complete trial")
+            rows = ", ".join(arm.name for arm in chosen) or "none"
+            say(f"{item.label}: no complete trial is called {item.arm!r} in the report; its rows are: {rows}")
             continue
         try:
             for run in arm.runs:

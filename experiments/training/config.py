@@ -30,7 +30,11 @@ class TrainingConfig(Section):
         "all rows of a step at once, or on a GPU what the plan says fits",
     )  # fmt: skip
     gradient_accumulation: int = Field(1, ge=1, le=MAX_ROWS, description="batches of `batch_size` rows per step")
-    warmup_steps: int = Field(5, ge=0, description="steps in which the learning rate rises from 0")
+    warmup_steps: int = Field(
+        5,
+        ge=0,
+        description="steps in which the learning rate rises from 0; not given: of a shorter run all but the last",
+    )
     schedule: str = Field("constant_with_warmup", description="name of one of the [schedules](#schedules)")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="cosine, infinite: last learning rate / the highest")
     constant_lr_ratio: float = Field(0.5, gt=0, le=1, description="infinite: constant learning rate / the highest")
@@ -78,12 +82,15 @@ class TrainingConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _short(cls, values: Any) -> Any:
-        """Cut the default warm-up to the steps of a run that is shorter. A study's base has the default written out."""
+        """Cut the default warm-up of a run that is shorter: its last step has the whole rate.
+
+        A study's base has the default written out.
+        """
         default = cls.model_fields["warmup_steps"].default
         if not isinstance(values, dict) or values.get("warmup_steps", default) != default:
             return values
         steps = values.get("steps")
-        return {**values, "warmup_steps": steps} if isinstance(steps, int) and 1 <= steps < default else values
+        return {**values, "warmup_steps": steps - 1} if isinstance(steps, int) and 1 <= steps < default else values
 
     @model_validator(mode="after")
     def _one_way(self) -> TrainingConfig:

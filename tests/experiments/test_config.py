@@ -120,7 +120,9 @@ def test_warm_up_ends_before_training_does() -> None:
         warmup(steps=5),
         warmup(),
         warmup(steps=4, warmup_steps=2),
-    ] == [4, 4, 5, 5, 2]
+        warmup(steps=1),  # else it would train at a rate of 0
+        warmup(steps=4, warmup_steps=4),  # as earlier versions wrote it into a run's folder
+    ] == [3, 3, 5, 5, 2, 0, 4]
 
 
 def test_the_config_of_a_run_that_is_gone_or_changed_names_the_next_step(tmp_path: Path) -> None:

@@ -55,8 +55,13 @@ def _new_items(config: Mapping[str, Any]) -> int:
 
 
 def asked_of(records: Sequence[Record]) -> Asked:
-    """Count the questions that a model answered, by suite. A question that is asked in two forms is one."""
+    """Count the questions that a model answered, by suite. A question that is asked in two forms is one.
+
+    Next to new questions that are graded, those with a likelihood do not count: the gain is of the others.
+    """
+    graded = {(r.task, r.item) for r in records if r.suite == "new" and r.correct is not None}
     found = {suite: {(r.task, r.item) for r in records if r.suite == suite} for suite in PARTS}
+    found["new"] = graded or found["new"]
     return Asked({suite: len(items) for suite, items in found.items() if items})
 
 

@@ -1,6 +1,6 @@
-"""Further readings of a study for its report: retention at a common gain, hypervolume of the Pareto front.
+"""Further readings of a study for its report: retention at a common gain, hypervolume of the Pareto front, constraints.
 
-Each returns a sentence, which is empty if it does not apply.
+Each returns a sentence, or several, which is empty if it does not apply.
 """
 
 from __future__ import annotations
@@ -93,6 +93,22 @@ def pareto_volume(store: Store, trials: Sequence[Trial]) -> str:
         f"{len(store.front())} of {len(points)} trials are on the Pareto front; the area that they dominate "
         f"(hypervolume) is {volume:.4g}, measured from the worst value of each objective ({at})."
     )
+
+
+def outside(trials: Sequence[Trial], arms: Sequence[ReportRow]) -> list[str]:
+    """Say which trials break a constraint, what does not show them, and the arms that have no other."""
+    broken = [trial for trial in trials if trial.state == "complete" and not trial.feasible]
+    if not broken:
+        return []
+    limits = dict.fromkeys(name for trial in broken for name, value in trial.constraints.items() if value > 0)
+    numbers = ", ".join(f"#{trial.number}" for trial in broken)
+    found = [
+        f"Not within the constraints ({', '.join(limits)}): trial {numbers}. None of them is on the front, or chosen "
+        "for an arm that has another one. The table of the same gain reads all trials."
+    ]
+    if lacking := [arm.name for arm in arms if not arm.trial.feasible]:
+        found.append(f"No variant of these arms satisfies the constraints: {', '.join(lacking)}.")
+    return found
 
 
 def _over_seeds(retentions: Sequence[np.ndarray]) -> Estimate:

@@ -29,7 +29,7 @@ from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.report.answers import answers_table
 from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, law_pictures, pictures
-from experiments.studies.report.readings import matched_gain, pareto_volume
+from experiments.studies.report.readings import matched_gain, outside, pareto_volume
 from experiments.studies.report.same_gain import same_gain
 from experiments.studies.report.table import picks_text
 from experiments.studies.selection import ReportRow, check_records, choose, significant_arms
@@ -189,9 +189,7 @@ def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path,
         )
     if apart:
         notes.append(f"{apart}: arms are compared by their intervals, not by their answers to the same questions.")
-    broken = [arm.name for arm in arms if not arm.trial.feasible]
-    if study.constraints and broken:
-        notes.append(f"No variant of these arms satisfies the constraints: {', '.join(broken)}.")
+    notes += outside(trials, arms)
     rows = {arm.name for arm in arms}
     notes += [
         f"{item.label} is not made yet, or on another machine: resume the study there"

@@ -62,8 +62,11 @@ def test_show_a_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add_result(folder, "full 0.0001", "finished", {"gain": 0.1, "retention": 1.0})
     add_result(folder, "control 0.001", "finished", {"gain": 0.2, "retention": 1.0})
     (folder / "report.html").touch()
+    write_json(folder / "base" / "timing.json", {"precision": "bf16"})
     assert cli.main(["show", str(folder)]) == 0
-    assert capsys.readouterr().out.endswith("\nreport:  mlruns/runs/demo-0123abcd/report.html\n")
+    said = capsys.readouterr().out
+    assert "precision auto (bf16), seed" in said
+    assert said.endswith("\nreport:  mlruns/runs/demo-0123abcd/report.html\n")
 
 
 def test_an_edited_config_is_not_shown_as_that_of_the_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,15 @@ class TestUnknown:
         with pytest.raises(ConfigError, match=r"line 1 has no column 'message': did you mean 'messages'\?"):
             LocalFile(path=path, messages="message").examples  # noqa: B018
 
+    @pytest.mark.parametrize("text", ["plain text", *(json.dumps(row) for row, _ in CASES.values())])
+    def test_the_fields_that_a_run_keeps_recognise_it_again(self, text: str, tmp_path: Path) -> None:
+        """They hold the defaults too: posthoc, and the command in the report, refused the run's own data."""
+        path = tmp_path / ("a.jsonl" if text.startswith("{") else "a.txt")
+        path.write_text(text)
+        source = LocalFile(path=str(path))
+        again = LocalFile(**source.model_dump(mode="json"))
+        assert (again.recognised, again.examples) == (source.recognised, source.examples)
+
     def test_a_row_of_another_shape_is_passed_over_and_shown(self, tmp_path: Path) -> None:
         path = str(write(tmp_path / "a.jsonl", [{"messages": [HI, HELLO]}, {"text": "hi"}]))
         with pytest.raises(ConfigError, match=r"a.jsonl, line 2 has no column 'messages'.*skip_bad_rows"):

@@ -45,6 +45,18 @@ def test_a_row_for_each_trial_and_a_star_on_the_front(root: Path) -> None:
     assert "6 trials, 5 complete" in page
 
 
+def test_trials_that_break_a_constraint_have_a_cross(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of a higher gain than those on the front had no star, without a word."""
+    view = StudyView("toy", root)
+    assert "x: breaks" not in view._repr_html_()
+    first, *rest = view.trials
+    trials = [dataclasses.replace(first, feasible=False), *rest]
+    monkeypatch.setattr(StudyView, "trials", trials)
+    monkeypatch.setattr(view.store, "front", lambda: [])
+    assert [row[0] for row in view.table.rows] == ["0 x", *(str(trial.number) for trial in rest)]
+    assert "x: breaks a constraint. Intervals" in view._repr_html_()
+
+
 def test_values_have_the_names_of_the_figures_that_were_measured(root: Path) -> None:
     """The file in the study's folder may have been edited for another study since."""
     file = root / "studies" / "toy" / "study.yaml"

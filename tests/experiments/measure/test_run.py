@@ -108,6 +108,11 @@ def test_figures_of_all_models_are_one_json(measured: Measurement) -> None:
     assert figures["perturbed"]["kl"]["value"] == card(measured, "perturbed")["kl"]
 
 
+def test_the_report_says_the_precision(measured: Measurement) -> None:
+    assert "Measured in fp32 (as configured)." in measured.report.notes
+    assert "Measured in fp32 (as configured)." in (measured.folder / "report.html").read_text()
+
+
 def test_runs_and_show_know_the_folder(measured: Measurement, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "measure", "--root", str(root)]) == 0
     said = capsys.readouterr().out
@@ -317,5 +322,5 @@ def test_a_model_that_is_asked_in_other_words_is_said_with_its_figures(tmp_path:
     settings: dict[str, Any] = {"suites": ["kept"], "changes": KEPT, "precision": "fp32", "root": tmp_path / "mlruns"}
     found = measure(base, [model], say=lambda text: None, **settings)
     said = "brief is asked in its own chat template (the base has another): answers may change for that alone"
-    assert found.report.notes == [said]
+    assert found.report.notes == [said, "Measured in fp32 (as configured)."]
     assert said in (found.folder / "report.txt").read_text()

@@ -115,6 +115,17 @@ def test_other_weights_of_the_same_size_and_time_are_seen(tmp_path: Path) -> Non
         run()
 
 
+def test_the_precision_that_auto_takes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 gives another KL than fp32, and which one it is depends on the machine."""
+    monkeypatch.setattr("experiments.models.precision.bf16_pays", lambda: (True, "CPU with AMX"))
+    base, model = (model_folder(tmp_path / name, noise) for name, noise in (("b", 0), ("m", 0.1)))
+    said: list[str] = []
+    changes = {"text.tokens": 64, "bootstrap": 100}
+    found = measure(base, [model], suites=["text"], root=tmp_path, changes=changes, say=said.append)
+    assert said[0] == "Measured in bf16 (CPU with AMX)."
+    assert said[0] in found.report.notes
+
+
 @pytest.mark.parametrize("written", ["model", "base"])
 def test_a_folder_that_is_written_while_it_is_measured_has_no_figures(written: str, tmp_path: Path) -> None:
     """A trainer that saves again, or somebody who replaces the base: the note would be of the files before."""

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.models.conversation import question_of
-from experiments.models.turns import Turns, prompt_text, turns, unwritten, written
+from experiments.models.turns import Turns, prompt_text, said_unwritten, turns, unwritten, written
 from tests.helpers.byte_level import CHATML, QWEN3, R1, byte_tokenizer
 from tests.helpers.chat_families import FAMILIES, family_tokenizer
 
@@ -29,6 +29,8 @@ def test_what_a_template_writes_around_a_reply(template: str, expected: Turns) -
     assert prompt_text(tokenizer, "2+2?") + written(tokenizer, "2+2?", " <4\n") + expected.tail == whole
     asked = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
     assert prompt_text(tokenizer, "2+2?") + expected.unwritten == asked
+    said = said_unwritten(tokenizer)
+    assert (f"ends a prompt with {expected.unwritten!r}" in said[0]) if expected.unwritten else not said
 
 
 def test_another_template_is_looked_at_again() -> None:

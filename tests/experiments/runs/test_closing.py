@@ -32,6 +32,7 @@ def test_pictures_of_the_report_are_files_in_mlflow(
     assert {tuple(row[:2]) for row in turned["data"]} & {("control 0.01", "lost"), ("control 0.01", "won")}
     tables = [{"path": name, "type": "table"} for name in ("comparison.json", "answers.json")]
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == tables
+    assert "Trained and measured in fp32 (as configured)." in outcome.report.read_text()
     links = re.findall(r'<a href="([^"]+)">(?:full-0.001|control-0.01)</a>', outcome.report.read_text())
     assert len(set(links)) == 2
     assert all("workflowType=machine_learning" in link for link in links)

@@ -13,8 +13,9 @@ import pytest
 import experiments
 from experiments.common.printable import CODES
 from experiments.config import ExperimentConfig
+from experiments.runs.data import ExperimentData
 from experiments.runs.preview import pieces, preview
-from tests.helpers.byte_level import byte_base, byte_tokenizer
+from tests.helpers.byte_level import CHATML, byte_base, byte_tokenizer
 from tests.helpers.chat_templates import QWEN3
 from tests.helpers.small_run import small_config
 
@@ -58,6 +59,18 @@ def test_the_shape_the_counts_and_one_example(base_of_bytes: str, chats: Path) -
     assert "<h4>new: own</h4>" in page
     assert page.count("<span style=") == 2
     assert "&lt;|im_end|&gt;" in page
+
+
+def test_what_prompts_lack_of_the_template_is_said(tmp_path: Path, chats: Path) -> None:
+    """Here it is all that an option would change: enable_thinking had no effect, without a word."""
+    block = "assistant\n{% if not enable_thinking %}<think></think>{% endif %}{% endif %}"
+    closed = CHATML.replace("assistant\n{% endif %}", block)
+    base = byte_base(tmp_path / "base", byte_tokenizer(closed))
+    for options, found in (({"enable_thinking": False}, 1), ({"enable_thinking": True}, 0)):
+        shown = str(preview(config_of(base, chats, length=128, template_options=options)))
+        config = small_config(base, data={"new": {"name": "chain_sum"}, "template_options": options})
+        said = ExperimentData(config, config.load_tokenizer()).counted()
+        assert [text.count("ends a prompt with '<think></think>'") for text in (shown, str(said))] == [found, found]
 
 
 def test_a_notebook_shows_text_of_others_as_it_is(base_of_bytes: str, tmp_path: Path) -> None:

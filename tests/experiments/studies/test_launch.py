@@ -125,7 +125,7 @@ def test_a_budget_of_hours_ends_a_grid_and_what_follows_is_done(
     assert [t.state for t in store.trials()] == ["complete", *["waiting"] * 5]
     assert store.ended().startswith("the budget of 1e-09 hours is spent (")
     assert chosen == [6]
-    assert "arm-merge: arm 'arm' has no complete trial" in said
+    assert "arm-merge: no complete trial is called 'arm' in the report; its rows are: none" in said
     apply_posthoc(config, [*store.trials()[:5], running(store)], tmp_path, said.append)
     assert chosen == [6]  # another machine still runs a trial
     more = toy_study(budget={"hours": 1}, posthoc=[{"arm": "arm", "op": "merge"}])

@@ -56,8 +56,12 @@ def test_what_a_config_does_not_say_is_counted_in_the_records_or_not_at_all() ->
 def test_of_a_measurement_the_counts_are_those_of_its_records() -> None:
     """A file may have fewer questions than the config allows, and a question that is asked in two forms is one."""
     forms = [Record("kept", "capitals", form, item) for form in ("chat", "plain") for item in ("a", "b")]
-    found = asked_of([Record("new", "sums", "generate", "a"), *forms, Record("alignment", "x", "base", "a")])
+    sums = Record("new", "sums", "generate", "a", 1)
+    found = asked_of([sums, *forms, Record("alignment", "x", "base", "a")])
     assert found == Asked({"new": 1, "kept": 2})
+    chats = [Record("new", "chats", "nll", item, value=1.0, tokens=5) for item in ("a", "b", "c")]
+    assert asked_of(chats) == Asked({"new": 3})
+    assert asked_of([sums, *chats]) == Asked({"new": 1})  # of which the gain is
 
 
 @pytest.mark.parametrize("title", ["", "learning rate"])

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 
 from experiments.scorecard import scorecard
 from experiments.studies.queue import Store
-from experiments.studies.report.readings import matched_gain, pareto_volume
+from experiments.studies.report.readings import matched_gain, outside, pareto_volume
 from experiments.studies.selection import ReportRow, choose
 from experiments.studies.trial_results import record_files
+from experiments.studies.trials import Trial
 from tests.helpers.planted_study import objective, odd
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
@@ -68,3 +70,17 @@ def nothing_learned(arm: ReportRow, root: Path) -> dict[str, Any]:
         base, after = record_files(run, root, step)
         shutil.copy(base, after)
     return run
+
+
+def test_trials_that_break_a_constraint_are_said() -> None:
+    """The highest gain of a method may be that of a trial which is chosen for no arm."""
+    limits = [{"kl <= 1": 2.0, "nfr <= 0.1": 0.0}, {"kl <= 1": -0.5, "nfr <= 0.1": 0.0}, {"kl <= 1": 0.1}, {}]
+    trials = [
+        Trial(i, "failed" if not found else "complete", {}, [0.5], "", 1, 1.0, i == 1, constraints=found)
+        for i, found in enumerate(limits)
+    ]
+    arm = SimpleNamespace(name="full", trial=trials[0])
+    said, lacking = outside(trials, [arm])  # type: ignore[list-item]
+    assert said.startswith("Not within the constraints (kl <= 1): trial #0, #2. None of them is on the front")
+    assert lacking == "No variant of these arms satisfies the constraints: full."
+    assert outside(trials[1:2], []) == []
