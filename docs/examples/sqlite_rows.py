@@ -10,9 +10,10 @@ from typing import Literal
 from pydantic import Field
 
 from experiments.common.errors import ConfigError
-from experiments.data.columns import Columns, passed_over
+from experiments.data.columns import Columns
 from experiments.data.items import Example
 from experiments.data.source import Finite
+from experiments.data.unread import passed_over
 
 
 class SqliteRows(Columns, Finite):

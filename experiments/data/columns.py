@@ -78,12 +78,14 @@ class Columns(Measured):
         return self.skip_bad_rows
 
     @property
-    def named(self) -> bool:
-        """Whether the config names columns; else the shape of the table is recognised.
-
-        The config in a run's folder has all fields, so a default names none.
-        """
+    def names_columns(self) -> bool:
+        """Whether the config names columns. That of a run's folder has all fields, so a default names none."""
         return any(getattr(self, name) != Columns.model_fields[name].default for name in NAMED)
+
+    @property
+    def named(self) -> bool:
+        """Whether the columns are those of the fields; else the shape of the table is recognised."""
+        return self.names_columns
 
     def unread(self, columns: Iterable[str], place: str) -> list[str]:
         """Say which columns of a table are not read, if the config names none: one may belong to the question."""
@@ -92,7 +94,7 @@ class Columns(Measured):
 
     def read_as(self, shape: Shape, columns: Iterable[str]) -> list[str]:
         """Name the shape of a row, and its columns that nothing reads, for `said_unread`."""
-        return [] if self.named else [SHAPE + shape.name, *(LEFT + name for name in shape.unread(columns))]
+        return [] if self.names_columns else [SHAPE + shape.name, *(LEFT + name for name in shape.unread(columns))]
 
     def shape(self, columns: Iterable[str], place: str) -> Shape:
         """Return how rows of a table with these columns are read. Raises ConfigError if a named one is missing."""

@@ -94,8 +94,16 @@ class KeptFile(Section):
     def _source(self) -> LocalFile:
         columns: dict[str, Any] = {"path": self.path, "question": self.question, "answer": self.answer}
         columns["skip_bad_rows"] = self.skip_bad_rows
-        grader = self.grader or ("choice" if LocalFile(**columns).has_column("options") else "exact")
-        return LocalFile(**columns, grader=grader)
+        grader = self.grader or ("choice" if _Questions(**columns).has_column("options") else "exact")
+        return _Questions(**columns, grader=grader)
+
+
+class _Questions(LocalFile):
+    """A table of questions, also if it has columns of other shapes, such as documents or conversations."""
+
+    @property
+    def named(self) -> bool:
+        return True
 
 
 def as_question(task: str, item: Item) -> Question:

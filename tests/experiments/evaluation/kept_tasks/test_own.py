@@ -139,6 +139,7 @@ def test_faults_in_yaml(tasks: list[Any], said: str, base: str) -> None:
             r"line 1: the answer 'c' is none .*skip_bad_rows",
         ),
         ([{"question": "q", "reply": "c"}], r"has no column 'answer'"),
+        ([{"text": "a document"}], r"has no column 'question'"),
     ],
 )
 def test_faults_in_a_file(rows: list[Any], said: str, tmp_path: Path) -> None:
