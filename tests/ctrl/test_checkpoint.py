@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM
 
 import ctrl
 from ctrl.checkpoint import FILES, read_tensors
-from tests.helpers.tiny_llama import disturbed, tiny
+from ctrl.layer import expanded_layers
+from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 
 def test_holds_only_trained_tensors_and_no_pickle(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
 def test_copies_whose_weights_are_computed_are_not_saved(how: Any, tmp_path: Path) -> None:
     """The file would hold their parts, under names that no fresh copy has."""
     model = disturbed()
-    how(ctrl.layer.expanded_layers(model)[0].expanded.mlp.up_proj)
+    how(expanded_layers(model)[0].expanded.mlp.up_proj)
     with pytest.raises(ctrl.ConfigError, match=r"ctrl.save cannot copy .* mlp.up_proj, whose weight is computed"):
         ctrl.save(model, tmp_path / "no")
     assert not (tmp_path / "no").exists()
@@ -121,3 +122,43 @@ def test_the_folder_of_the_base_is_not_overwritten(save: Any, tmp_path: Path) ->
     assert (tmp_path / "base" / "model.safetensors").read_bytes() == before
     ctrl.save(model, tmp_path / "base" / "expansion")
     ctrl.load(tmp_path / "base", tmp_path / "base" / "expansion")
+
+
+@pytest.mark.parametrize("what", ["control", "base"])
+def test_a_save_that_was_killed_between_two_files_is_refused(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are new, the config is the old one: the same tensors would compute something else."""
+    one = {"interpolation": "lerp"} if what == "control" else {}
+    ctrl.save(disturbed(**one), tmp_path)
+    old = (tmp_path / "control_config.json").read_text()
+    other = {"interpolation": "slerp"} if what == "control" else {}
+    model = disturbed(**other)
+    if what == "base":
+        model.control.fingerprint = "of another base"
+    ctrl.save(model, tmp_path)
+    new = (tmp_path / "control_config.json").read_text()
+    (tmp_path / "control_config.json").write_text(old)
+    base = tiny().eval()
+    with pytest.raises(ctrl.CheckpointError, match=rf"are of two saves: {what}\.\w+ is .*Save the model again"):
+        ctrl.load(base, tmp_path)
+    assert type(base) is type(tiny())
+    if what == "control":
+        (tmp_path / "control_config.json").write_text(new)
+        assert ctrl.load(base, tmp_path)(IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("what", ["ends", "base.frozen"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_what_two_saves_of_one_expansion_differ_in_is_compared_too(what: str, first: int, tmp_path: Path) -> None:
+    """Where generation stops, and what does not train: of a later save into the same folder."""
+    model, config = disturbed(), []
+    for one in (first, 1 - first):
+        model.generation_config.eos_token_id = [7, 9] if one and what == "ends" else 2
+        frozen = one == 1 and what == "base.frozen"
+        expanded_layers(model)[0].expanded.mlp.requires_grad_(not frozen)
+        ctrl.save(model, tmp_path)
+        config.append((tmp_path / "control_config.json").read_text())
+    (tmp_path / "control_config.json").write_text(config[0])
+    with pytest.raises(ctrl.CheckpointError, match=rf"are of two saves: {what} is .*Save the model again"):
+        ctrl.load(tiny(), tmp_path)

@@ -76,3 +76,26 @@ def test_a_classifier_s_padding_is_that_of_the_save_or_it_is_said(pad: int | Non
     assert any("model.config.pad_token_id = 7" in str(w.message) for w in seen) == (pad != 7)
     loaded.config.pad_token_id = 7
     assert (loaded.eval()(IDS).logits - model.eval()(IDS).logits).abs().max() == 0
+
+
+def test_replies_end_where_those_of_the_saved_model_did(tmp_path: Path) -> None:
+    """A trainer adds a chat template's end of turn to the ends of a base, in memory alone."""
+    tiny().save_pretrained(tmp_path / "base")
+    base, folder = str(tmp_path / "base"), tmp_path / "trained"
+    model = disturbed()
+    ctrl.save(model, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain = ctrl.load(tiny().eval(), folder).generation_config
+    model.generation_config.eos_token_id = [7, 9]
+    ctrl.save(model, folder)
+    assert ctrl.load(base, folder).generation_config.eos_token_id == [7, 9]
+    with pytest.warns(UserWarning, match=r"eos_token_id=\[7, 9\], this base has .* stops at other tokens"):
+        held = ctrl.load(tiny().eval(), folder)
+    assert held.generation_config.eos_token_id == plain.eos_token_id  # the caller's own
+    file = folder / "control_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "ends": ["</s>"]}))
+    with pytest.raises(ctrl.CheckpointError, match="not a control config"):
+        ctrl.load(base, folder)
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "ends"}))
+    assert ctrl.load(base, folder).generation_config.eos_token_id == plain.eos_token_id  # a folder from before

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM
 import ctrl
 from ctrl.checkpoint import read_tensors
 from ctrl.interpolation import INTERPOLATIONS
-from ctrl.layer import expanded_layers
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 from tests.helpers.trainers import tokenizer
 
@@ -46,29 +45,6 @@ def test_reloaded_equals_saved(tmp_path: Path, kwargs: dict[str, object]) -> Non
     assert again.control.config == model.control.config
     assert torch.equal(again(IDS).logits, model(IDS).logits)
     assert not torch.equal(again(IDS).logits, tiny().eval()(IDS).logits)
-
-
-def test_replies_end_where_those_of_the_saved_model_did(tmp_path: Path) -> None:
-    """A trainer adds a chat template's end of turn to the ends of a base, in memory alone."""
-    tiny().save_pretrained(tmp_path / "base")
-    base, folder = str(tmp_path / "base"), tmp_path / "trained"
-    model = disturbed()
-    ctrl.save(model, folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plain = ctrl.load(tiny().eval(), folder).generation_config
-    model.generation_config.eos_token_id = [7, 9]
-    ctrl.save(model, folder)
-    assert ctrl.load(base, folder).generation_config.eos_token_id == [7, 9]
-    with pytest.warns(UserWarning, match=r"eos_token_id=\[7, 9\], this base has .* stops at other tokens"):
-        held = ctrl.load(tiny().eval(), folder)
-    assert held.generation_config.eos_token_id == plain.eos_token_id  # the caller's own
-    file = folder / "control_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "ends": ["</s>"]}))
-    with pytest.raises(ctrl.CheckpointError, match="not a control config"):
-        ctrl.load(base, folder)
-    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "ends"}))
-    assert ctrl.load(base, folder).generation_config.eos_token_id == plain.eos_token_id  # a folder from before
 
 
 def test_folders_whose_norms_had_the_layer_s_alpha_compute_as_they_did(tmp_path: Path) -> None:
@@ -141,46 +117,6 @@ def test_wrong_base_and_wrong_tensors_are_named(tmp_path: Path) -> None:
     wider = meta | {"control": meta["control"] | {"layers": 4}}
     (tmp_path / "control_config.json").write_text(json.dumps(wider))
     with pytest.raises(ctrl.CheckpointError, match="missing tensors"):
-        ctrl.load(tiny(), tmp_path)
-
-
-@pytest.mark.parametrize("what", ["control", "base"])
-def test_a_save_that_was_killed_between_two_files_is_refused(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The weights are new, the config is the old one: the same tensors would compute something else."""
-    one = {"interpolation": "lerp"} if what == "control" else {}
-    ctrl.save(disturbed(**one), tmp_path)
-    old = (tmp_path / "control_config.json").read_text()
-    other = {"interpolation": "slerp"} if what == "control" else {}
-    model = disturbed(**other)
-    if what == "base":
-        model.control.fingerprint = "of another base"
-    ctrl.save(model, tmp_path)
-    new = (tmp_path / "control_config.json").read_text()
-    (tmp_path / "control_config.json").write_text(old)
-    base = tiny().eval()
-    with pytest.raises(ctrl.CheckpointError, match=rf"are of two saves: {what}\.\w+ is .*Save the model again"):
-        ctrl.load(base, tmp_path)
-    assert type(base) is type(tiny())
-    if what == "control":
-        (tmp_path / "control_config.json").write_text(new)
-        assert ctrl.load(base, tmp_path)(IDS).logits.isfinite().all()
-
-
-@pytest.mark.parametrize("what", ["ends", "base.frozen"])
-@pytest.mark.parametrize("first", [0, 1])
-def test_what_two_saves_of_one_expansion_differ_in_is_compared_too(what: str, first: int, tmp_path: Path) -> None:
-    """Where generation stops, and what does not train: of a later save into the same folder."""
-    model, config = disturbed(), []
-    for one in (first, 1 - first):
-        model.generation_config.eos_token_id = [7, 9] if one and what == "ends" else 2
-        frozen = one == 1 and what == "base.frozen"
-        expanded_layers(model)[0].expanded.mlp.requires_grad_(not frozen)
-        ctrl.save(model, tmp_path)
-        config.append((tmp_path / "control_config.json").read_text())
-    (tmp_path / "control_config.json").write_text(config[0])
-    with pytest.raises(ctrl.CheckpointError, match=rf"are of two saves: {what} is .*Save the model again"):
         ctrl.load(tiny(), tmp_path)
 
 
