@@ -18,7 +18,7 @@ NOTE = "control-llm-files.json"  # in a cache of the library: size and digest of
 
 
 def load(name: str, subset: str | None, split: str, streaming: bool = False, **options: Any) -> Any:
-    """Return a data set of the library. options: of its `load_dataset`, besides `streaming`.
+    """Return a data set of the library. options: further ones of its `load_dataset`.
 
     Raises ConfigError with the first line of any error of the library.
     """
