@@ -21,6 +21,10 @@ FILLED_BY_OTHER = (
     "past_key_values was filled by another expansion, of other layers or one that ctrl.swap or ctrl.unload has taken "
     "off: keys and values of its copies are in it. Pass a new cache"
 )
+FILLED_BY_COPIES = (
+    "past_key_values was filled while the expanded layers ran, and they do not run now (inside ctrl.pretrained): keys "
+    "and values above the first copy are not those of the base. Pass a new cache"
+)
 FILLED_ALONE = (
     "past_key_values was filled while the expanded layers did not run (by the base model, or inside ctrl.pretrained): "
     "pass a new cache"
@@ -70,9 +74,14 @@ def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs:
         delattr(cache, ALONE)  # it was reset
 
 
-def note_run_without_copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Mark a cache that fills while no copy runs, since the states of linear attention do not count their tokens."""
+def note_run_without_copies(control: Control, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Mark a cache that fills while no copy runs, since the states of linear attention do not count their tokens.
+
+    Raises ValueError if copies have filled theirs.
+    """
     if (cache := _given(args, kwargs)) is not None and not torch.compiler.is_compiling():
+        if any(map(_holds_tokens, cache.layers[control.total :])):
+            raise ValueError(FILLED_BY_COPIES)
         setattr(cache, ALONE, True)
 
 

@@ -53,7 +53,8 @@ class Collected:
         """Return the mean over expanded layers of the mean over the tokens of all passes; 0 if none was measured.
 
         labels: (batch, seq), for `divergence_tokens="labels"` or a total, if the model did not get them.
-        total: labelled tokens of all micro-batches of the optimiser step. Micro-batches then add up, as in Trainer.
+        total: labelled tokens of all micro-batches of the optimiser step, as Trainer counts them: without the first
+        token of each row, which nothing predicts, `(labels[:, 1:] != -100).sum()`. Micro-batches then add up.
         """
         if self._gradients:
             check_gradients(self.model, *self.passes)
@@ -208,7 +209,8 @@ def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHand
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             if module.training and torch.is_grad_enabled():
                 control.look(expanded)
-            control.begin(ForwardPass(given.get("attention_mask"), decoder=module, ids=unpacked_ids(given)))
+            mask, positions = given.get("attention_mask"), given.get("position_ids")
+            control.begin(ForwardPass(mask, decoder=module, ids=unpacked_ids(given), positions=positions))
 
     @torch.compiler.disable
     def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -112,6 +112,13 @@ class Control(DivergenceWatch):
         return "ctrl.pretrained" if self.off else "ctrl.at_alpha" if self.alphas else ""
 
     @property
+    def following_block(self) -> str:
+        """The name of an open block that follows the passes of this expansion alone; empty if none is."""
+        if self.thread.collected is not None:
+            return "ctrl.collect_divergence"
+        return "ctrl.diagnostics" if self.log is not None else ""
+
+    @property
     def current(self) -> ForwardPass | None:
         """The forward pass that this thread runs."""
         return self.thread.current

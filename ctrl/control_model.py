@@ -54,7 +54,8 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         kwargs.update(zip(self._forward_names, args, strict=False))
         documents = kwargs.pop("documents", None)
         mask, labels, total = (kwargs.get(name) for name in ("attention_mask", "labels", "num_items_in_batch"))
-        current = ForwardPass(mask, labels, documents=documents, total=total, ids=unpacked_ids(kwargs))
+        marks = {"documents": documents, "positions": kwargs.get("position_ids")}
+        current = ForwardPass(mask, labels, total=total, ids=unpacked_ids(kwargs), **marks)
         collected = control.thread.collected is not None
         own_loss = control.enabled and current.labels is not None and not collected
         if own_loss:

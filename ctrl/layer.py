@@ -96,9 +96,10 @@ class ExpandedLayer(nn.Module):
     def _run(self, run: LayerRun, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if run.enabled:
             add_cache_slots(self.control, self.index, args, kwargs)
+        else:
+            note_run_without_copies(self.control, args, kwargs)
         out = self._pretrained(super().forward, hidden_states, *args, **kwargs)
         if not run.enabled:
-            note_run_without_copies(args, kwargs)
             return out
         a = _hidden(out)
         if self.interpolation is None:

@@ -8,7 +8,7 @@ check `merge_gap`. Stacked copies become layers of the plain model, without an a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, overload
 
 import torch
@@ -138,7 +138,7 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
     layers = expanded_layers(model)
     given: Any = alpha
     alpha = given.tolist() if hasattr(given, "tolist") else alpha  # a tensor or an array
-    if isinstance(alpha, bool | str) or not isinstance(alpha, int | float | Iterable | None):
+    if isinstance(alpha, bool | str | Mapping | Set) or not isinstance(alpha, int | float | Iterable | None):
         raise ConfigError(f"alpha must be a number, or one per expanded layer, but got {alpha!r}")
     if isinstance(alpha, int | float):
         alphas = [float(alpha)] * len(layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -41,6 +41,9 @@ def merge_models(
     Sums are computed in fp32 and rounded once. Sharded models: as in `merge_back`. Raises ConfigError unless all are
     concat models of one base whose other weights stayed frozen.
     """
+    for name, given in (("models", models), ("weights", weights), ("alpha", alpha)):
+        if isinstance(given, Mapping | Set):  # a list of one would be of its keys
+            raise ConfigError(f"{name} must be a list in the order of the models, but got a {type(given).__name__}")
     factors = list(weights) if weights is not None else [1 / len(models) for _ in models]
     if len(factors) != len(models) or not models:
         raise ConfigError(f"merge_models needs one weight per model, but got {len(factors)} for {len(models)} models")

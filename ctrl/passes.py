@@ -27,6 +27,7 @@ class ForwardPass:
     decoder: the module whose call this is; None if it is the model's own forward.
     total: Trainer's num_items_in_batch, if the model got it.
     ids: (batch, seq), see `unpacked_ids`; they are searched for padding that nothing marks.
+    positions: the model's position_ids.
     """
 
     mask: Any
@@ -37,11 +38,24 @@ class ForwardPass:
     documents: Tensor | None = None
     total: Any = None
     ids: Any = None
+    positions: Any = None
 
     @property
     def marks(self) -> Any:
         """What marks the padding: the attention mask, or the documents of packed rows."""
         return self.mask if self.documents is None else self.documents
+
+    def sequences(self, shape: Sequence[int]) -> Tensor | None:
+        """Return what numbers the sequences of packed rows, of this shape (batch, seq): the documents, or, as for
+        transformers, positions that do not go on (rows without padding, and without a mask). None for other rows.
+        """
+        if self.documents is not None:
+            return self.documents
+        positions = self.positions
+        packed = isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] == shape[1]
+        if not packed or real_tokens(self.mask, shape) is not None:
+            return None
+        return (positions.diff(prepend=positions[:, :1] - 1) != 1).cumsum(-1).expand(*shape)
 
     def counted(self, tokens: str, shape: Sequence[int]) -> Tensor | None:
         """Return which tokens of this shape, (batch, seq), count; None for all. tokens: the config's field."""
@@ -84,19 +98,27 @@ def mean_divergence(
 
 
 def _labelled(labels: Any, seq: int) -> Tensor:
-    """Count the labels of each sequence, (batch, seq) -> (batch,), without the first token's, which nothing predicts.
+    """Return which labels count, (batch, seq): not that of a row's first token, which nothing predicts.
 
-    A classifier has one label a sequence, (batch,), or one a class, (batch, classes).
+    A classifier has one label a sequence, (batch,), or one a class, (batch, classes): these all count.
     """
-    of_tokens = labels.dim() > 1 and labels.shape[1] == seq and not labels.is_floating_point()
-    counted: Tensor = (labels[:, 1:] if of_tokens else labels.unsqueeze(-1)) != -100
-    return counted.flatten(1).sum(-1)
+    if labels is None:
+        raise ConfigError(
+            "a total is the number of labelled tokens, but no pass has labels: give collected.divergence and weighted "
+            "labels=, or no total"
+        )
+    if labels.dim() < 2 or labels.shape[1] != seq or labels.is_floating_point():
+        counted: Tensor = labels.reshape(len(labels), -1) != -100
+        return counted
+    return torch.cat([torch.zeros_like(labels[:, :1], dtype=torch.bool), labels[:, 1:] != -100], dim=1)
 
 
 def _additive(per_token: Tensor, mask: Tensor | None, one: ForwardPass, total: Tensor | int) -> Tensor:
-    if one.documents is None or mask is None or one.labels is None:
-        return additive_mean(per_token, mask, _labelled(one.labels, per_token.shape[1]), total)
-    return additive_mean_of_documents(per_token, mask, one.labels != -100, one.documents, total)
+    labelled, sequences = _labelled(one.labels, per_token.shape[1]), one.sequences(per_token.shape)
+    if sequences is None or labelled.shape != per_token.shape:
+        return additive_mean(per_token, mask, labelled.sum(-1), total)
+    mask = torch.ones_like(labelled) if mask is None else mask
+    return additive_mean_of_documents(per_token, mask, labelled, sequences, total)
 
 
 def _over_passes(terms: Sequence[tuple[ForwardPass, Tensor]], tokens: str, total: Tensor | int | None) -> Tensor:

@@ -101,16 +101,16 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
     """Write an expanded model in the published layout and return the folder.
 
     Settings that only further training needs and that the layout cannot hold (it has one cosine form, no margin, ...)
-    are left out, with a warning that lists them. Raises ConfigError for those that change the model's outputs. Tensors
-    keep their dtypes: fp32 copies over a bf16 base stay fp32. If the model is sharded over processes (FSDP2), every
-    process must call this, as in `ctrl.save`.
+    are left out, with a warning that lists them. Raises ConfigError for those that change the model's outputs, and for
+    an alpha of `ctrl.at_alpha`. Tensors keep their dtypes: fp32 copies over a bf16 base stay fp32. If the model is
+    sharded over processes (FSDP2), every process must call this, as in `ctrl.save`.
 
     An older export stays until the new one is complete. A kill while the files are renamed leaves a folder without
     config.json, which is refused.
     """
     expanded: Any = bare_expanded(model)
     config: ControlConfig = expanded.control.config
-    check_exportable(config)
+    check_exportable(expanded)
     refuse_quantised(expanded, "export_published")
     names = published_names(expanded)
     kinds = {layer.index: layer.kind for layer in expanded_layers(expanded)}

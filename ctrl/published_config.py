@@ -10,6 +10,7 @@ from typing import Any
 from ctrl.config import ControlConfig, all_stacked
 from ctrl.errors import ConfigError, unknown_name, warn
 from ctrl.interpolation import INTERPOLATIONS
+from ctrl.layer import expanded_layers
 from ctrl.published_names import layout_of
 
 DIVERGENCE = {"mse": "mse", "cosine": "cosine_smooth", "dot": "norm", "attention": "attention"}
@@ -76,11 +77,18 @@ def expansion_object(config: ControlConfig, model: Any, total: int, unfrozen: li
     }
 
 
-def check_exportable(config: ControlConfig) -> None:
+def check_exportable(model: Any) -> None:
     """Raise ConfigError for settings that the layout cannot hold and that change the model's outputs."""
+    config: ControlConfig = model.control.config
     layout_of(config.interpolation)
     if config.expanded != "full":
         raise ConfigError("the published layout holds full copies: expanded='lora' cannot be exported")
+    gates = [layer.interpolation for layer in expanded_layers(model)]
+    if fixed := [gate.fixed_alpha.item() for gate in gates if gate is not None and gate.fixed_alpha is not None]:
+        raise ConfigError(
+            f"ctrl.at_alpha fixes alpha={fixed[0]:.3g}, and the export would hold the layers' own alphas: export "
+            "outside of the block. ctrl.merge_back inside it makes a plain model at this alpha"
+        )
 
 
 def _diverges(config: ControlConfig) -> bool:

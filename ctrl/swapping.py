@@ -28,7 +28,7 @@ def unload(model: nn.Module) -> PreTrainedModel:
     """Remove the copies and return the base, the same object and bit for bit; all its weights train again.
 
     Weights of the base that you unfroze and trained stay as trained. What was not saved is lost: `swap` keeps it.
-    Raises ConfigError for a sharded model.
+    Raises ConfigError for a sharded model, and inside `ctrl.diagnostics` or `ctrl.collect_divergence`.
     """
     plain: Any = _changeable(model)
     warn_if_changed(plain, "the model that ctrl.unload returns")
@@ -51,8 +51,8 @@ def swap(
     other: what an earlier `swap` returned, or a folder or an address as in `ctrl.load`. allow_other_base: as there.
     Optimizers and trainers hold the former weights: make new ones. An open `ctrl.pretrained` or `ctrl.at_alpha` is of
     the former expansion: the new one runs, with a warning. If it fails, the model keeps what it had. Raises
-    ConfigError for a sharded or offloaded model, for the expansion of another base, and for one that another model has;
-    CheckpointError as `load` does.
+    ConfigError for a sharded or offloaded model, inside `ctrl.diagnostics` or `ctrl.collect_divergence`, for the
+    expansion of another base, and for one that another model has; CheckpointError as `load` does.
     """
     base: Any = _changeable(model) if any(isinstance(m, ControlModel) for m in model.modules()) else model
     sums = {} if allow_other_base else exact_sums(base)  # once: they read the whole base
@@ -100,6 +100,11 @@ def _warn_of_blocks(former: Control) -> None:
 def _changeable(model: nn.Module) -> ControlModel:
     """Return the expanded model without its wrapper. Raises ConfigError if its parts cannot be taken off."""
     expanded = bare_expanded(model)
+    if block := expanded.control.following_block:
+        raise ConfigError(
+            f"{block} is open on this model and would not see the passes of another expansion: end that block before "
+            "ctrl.swap or ctrl.unload, and open one on the model as it is then"
+        )
     if sharded(expanded) or is_offloaded(expanded):
         raise ConfigError(
             "the model is sharded or offloaded, so its copies cannot be taken off: exchange them before fully_shard or "

@@ -223,10 +223,14 @@ def loss_is_a_mean(cls: type[Any]) -> bool:
 def reads_total(function: Any) -> bool:
     """Whether a compute_loss, or compute_loss_func, reads Trainer's number of labels: else its loss is a mean.
 
-    Many have the argument and leave it; others hand it on with all keywords. What has no code in Python is believed.
+    Many have the argument and leave it; others hand it on with all keywords. Of an object its __call__ is looked at,
+    of a module its forward. What has no code in Python is believed.
     """
     while isinstance(function, functools.partial):
         function = function.func
+    function = inspect.unwrap(function)
+    if not hasattr(function, "__code__"):
+        function = function.forward if isinstance(function, torch.nn.Module) else type(function).__call__
     code = getattr(inspect.unwrap(function), "__code__", None)
     return code is None or _loads_total(code)
 

@@ -19,6 +19,8 @@ from tests.helpers.architectures import build as build_architecture
 from tests.helpers.families import EVERY, build, perturb
 from tests.helpers.tiny_llama import IDS, MASK, disturbed
 
+ALONE = "past_key_values was filled while the expanded layers did not run"
+
 
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
 @pytest.mark.parametrize("implementation", ["dynamic", "static", "beams", "config-less"])
@@ -57,10 +59,26 @@ def test_a_cache_filled_without_the_copies_is_refused(config: bool, before: int)
     cache = DynamicCache(config=model.config) if config else DynamicCache()
     if before:
         model(IDS[:, :before], past_key_values=cache)
-    with ctrl.pretrained(model):
-        model(IDS[:, before:], past_key_values=cache)
-    with pytest.raises(ValueError, match="past_key_values was filled while the expanded layers did not run"):
+        ctrl.reference(model)(IDS[:, before:], past_key_values=cache)
+    else:
+        with ctrl.pretrained(model):
+            model(IDS, past_key_values=cache)
+    with pytest.raises(ValueError, match=ALONE):
         model(IDS[:, :1], past_key_values=cache)
+
+
+@pytest.mark.parametrize("made", [lambda _: DynamicCache(), lambda config: StaticCache(config, max_cache_len=16)])
+def test_a_cache_filled_by_the_copies_is_refused_inside_pretrained(made: Any) -> None:
+    """Keys above the first copy are those of the expanded model, so the block would not give the base."""
+    model = disturbed()
+    cache = made(model.config)
+    model(IDS[:, :4], past_key_values=cache)
+    with ctrl.pretrained(model):
+        with pytest.raises(ValueError, match=r"was filled while the expanded layers ran.* Pass a new cache"):
+            model(IDS[:, 4:], past_key_values=cache)
+        cache.reset()
+        found = [model(IDS[:, part], past_key_values=cache).logits for part in (slice(4), slice(4, 12))]
+        torch.testing.assert_close(torch.cat(found, 1), model(IDS).logits, rtol=0, atol=1e-5)
 
 
 def test_a_static_cache_that_the_base_went_on_with_is_refused_until_it_is_reset() -> None:
@@ -68,9 +86,8 @@ def test_a_static_cache_that_the_base_went_on_with_is_refused_until_it_is_reset(
     model = disturbed()
     cache = StaticCache(config=model.config, max_cache_len=16)
     model(IDS[:, :2], past_key_values=cache)
-    with ctrl.pretrained(model):
-        model(IDS[:, 2:6], past_key_values=cache)
-    with pytest.raises(ValueError, match="past_key_values was filled while the expanded layers did not run"):
+    ctrl.reference(model)(IDS[:, 2:6], past_key_values=cache)
+    with pytest.raises(ValueError, match=ALONE):
         model(IDS[:, 6:], past_key_values=cache)
     cache.reset()
     model(IDS[:, :2], past_key_values=cache)
@@ -91,15 +108,16 @@ def test_states_that_count_no_tokens_are_refused_until_they_are_reset(name: str,
     cache = DynamicCache(config=model.config)
     run: Any = lambda ids: model(ids, **{key: cache}).logits  # noqa: E731
     with torch.no_grad():
-        run(IDS[:, :2])
         with ctrl.pretrained(model):
-            run(IDS[:, 2:6])
-        with pytest.raises(ValueError, match="past_key_values was filled while the expanded layers did not run"):
+            run(IDS[:, :6])
+        with pytest.raises(ValueError, match=ALONE):
             run(IDS[:, 6:])
         cache.reset()
         for at in range(4):
             again = run(IDS[:, at : at + 1])
         torch.testing.assert_close(again, model(IDS[:, :4], use_cache=False).logits[:, 3:], rtol=0, atol=1e-4)
+        with ctrl.pretrained(model), pytest.raises(ValueError, match="was filled while the expanded layers ran"):
+            run(IDS[:, 4:])
         ctrl.swap(model, other)
         with pytest.raises(ValueError, match="was filled by another expansion"):
             run(IDS[:, 4:])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
-from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
+from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForSequenceClassification, PreTrainedModel
 
 import ctrl
 from ctrl.diagnostics import attach
@@ -15,6 +15,7 @@ from ctrl.passes import ForwardPass, mean_divergence
 from tests.helpers import reference
 from tests.helpers.families import perturb
 from tests.helpers.tiny_llama import IDS, MASK, disturbed, tiny
+from tests.helpers.trainers import head_loss, unpadded, whole_batch
 
 
 def divergence_of(model: PreTrainedModel, batch: dict[str, torch.Tensor], chosen: torch.Tensor) -> float:
@@ -68,6 +69,37 @@ def test_micro_batches_of_a_classifier_add_up(kind: str) -> None:
     ]
     assert whole > 0
     torch.testing.assert_close(sum(parts), whole)
+
+
+@pytest.mark.parametrize("tokens", ["real", "labels"])
+@pytest.mark.parametrize("packed", ["positions", "documents"])
+def test_sequences_in_one_row_weigh_as_in_rows_of_their_own(packed: str, tokens: str) -> None:
+    """By Trainer's total each weighs as its share of the labels. That of a row's first token is not one of them."""
+    model, rows = disturbed(divergence_tokens=tokens).train(), whole_batch()
+    rows["labels"][0, 0] = 5
+    total = int((rows["labels"][:, 1:] != -100).sum())
+    expected = model(**rows, num_items_in_batch=total).divergence
+    assert expected != model(**rows).divergence
+    join = DataCollatorWithFlattening(return_seq_idx=packed == "documents")
+    found = torch.zeros(())
+    for part in (slice(3), slice(3, 8)):
+        batch = join(unpadded()[part], return_tensors="pt")
+        if packed == "documents":
+            batch["documents"] = batch.pop("seq_idx").long() + 1
+        batch["labels"][0, 0] = rows["labels"][part.start or 0, 0]
+        found = found + model(**batch, num_items_in_batch=total, use_cache=False).divergence
+        if packed == "positions":
+            with ctrl.collect_divergence(model) as collected:
+                model.base_model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+            found = found + collected.divergence(batch["labels"], total)
+    torch.testing.assert_close(found / (2 if packed == "positions" else 1), expected)
+
+
+def test_a_total_without_labels_is_refused() -> None:
+    with ctrl.collect_divergence(model := disturbed()) as collected:
+        head_loss(model, whole_batch())
+    with pytest.raises(ctrl.ConfigError, match=r"no pass has labels: give collected.divergence and weighted labels="):
+        collected.divergence(total=100)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 12])

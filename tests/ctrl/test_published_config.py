@@ -104,6 +104,15 @@ def test_what_the_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
         ctrl.export_published(disturbed(interpolation="moe_soft"), tmp_path)
     with pytest.raises(ctrl.ConfigError, match="expanded='lora' cannot be exported"):
         ctrl.export_published(disturbed(expanded="lora"), tmp_path)
+    with (
+        ctrl.at_alpha(model := disturbed(), 0.25),
+        pytest.raises(
+            ctrl.ConfigError, match=r"fixes alpha=0.25, .* the layers' own alphas: export outside of the block"
+        ),
+    ):
+        ctrl.export_published(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+    ctrl.export_published(model, tmp_path)
 
 
 @pytest.mark.parametrize("structure", ["concat", "stack"])

@@ -199,7 +199,22 @@ def with_adapters(model: Any) -> Any:
         return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
 
 
-@pytest.mark.parametrize("use", [ctrl.unload, lambda model: ctrl.swap(model, "folder")])
+USES: list[Use] = [ctrl.unload, lambda model: ctrl.swap(model, "folder")]
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("block", [ctrl.diagnostics, ctrl.collect_divergence])
+def test_nothing_is_exchanged_inside_a_block_that_would_miss_the_passes_after_it(use: Use, block: Use) -> None:
+    model = grown(1)
+    with block(model) as seen:
+        with pytest.raises(ctrl.ConfigError, match=f"ctrl.{block.__name__} is open on this model .* end that block"):
+            use(model)
+        model(**whole_batch())
+    assert len(seen.rows if block is ctrl.diagnostics else seen.passes[0].divergences) == 2
+    ctrl.unload(model)
+
+
+@pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(
     ("wrap", "reason"),
     [(offloaded, "is sharded or offloaded, so its copies"), (with_adapters, "holds a PEFT adapter")],

@@ -315,9 +315,27 @@ def handed_on(out: Any, labels: Any, **given: Any) -> Any:
     return in_a_cell(out, labels, **given)
 
 
+class OfAnObject:
+    __call__ = in_a_cell
+
+
+class Mean:
+    def __call__(self, out: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        return out
+
+
+class MeanModule(torch.nn.Module):
+    def forward(self, out: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        return out
+
+
 @pytest.mark.parametrize(
     ("function", "expected"),
     [
+        (OfAnObject(), True),
+        (Mean(), False),
+        (functools.partial(Mean(), None), False),
+        (MeanModule(), False),
         (lambda out, labels, num_items_in_batch: out / num_items_in_batch, True),
         (lambda out, labels, *, num_items_in_batch=None: out, False),
         (lambda out, labels, *_, **given: out, False),
