@@ -185,6 +185,9 @@ def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
     if len(splits) > 1:
         yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
     documents = [str(file.relative_to(path)) for file in data if _is_text(file)]
+    cards = [str(file.relative_to(path)) for file in data if _is_text(file) and _is_card(file)]
+    if 0 < len(cards) < len(data):
+        yield f"read as documents, like the other texts: {', '.join(cards)}; move them away if they describe the data"
     if 0 < len(documents) < len(data):
         yield f"read as documents, next to tables: {', '.join(documents)}; for the tables alone, name the path of one"
 

@@ -97,7 +97,7 @@ class Math(InIsolation):
     if the answer is 5 km, and a run says how many answers have one. 1010_2 and 1010_8 differ; 1010 alone is right.
     """
 
-    version = 2  # bases
+    version = 3  # bases; the full stop after a fraction, spaces between thousands
     packages: ClassVar[tuple[str, ...]] = ("sympy", "mpmath", "math_verify", "latex2sympy2_extended", "antlr4")
 
     @property

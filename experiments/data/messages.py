@@ -21,6 +21,8 @@ ROLES = {  # name in a table -> role of the message
     CALL: "assistant",
 }
 KEPT = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")  # other fields that templates read
+UNLEARNED = (WEIGHT, "train", "loss")  # fields that say whether a reply is learned
+READ = {"role", "from", "content", "value", "tool_calls", CALL, *KEPT, *UNLEARNED}
 PLAIN = ({"role", "content"}, {"from", "value"})  # fields of a message that has nothing else
 WRITTEN = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content|from|value)["']\s*:""")  # begins a list of messages in a text
 Message = dict[str, Any]
@@ -83,6 +85,18 @@ def has_nulls(cell: Any) -> bool:
     return any(map(_null, (_called(one) for one in listed)))
 
 
+def unread_fields(cell: Any) -> set[str]:
+    """Return the fields of messages that nothing reads and that hold something. cell: of messages, or any other."""
+    try:
+        value = _parsed(cell, "", "") if not isinstance(cell, str) or WRITTEN.match(cell) else None
+    except BadRow:
+        return set()
+    value = _listed(value) if isinstance(value, Mapping) else value
+    listed = [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
+    turns = [one for one in listed if {"role", "from"} & one.keys()]
+    return {str(key) for one in turns for key in one.keys() - READ if one[key] not in (None, "", [], {})}
+
+
 def _called(one: Mapping[str, Any]) -> Any:
     """Return the calls of a message; of a tool, all of it."""
     return [one.get("tool_calls"), one.get(CALL)] if {"role", "from"} & one.keys() else one
@@ -114,7 +128,7 @@ def _message(value: Any, place: str) -> Message:
 
 def _unlearned(message: Mapping[str, Any], place: str) -> bool:
     """Whether a reply says that it is not learned, in one of the ways in use: weight: 0, train: false, loss: false."""
-    marks = {name: message[name] for name in (WEIGHT, "train", "loss") if message.get(name) is not None}
+    marks = {name: message[name] for name in UNLEARNED if message.get(name) is not None}
     for name, mark in marks.items():
         if mark not in (0, 1):
             raise BadRow(f"{place} has {name} {mark!r}: a reply is learned (1 or true), or it is not (0 or false)")

@@ -26,7 +26,7 @@ _SEPARATOR = re.compile("(?<=\\d)[\uff0c\u066c\uff0e\u066b\uff0f\u2044](?=\\d)")
 _PLAIN = str.maketrans("\uff0c\u066c\uff0e\u066b\uff0f\u2044", ",,..//")
 _SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # a fraction in one sign
 _ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
-    rf"(?<!{SPACED})(?<![.,(\[{{])(?<!\d )"
+    rf"(?<!{SPACED})(?:(?<![.,(\[{{])|(?<=\\[(\[])|(?<=[a-z]{{))(?<!\d )"  # but not in LaTeX's \(3,5\)
     r"(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}(?:[.,]\d{1,20})?|(?:\.\d{3}){2,9}(?:,\d{1,20})?)"  # 1 234,5  1.234.567
     r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
     r"(?!\d|[.,/]\d| \d)"
@@ -43,21 +43,25 @@ _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3
 _UP = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079"
 _SCIENTIFIC = re.compile(  # 3 \u00d7 10^8, 10^{-3}, 5\\cdot10\u2076
     r"(?:(?<![\w.,])(\d+(?:\.\d+)?)\s?(?:\\times|\\cdot|[\u00d7\u00b7*x])\s?|(?<![\w.,^]))10"
-    rf"(?:\s?\^\s?(?:\{{\s?([-+]?\d{{1,3}})\s?\}}|([-+]?\d{{1,3}}))(?![\d.])|(\u207b?[{_UP}]{{1,3}}))"
+    rf"(?:\s?\^\s?(?:\{{\s?([-+]?\d{{1,3}})\s?\}}|([-+]?\d{{1,3}}))(?!\d|\.\d)|(\u207b?[{_UP}]{{1,3}}))"
 )
 _UNIT = re.compile(  # a power of a unit is no number: m^2, \\text{cm}^3, s^{-2}; after a number, m2 too
     r"(?<=[A-Za-z}])\s?\^\s?(?:\{\s?[-+]?\d+\s?\}|[-+]?\d+)|(?<=\d)\s?(?:[kdcm\u00b5]?m|ft|in|yd|mi)[23](?![\w.])"
 )
 
-_MIXED = re.compile(r"(?<![\d.,/^_{}])(\d{1,30}) (\d{1,30})/(\d{1,30})(?![\d/])")  # 1 1/2
+_MIXED = re.compile(r"(?<![\d.,/^_}])(?<![\^_]\{)(\d{1,30}) (\d{1,30})/(\d{1,30})(?![\d/])")  # 1 1/2
+_STOP = re.compile(r"(?<=\d)\.(?=[\s\"'\u2019\u201d)*_`$}]|\\[)\]]|$)")  # after a number, at the end of a sentence
 _POWER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][-+]?\d{1,2}(?!\w|\.\d)")  # 1.6e-19
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")  # small digits above the line, and their minus
 _ROOT = re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\w+))")
 
 
 def as_latex(text: str) -> str:
-    """Return a text in which 1 1/2 is 3/2, 1e-3 is 0.001, and signs such as x\u00b2, \u221a2, \u221e are LaTeX's."""
-    text = mixed_as_one(text)
+    """Return `tidy` text in which 1 1/2 and 1\u00bd are 3/2, 1e-3 is 0.001, and x\u00b2, \u221a2, \u221e are LaTeX's.
+
+    The full stop of a sentence goes: with it, 5/6. would be a rounded number.
+    """
+    text = mixed_as_one(_STOP.sub("", _SIGN.sub(_written_out, tidy(text))))
     text = _POWER.sub(lambda found: f"{Decimal(found[0]):f}", text)
     text = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0]).replace(chr(0x2212), '-')}}}", text)
     return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", text).replace("\u221e", r"\infty ")

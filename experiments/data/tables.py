@@ -186,12 +186,32 @@ def _csv(file: Path) -> Iterator[Row]:
         mark = "\t" if kind(file) == ".tsv" else ";" if ";" in head and "," not in head else ","
         names = next(csv.reader([head], delimiter=mark), [])
         check_names(names, file)
-        reader = csv.DictReader(text, names, delimiter=mark, strict=True)
+        lines: list[str] = []  # of the row that is read
+        reader = csv.DictReader(_noted(text, lines), names, delimiter=mark, strict=True)
         for row in _quoted(reader, file):
             place = f"line {reader.line_num + 1}"
+            if _spaced(row, lines, mark):
+                raise ConfigError(
+                    f"data file {file}, {place}: a space is before the quote of a cell, so its quotes would be read as "
+                    "text: take the spaces after the commas out"
+                )
+            lines.clear()
             wrong = "has more cells than the head" if None in row else ""
             wrong = wrong or ("repeats the head" if list(row.values()) == names and len(names) > 1 else "")
             yield place, BadRow(f"data file {file}, {place} {wrong}") if wrong else row
+
+
+def _noted(text: Iterable[str], lines: list[str]) -> Iterator[str]:
+    for line in text:
+        lines.append(line)
+        yield line
+
+
+def _spaced(row: Mapping[str, Any], lines: list[str], mark: str) -> bool:
+    """Whether a cell is quoted after a space: without the space, the same lines have another cell there."""
+    cells = [cell for cell in row.values() if isinstance(cell, str) and cell.lstrip(" ")[:1] == '"' != cell[:1]]
+    again = csv.reader(lines, delimiter=mark, skipinitialspace=True) if cells else ()
+    return not set(cells) <= {cell for one in again for cell in one}
 
 
 def _quoted(reader: csv.DictReader[str], file: Path) -> Iterator[dict[str | Any, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.data.cells import empty_word
 from experiments.data.items import Example, Item
-from experiments.data.messages import has_nulls
+from experiments.data.messages import has_nulls, unread_fields
 from experiments.data.shapes import SYSTEM, Shape
 from experiments.models.conversation import Conversation
 
@@ -20,7 +20,8 @@ NULLS = (
 )
 UNREAD = " not read: the conversation has another system turn"
 LEFT, SHAPE = "column that is not read: ", "shape: "  # begin the words that are no cells
-MOST = 8  # columns that are named
+FIELD = "field of messages that is not read: "
+MOST = 8  # columns, or fields of messages, that are named
 ADVICE = 'If one belongs to the example, put it into the question; in YAML by question: "{context} {question}"'
 
 
@@ -32,23 +33,31 @@ def passed_over(faults: list[str]) -> list[str]:
 
 
 def said_empty(words: Mapping[str, int]) -> list[str]:
-    """Say which cells are words for an empty cell, and that they are read as text; and which are not read."""
+    """Say which cells are words for an empty cell, and that they are read as text; and what of cells is not read."""
     learned = (
         ": it is learned as text, but many programs write it for an empty cell. Empty such cells if they have no value"
     )
-    return [
+    cells = [
         f"{number:,} cell{'s' * (number > 1)} {where}{'' if where.endswith((UNREAD, NULLS)) else learned}"
         for where, number in sorted(words.items())
-        if not where.startswith((LEFT, SHAPE))
+        if not where.startswith((LEFT, SHAPE, FIELD))
     ]
+    fields = _named(sorted(words), FIELD)
+    advice = "A reply that is not to be learned has weight: 0, train: false or loss: false"
+    return [*cells, *([f"fields of messages that are not read: {fields}. {advice}"] if fields else [])]
+
+
+def _named(words: Iterable[str], start: str) -> str:
+    """List what the words that begin so name, the first few of it."""
+    found = [word.removeprefix(start) for word in words if word.startswith(start)]
+    return ", ".join(found[:MOST]) + (f" and {len(found) - MOST} more" if len(found) > MOST else "")
 
 
 def said_unread(words: Iterable[str]) -> list[str]:
     """Say which columns nothing reads, since one may belong to the question; and that rows have several shapes."""
-    left = [word.removeprefix(LEFT) for word in words if word.startswith(LEFT)]
+    left = _named(words, LEFT)
     shapes = [word.removeprefix(SHAPE) for word in words if word.startswith(SHAPE)]
-    more = f" and {len(left) - MOST} more" if len(left) > MOST else ""
-    said = [f"columns that are not read: {', '.join(left[:MOST])}{more}. {ADVICE}"] if left else []
+    said = [f"columns that are not read: {left}. {ADVICE}"] if left else []
     together = f"read together: tables of several shapes ({', '.join(shapes)}); for one of them alone, name its path"
     return [*said, together] if len(shapes) > 1 else said
 
@@ -78,4 +87,5 @@ def words_of(shape: Shape, row: Mapping[str, Any]) -> list[str]:
     read = [(name, row.get(name)) for name in (*shape.columns, *shape.also)]
     words = ((name, empty_word(cell)) for name, cell in read)
     found = [f"of column {name!r} with the text {word!r}" for name, word in words if word]
+    found += [FIELD + field for _, cell in read for field in unread_fields(cell)]
     return [*found, *(f"of column {name!r}{NULLS}" for name, cell in read if has_nulls(cell))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -23,6 +24,20 @@ def trained_positions(model: PreTrainedModel) -> int | None:
     """
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return most if isinstance(most, int) else None
+
+
+def alike_up_to(model: PreTrainedModel) -> int | None:
+    """Return the number of positions up to which a text is read as it would be alone; None for any number.
+
+    RoPE of the types longrope and dynamic has other frequencies for all texts of a pass if one of them is longer.
+    """
+    given = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [
+        one for one in (given, *given.values()) if isinstance(one, Mapping)
+    ]  # some have one for each kind of layer
+    changing = [one for one in kinds if any(kind in str(one.get("rope_type")) for kind in ("longrope", "dynamic"))]
+    limits = (one.get("original_max_position_embeddings") or trained_positions(model) for one in changing)
+    return min((limit for limit in limits if limit), default=None)
 
 
 def positions(model: PreTrainedModel) -> int | None:

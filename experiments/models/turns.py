@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,7 +113,7 @@ def _squeezed(text: str) -> str:
 def _turns(tokenizer: PreTrainedTokenizerBase, template: str) -> Turns:
     """template: the tokenizer's own, to look again once it has another."""
     asked, whole = _asked(tokenizer, QUESTION), _whole(tokenizer, QUESTION, REPLY)
-    prompt = _common_start(asked, whole)
+    prompt = _common_start(asked, whole, [str(token) for token in tokenizer.added_tokens_decoder.values()])
     after, _, tail = whole.rpartition(REPLY)
     if QUESTION not in prompt or len(after) < len(prompt):
         raise ConfigError(
@@ -122,9 +123,12 @@ def _turns(tokenizer: PreTrainedTokenizerBase, template: str) -> Turns:
     return Turns(asked[len(prompt) :], after[len(prompt) :], tail)
 
 
-def _common_start(one: str, other: str) -> str:
-    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    return "".join(char for char, _ in alike)
+def _common_start(one: str, other: str, tokens: Collection[str]) -> str:
+    """Return the text that both start with and that ends inside none of the tokens: <think> and </think> share `<`."""
+    length = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    pattern = re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
+    spans = [match.span() for text in (one, other) for match in pattern.finditer(text)]
+    return one[: min([length, *(start for start, end in spans if start < length < end)])]
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> str:

@@ -17,7 +17,7 @@ from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
 from experiments.methods.config import ArmConfig
 from experiments.methods.low_rank import not_linear
-from experiments.models.positions import embedding_rows, positions, trained_positions
+from experiments.models.positions import alike_up_to, embedding_rows, positions, trained_positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
 from experiments.training.arguments import missing_package
@@ -87,8 +87,8 @@ def check_suites(config: ExperimentConfig, model: PreTrainedModel, suites: Suite
 
 
 def beyond_training(config: ExperimentConfig, model: PreTrainedModel, suites: Suites) -> Iterator[str]:
-    """Say what reads more tokens at once than a model was trained with that computes positions, for any length."""
-    most = trained_positions(model) or math.inf
+    """Say what reads more tokens at once than a model that computes positions was trained with, or reads alike."""
+    most, alike = trained_positions(model) or math.inf, alike_up_to(model) or math.inf
     longest = {"data.length: rows": config.data.length}
     longest |= {f"evaluation.suites.{name}: texts": suite.longest for name, suite in suites.suites.items()}
     for what, tokens in longest.items():
@@ -96,6 +96,11 @@ def beyond_training(config: ExperimentConfig, model: PreTrainedModel, suites: Su
             yield (
                 f"{what} may have up to {tokens:,} tokens, and {config.base_model} was trained with {most:,} positions "
                 "(max_position_embeddings): it reads more, but has learned none of them"
+            )
+        if tokens > alike:
+            yield (
+                f"{what} may have up to {tokens:,} tokens, and beyond {alike:,} {config.base_model} reads all texts of "
+                "a pass with other frequencies (rope_type), so that shorter ones depend on what is read with them"
             )
 
 

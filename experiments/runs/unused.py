@@ -50,9 +50,15 @@ def check_settings(config: ExperimentConfig) -> None:
 
 def notes(config: ExperimentConfig) -> Iterator[str]:
     """Say what is given and has no effect here, but may be meant for more steps or other arms; one line each."""
+    steps, warm = config.training.steps, config.training.warmup_steps
+    if warm == steps:  # the first step has a rate of 0; earlier versions wrote this into a run's folder
+        yield (
+            f"training.warmup_steps={warm} are all the steps: the last has {warm - 1}/{warm} of the learning rate, which "
+            "is never reached. Lower warmup_steps"
+        )
     for arm in config.arms:
         yield from arm.notes
-        average, steps = arm.build().average, config.training.steps
+        average = arm.build().average
         if isinstance(average, Mer) and average.every > steps:
             yield f"arm {arm.name}: mer averages nothing, since every={average.every} is beyond the {steps} steps"
     held = [source.label for source in config.data.new if isinstance(source, Columns) and not source.test]

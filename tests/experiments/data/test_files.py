@@ -290,6 +290,10 @@ class TestFolderOfADownload:
     def test_without_tables_a_readme_is_a_document(self, tmp_path: Path) -> None:
         (tmp_path / "README.md").write_text("one\n\ntwo")
         assert examples(tmp_path) == (Text("one"), Text("two"))
+        assert LocalFile(path=str(tmp_path)).notes == []
+        (tmp_path / "a.txt").write_text("three")
+        (said,) = LocalFile(path=str(tmp_path)).notes
+        assert said == "read as documents, like the other texts: README.md; move them away if they describe the data"
 
     def test_metadata_alone_is_no_data(self, tmp_path: Path) -> None:
         (tmp_path / "state.json").write_text("{}")

@@ -96,6 +96,14 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
     ),
     "number with spaces and a point": ("numeric", "1000000.5", {}, ("1 000 000.5",), ("1 000 000",)),
     "math after words without spaces": ("math", "-5", {}, ("\u7b54\u6848\u662f-5",), ("\u7b54\u6848\u662f5",)),
+    "math at the end of a sentence": (
+        "math",
+        "5/6",
+        {},
+        ("The answer is 5/6.", "It is $5/6.$", r"\boxed{5/6.}"),
+        ("The answer is 5.", "5/7."),
+    ),
+    "numeric in a box": ("numeric", "0,25", {}, (r"$$\boxed{0,25}$$", r"\(0,25\)", ".25."), (r"\boxed{(0,25)}",)),
     "math of an amount": ("math", "5", {}, (r"Price: \$5", "It costs $5."), (r"Price: \$15",)),
     "groups that take turns": ({"regex": r"#### (.+)|boxed\{(.+?)\}"}, "5", {}, (r"\boxed{5}", "#### 5"), ("#### 4",)),
     "a group in worked answers": (
@@ -119,7 +127,7 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
         "math",
         "1 1/2",
         {},
-        ("1.5", "It is 1 1/2", r"$1\frac12$", "3/2"),
+        ("1.5", "It is 1 1/2.", r"$1\frac12$", "3/2", r"\boxed{1 1/2}", "It is 1\u00bd."),
         ("1/2", "1", "2 1/2"),
     ),
     "math of the last box": ("math", "5", {}, (r"\boxed{4}. But wait: \boxed{5}",), (r"\boxed{5}. No: \boxed{4}",)),

@@ -247,3 +247,16 @@ def test_quotes_inside_of_a_bare_cell_and_doubled_ones_are_text(tmp_path: Path) 
     file = tmp_path / "a.csv"
     file.write_text('question,answer\n5" pipe,"say ""hi"",\nthen go"\n')
     assert [row for _, row in rows(file)] == [{"question": '5" pipe', "answer": 'say "hi",\nthen go'}]
+
+
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_a_space_before_a_quoted_cell_is_refused(mark: str, tmp_path: Path) -> None:
+    """The answer would be `"4"` with its quotes. A quoted cell may begin with a space and have quotes in it."""
+    file = tmp_path / "a.csv"
+    file.write_text(f'question{mark}answer\n"a\nb"{mark}1\n" ""hi"" he"{mark}2\n x{mark} 4\n')
+    assert [row for _, row in rows(file)] == [
+        {"question": "a\nb", "answer": "1"}, {"question": ' "hi" he', "answer": "2"}, {"question": " x", "answer": " 4"}
+    ]  # fmt: skip
+    file.write_text(file.read_text() + f'"c"{mark} "5"\n')
+    with pytest.raises(ConfigError, match=r"line 6: a space is before the quote of a cell, .* take the spaces after"):
+        list(rows(file))

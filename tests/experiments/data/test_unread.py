@@ -39,6 +39,21 @@ def test_columns_of_later_rows_and_files_are_said_too(folder: Path) -> None:
     assert LocalFile(path=str(folder), question="{question} {answer}").notes == []
 
 
+def test_fields_of_messages_that_are_not_read_are_said(folder: Path) -> None:
+    """One of them may say that a reply is not to be learned."""
+    asked, reply = {"role": "user", "content": "q", "id": None}, {"role": "assistant", "content": "a", "weight": 1}
+    plain = [{"messages": [asked, reply]}, {"messages": json.dumps([asked, {**reply, "content": "b"}])}]
+    write(folder / "a.jsonl", plain)
+    assert LocalFile(path=str(folder)).notes == []
+    other = [{**asked, "content": "p"}, {**reply, "loss_mask": 0}]
+    more = [{"messages": other}, {"messages": json.dumps([{**asked, "content": "r"}, {**reply, "thought": "t"}])}]
+    write(folder / "a.jsonl", [*plain, *more])
+    (said,) = LocalFile(path=str(folder)).notes
+    assert said.startswith(
+        "fields of messages that are not read: loss_mask, thought. A reply that is not to be learned"
+    )
+
+
 def test_tables_of_several_shapes_in_one_folder_are_said(folder: Path) -> None:
     """Documents were learned among questions, and the folder was shown as one of questions."""
     write(folder / "a.jsonl", [FIRST])

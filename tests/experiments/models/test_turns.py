@@ -18,11 +18,12 @@ from tests.helpers.chat_families import FAMILIES, family_tokenizer
         (QWEN3, Turns("", "<think>\n\n</think>\n\n", "<|im_end|>\n")),
         (R1, Turns("<think>\n", "", "</s>")),
         (CHATML.partition("{% if add")[0], Turns("", "<|im_start|>assistant\n", "<|im_end|>\n")),
+        (R1.replace("{{ m.content }}</s>", "</think>{{ m.content }}</s>"), Turns("<think>\n", "</think>", "</s>")),
     ],
-    ids=["chatml", "think block in whole chats", "think block in prompts", "no generation prompt"],
+    ids=["chatml", "block in whole chats", "block in prompts", "no generation prompt", "other tokens in the two"],
 )
 def test_what_a_template_writes_around_a_reply(template: str, expected: Turns) -> None:
-    tokenizer = byte_tokenizer(template)
+    tokenizer = byte_tokenizer(template, extra=["<think>", "</think>"])
     assert turns(tokenizer) == expected
     chat = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": " <4\n"}]
     whole = tokenizer.apply_chat_template(chat, tokenize=False)

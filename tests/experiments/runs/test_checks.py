@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import ExperimentConfig, parse_config
 from experiments.data.items import NewText
+from experiments.evaluation.evaluate import Suites
+from experiments.models.positions import alike_up_to
 from experiments.runs.checks import beyond_training, check_run, check_suites, check_tokens, passed_over, unread_loss
 from experiments.runs.experiment import run_arms
 from experiments.runs.run import run_experiment
@@ -181,6 +183,34 @@ def test_texts_beyond_the_trained_positions_of_a_model_that_computes_them_are_sa
     )
     assert not list(beyond_training(config, byte_llama(260, max_position_embeddings=512), suites))
     assert not list(beyond_training(config, build_other("bloom"), suites))
+
+
+@pytest.mark.parametrize(
+    ("rope", "limit"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, 64),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 32}, 32),
+        ({"rope_type": "linear", "factor": 2.0}, None),
+    ],
+)
+def test_frequencies_that_depend_on_the_longest_text_of_a_pass_are_said(
+    rope: dict[str, Any], limit: int | None
+) -> None:
+    """A text next to a longer one than the limit has other logits than alone; below the limit it has the same."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4} if rope["rope_type"] == "longrope" else {}
+    given = {"rope_theta": 1e4, **rope, **factors}
+    model = byte_llama(260, max_position_embeddings=64, rope_parameters=given).eval()
+
+    @torch.no_grad()
+    def read(longest: int) -> torch.Tensor:
+        return model(input_ids=torch.arange(longest)[None]).logits[0, :20]
+
+    assert alike_up_to(model) == limit
+    assert torch.allclose(read(20), read(limit or 65), atol=1e-4)
+    assert torch.allclose(read(20), read((limit or 65) + 1), atol=1e-4) is (limit is None)
+    said = list(beyond_training(small_config("base", data={"length": 64}), model, Suites({})))
+    assert len(said) == (limit == 32)
+    assert all("tokens, and beyond 32 base reads all texts of a pass with other frequencies" in line for line in said)
 
 
 def test_a_loss_of_chats_is_said_if_the_new_task_has_none() -> None:

@@ -106,6 +106,16 @@ def test_slow_weights_that_are_never_averaged_are_said(every: int, steps: int, i
         assert list(notes(config)) == [said] * idle
 
 
+@pytest.mark.parametrize(("steps", "part"), [(10, "9/10"), (1, "0/1"), (5, "4/5")])  # 5 is the default
+def test_a_warm_up_of_all_steps_is_said(steps: int, part: str) -> None:
+    def said(warmup: int) -> list[str]:
+        training = {"steps": steps, "warmup_steps": warmup}
+        return list(notes(parse_config({"name": "x", "arms": [ARM], "training": training})))
+
+    assert said(steps)[0].startswith(f"training.warmup_steps={steps} are all the steps: the last has {part} of the")
+    assert not said(steps - 1)
+
+
 def test_old_text_is_not_measured() -> None:
     old = {"source": "file", "path": "x.jsonl", "grader": "contains", "test": {"share": 0.5}}
     said = [
