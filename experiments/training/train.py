@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.utils.import_utils import enable_tf32
 
 from experiments.common.progress import progress
 from experiments.methods import ActiveMethod, MethodContext
@@ -130,7 +131,8 @@ def products_as(how: str) -> Iterator[None]:
     """Compute products of fp32 in this way, and as before afterwards.
 
     Trainer sets it for tf32 and torch_compile, for the whole process: evaluations would be computed in another way than
-    the base's, and so would all that comes later in a notebook or study.
+    the base's, and so would all that comes later in a notebook or study. It does so once, unless it is made to forget
+    that it did: the next arm would train in another way.
     """
     before = products()
     BACKENDS.fp32_precision = how
@@ -138,6 +140,7 @@ def products_as(how: str) -> Iterator[None]:
         yield
     finally:
         BACKENDS.fp32_precision = before
+        enable_tf32.cache_clear()
 
 
 def _measured(evaluate: Callable[[PreTrainedModel], Any], how: str) -> Callable[[PreTrainedModel], Any]:
