@@ -21,6 +21,7 @@ from transformers.utils.import_utils import enable_tf32
 
 from experiments.common.progress import progress
 from experiments.methods import ActiveMethod, MethodContext
+from experiments.models.precision import BACKENDS
 from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress, ZeroGradient
 from experiments.training.checkpointing import checkpoint_layers
 from experiments.training.checkpoints import last_checkpoint, resume
@@ -32,7 +33,6 @@ from experiments.training.stopping import StopRequest, stops_after_step
 from experiments.training.trainer import ArmTrainer
 
 OPTIMIZER = "adamw_torch_fused"  # by default
-BACKENDS: Any = torch.backends  # whose stub has no fp32_precision
 PRECISION = "ACCELERATE_MIXED_PRECISION"  # which accelerate's launcher sets, and every TrainingArguments reads
 
 
