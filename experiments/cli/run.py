@@ -71,7 +71,7 @@ def run_command(args: argparse.Namespace) -> int:
     from experiments.reporting.tables import format_table
     from experiments.runs.run import run_experiment
     from experiments.runs.unused import check_settings
-    from experiments.training.processes import is_main_process
+    from experiments.training.launcher import is_main_process
 
     quiet()
     config = load_config(args.config, overrides(args.set))

@@ -27,7 +27,7 @@ from experiments.common.hashing import file_digest, json_digest
 from experiments.data.grader_code import own_files
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.generation import reply_ends
-from experiments.models.precision import Precision, gpu_of
+from experiments.models.precision import EXACT, Precision, gpu_of, products_of
 from experiments.models.tokens import asked_key
 from experiments.models.weights_digest import weights_digest
 from experiments.records import Record, read_records, write_records
@@ -80,6 +80,7 @@ class BaseCache:
                 "transformers": transformers.__version__,
             }
             | gpu_of(model)
+            | _products(model)
             | _attention(model)
             | _own_code(model)
         )
@@ -141,6 +142,12 @@ class BaseCache:
 
     def _full_key(self, suite: DrawnSuite, content: Any) -> dict[str, Any]:
         return self.key | {"suite": suite.name, "version": suite.version, "content": json_digest(content)}
+
+
+def _products(model: PreTrainedModel) -> dict[str, Any]:
+    """Return how products of fp32 are computed, if it is not as fp32 says."""
+    how = products_of(model)
+    return {} if how == EXACT else {"products": how}
 
 
 def _attention(model: PreTrainedModel) -> dict[str, Any]:

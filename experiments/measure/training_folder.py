@@ -17,7 +17,7 @@ from experiments.common.hashing import file_digest, sha256
 from experiments.common.owner import MEASURED
 from experiments.common.paths import default_root
 from experiments.measure.config import MeasureConfig
-from experiments.models.precision import gpu_of
+from experiments.models.precision import gpu_of, products_of
 from experiments.records import Record, read_records
 from experiments.runs.base_records import ITEMS, STATE
 from experiments.runs.result_file import RESULT
@@ -97,7 +97,7 @@ def check_records(folder: Path, note: Mapping[str, Any], step: int) -> None:
 def libraries(model: PreTrainedModel) -> dict[str, str]:
     """Return what last digits of a measurement depend on besides the model."""
     own = {"torch": torch.__version__, "transformers": transformers.__version__, "device": model.device.type}
-    return own | gpu_of(model)
+    return own | gpu_of(model) | {"products of fp32": products_of(model)}
 
 
 def said_other(note: Mapping[str, Any], model: PreTrainedModel) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +14,9 @@ from ctrl.quantised import is_quantised
 from ctrl.sharded import sharded
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of weights
+BACKENDS: Any = torch.backends  # whose stub has no fp32_precision
+EXACT = "ieee"
+OVERRIDES = ("NVIDIA_TF32_OVERRIDE", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")  # libraries read them
 
 
 def device() -> torch.device:
@@ -24,6 +29,18 @@ def gpu_of(model: nn.Module) -> dict[str, str]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     names = sorted({torch.cuda.get_device_name(one) for one in devices})
     return {"gpu": ", ".join(names)} if names else {}
+
+
+def products_of(model: nn.Module) -> str:
+    """Return how products of fp32 are computed where a model is: `ieee`, or with the short mantissa of TF32 or bf16.
+
+    torch.set_float32_matmul_precision and TORCH_ALLOW_TF32_CUBLAS_OVERRIDE decide it for the whole process, and
+    OVERRIDES below torch.
+    """
+    on_gpu = any(p.device.type == "cuda" for p in model.parameters())
+    how = (BACKENDS.cuda if on_gpu else BACKENDS.mkldnn).matmul.fp32_precision
+    own = [f"{name}={os.environ[name]}" for name in OVERRIDES if os.environ.get(name)]
+    return ", ".join([EXACT if how == "none" else str(how), *own])
 
 
 def bf16_pays() -> tuple[bool, str]:

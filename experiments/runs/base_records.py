@@ -19,7 +19,7 @@ from experiments.common.owner import anew
 from experiments.evaluation.cache import BaseCache, tokenizer_digest
 from experiments.evaluation.evaluate import Evaluation, Suites, alone
 from experiments.evaluation.suite import DrawnSuite
-from experiments.models.precision import Precision
+from experiments.models.precision import EXACT, Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.records import Record, read_records, write_records
 
@@ -157,7 +157,8 @@ class BaseFolder:
     def _with(self) -> dict[str, str]:
         """Return what last digits depend on, and which may be another one when the next model is measured."""
         key = self.cache.key
-        return {name: str(key[name]) for name in ("torch", "transformers", "device", "gpu") if name in key}
+        own = {name: str(key[name]) for name in ("torch", "transformers", "device", "gpu") if name in key}
+        return own | {"products of fp32": key.get("products", EXACT)}
 
     def _say_changed(self, say: Callable[[str], None]) -> None:
         """Warn that the base was measured by other libraries, or on another device, than models are now."""

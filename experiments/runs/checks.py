@@ -22,8 +22,8 @@ from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
 from experiments.training.arguments import missing_package
 from experiments.training.checkpointing import why_not
+from experiments.training.launcher import deepspeed, shards, world_size
 from experiments.training.lm_loss import why_unweighted
-from experiments.training.processes import deepspeed, shards, world_size
 
 MUCH = 0.1  # of the weights of the layers
 

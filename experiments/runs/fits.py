@@ -16,7 +16,7 @@ from experiments.plan.memory import Sharding
 from experiments.plan.plan import plan_run
 from experiments.plan.report import refusal
 from experiments.plan.shape import base_model
-from experiments.training.processes import deepspeed, shards
+from experiments.training.launcher import deepspeed, shards
 
 SHORT = 64  # tokens of a row, if rows are conversations of unknown length
 PER_PARAMETER = 20  # bytes: weight, gradient and AdamW's state in fp32, and casts

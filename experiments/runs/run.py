@@ -34,7 +34,8 @@ from experiments.tracking.machine import sigterm_raises
 from experiments.tracking.run import ParentRun
 from experiments.tracking.tracker import Tracker
 from experiments.training.channel import AbortLaunch
-from experiments.training.processes import Processes, world_size
+from experiments.training.launcher import world_size
+from experiments.training.processes import Processes
 
 
 def run_experiment(

@@ -17,8 +17,9 @@ from ctrl.sharded import whole
 from experiments.common.progress import Task
 from experiments.methods import ActiveMethod
 from experiments.training.checkpoints import complete
+from experiments.training.launcher import deepspeed, shards
 from experiments.training.meter import Meter
-from experiments.training.processes import ALONE, Processes, deepspeed, shards
+from experiments.training.processes import ALONE, Processes
 from experiments.training.stopping import StopRequest
 
 

@@ -18,8 +18,9 @@ from experiments.common.files import read_json, read_note, write_json
 from experiments.common.hashing import file_digest
 from experiments.common.owner import LAUNCH, other_than, owner_of, settings_noted
 from experiments.methods import ActiveMethod
+from experiments.training.launcher import launch_kind
 from experiments.training.meter import Meter
-from experiments.training.processes import LaunchMismatch, launch_kind
+from experiments.training.processes import LaunchMismatch
 
 COMPLETE = "complete.json"  # digests of a checkpoint's files (once their sizes), written after everything else
 METHOD_STATE = "method.safetensors"  # ActiveMethod.state, in a checkpoint

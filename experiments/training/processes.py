@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import DeepSpeedPlugin, PartialState
-from accelerate.utils import is_deepspeed_available
+from accelerate import PartialState
 from torch.distributed.distributed_c10d import _get_default_store
 from transformers import PreTrainedModel
 
@@ -28,6 +27,7 @@ from experiments.models.lockstep import in_step
 from experiments.models.sharing import Sharing, shared
 from experiments.training.channel import COLLECTIVE_TIMEOUT, FAILED, AbortLaunch, Channel
 from experiments.training.config import TrainingConfig
+from experiments.training.launcher import check_launcher, world_size
 from experiments.training.stopping import StopRequest
 
 # of torch's own collectives, which cannot be renewed. No process may enter one while another works alone: it waits on
@@ -35,7 +35,6 @@ from experiments.training.stopping import StopRequest
 TENSOR_TIMEOUT = timedelta(minutes=30)
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what a launcher sets next to WORLD_SIZE
-OF_MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of mpirun and srun; accelerate reads them too
 
 M = TypeVar("M")
 _joined = itertools.count()
@@ -70,7 +69,7 @@ class Processes:
         ConfigError for ZeRO stage 3, whose parameters are empty outside of a pass, and for accelerate's older FSDP,
         whose shards look like whole weights.
         """
-        _check_launcher()
+        check_launcher()
         count = world_size()
         if count == 1:
             yield cls()
@@ -208,52 +207,6 @@ class Processes:
             raise RuntimeError("a single process has nobody to receive messages from")
         message: M = self.channel.receive(*(cls.__name__ for cls in classes))
         return message
-
-
-def world_size() -> int:
-    """How many processes a launcher has started for this job; 1 without a launcher."""
-    given = os.environ.get("WORLD_SIZE") or "1"
-    if not given.isdecimal() or int(given) < 1:
-        raise ConfigError(f"WORLD_SIZE={given!r} is no number of processes: unset it, or let torchrun set it")
-    return int(given)
-
-
-def is_main_process() -> bool:
-    """Whether this is process 0 of its launch, or the only one."""
-    return world_size() == 1 or int(os.environ.get("RANK") or 0) == 0
-
-
-def shards() -> bool:
-    """Whether accelerate was asked to shard models over the processes (accelerate launch --use_fsdp)."""
-    return world_size() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
-
-
-def deepspeed() -> bool:
-    """Whether accelerate was asked to use DeepSpeed (accelerate launch --use_deepspeed)."""
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-
-
-def launch_kind() -> str:
-    """How the launch keeps weights, which decides what its checkpoints look like."""
-    return "fsdp" if shards() else "deepspeed" if deepspeed() else "whole"
-
-
-def _check_launcher() -> None:
-    mpi = next((name for name in OF_MPI if os.environ.get(name, "1") != "1"), None)
-    if mpi and world_size() == 1:
-        raise ConfigError(
-            f"{mpi}={os.environ[mpi]}: processes of MPI do not train together here, start them with torchrun or "
-            f"accelerate launch, or unset {mpi}"
-        )
-    if shards() and os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError("accelerate launch --use_fsdp: only its second version is supported, add --fsdp_version 2")
-    if deepspeed() and not is_deepspeed_available():
-        raise ConfigError("ACCELERATE_USE_DEEPSPEED=true, but deepspeed is not installed: install it, or unset this")
-    if deepspeed() and (stage := DeepSpeedPlugin().zero_stage) == 3:
-        raise ConfigError(
-            f"DeepSpeed with zero_stage={stage} is not supported: take stage 1 or 2, or accelerate launch "
-            "--use_fsdp --fsdp_version 2, which has the weights in shards too"
-        )
 
 
 ALONE = Processes()

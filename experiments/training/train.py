@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.utils.import_utils import enable_tf32
 
 from experiments.common.progress import progress
 from experiments.methods import ActiveMethod, MethodContext
+from experiments.models.precision import BACKENDS
 from experiments.training.callbacks import Checkpoint, Evaluate, Hooks, Log, MethodStep, Progress, ZeroGradient
 from experiments.training.checkpointing import checkpoint_layers
 from experiments.training.checkpoints import last_checkpoint, resume
@@ -31,7 +33,6 @@ from experiments.training.stopping import StopRequest, stops_after_step
 from experiments.training.trainer import ArmTrainer
 
 OPTIMIZER = "adamw_torch_fused"  # by default
-BACKENDS: Any = torch.backends  # whose stub has no fp32_precision
 PRECISION = "ACCELERATE_MIXED_PRECISION"  # which accelerate's launcher sets, and every TrainingArguments reads
 
 
@@ -130,7 +131,8 @@ def products_as(how: str) -> Iterator[None]:
     """Compute products of fp32 in this way, and as before afterwards.
 
     Trainer sets it for tf32 and torch_compile, for the whole process: evaluations would be computed in another way than
-    the base's, and so would all that comes later in a notebook or study.
+    the base's, and so would all that comes later in a notebook or study. It does so once, unless it is made to forget
+    that it did: the next arm would train in another way.
     """
     before = products()
     BACKENDS.fp32_precision = how
@@ -138,6 +140,7 @@ def products_as(how: str) -> Iterator[None]:
         yield
     finally:
         BACKENDS.fp32_precision = before
+        enable_tf32.cache_clear()
 
 
 def _measured(evaluate: Callable[[PreTrainedModel], Any], how: str) -> Callable[[PreTrainedModel], Any]:

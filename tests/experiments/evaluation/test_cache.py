@@ -81,6 +81,21 @@ def test_results_of_another_gpu_are_others(base: str, tmp_path: Path, monkeypatc
     assert len(set(found)) == 3
 
 
+def test_results_in_another_arithmetic_are_others(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`precision: fp32` is no fp32 if torch or a library below it was told to shorten the mantissa of products."""
+    found = [places(base, tmp_path)["kept"]]
+    try:
+        for how in ("high", "medium", "highest"):
+            torch.set_float32_matmul_precision(how)
+            found.append(places(base, tmp_path)["kept"])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    found.append(places(base, tmp_path)["kept"])
+    assert found[0] == found[3]
+    assert len(set(found)) == 4
+
+
 @pytest.mark.parametrize(
     ("other", "counts"),
     [

@@ -73,6 +73,8 @@ def test_a_training_that_goes_on_says_what_else_differs_from_its_base() -> None:
     said = said_other({"with": {**libraries(model), "torch": "1.0", "device": "cuda"}}, model)
     assert said.startswith("the base was measured with torch 1.0, and torch is ")
     assert "; device cuda, and device is cpu here: figures may differ for that alone" in said
+    said = said_other({"with": {**libraries(model), "products of fp32": "tf32"}}, model)
+    assert "products of fp32 tf32, and products of fp32 is ieee here" in said
 
 
 def test_another_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

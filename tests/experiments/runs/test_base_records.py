@@ -79,6 +79,8 @@ def test_a_base_that_other_libraries_measured_is_said(tmp_path: Path) -> None:
         ({}, ""),  # by an earlier version
         (cache.key, ""),
         ({**cache.key, "transformers": "5.0", "device": "cuda"}, "transformers 5.0, and transformers is 5.1 here; dev"),
+        ({**cache.key, "products of fp32": "ieee"}, ""),
+        ({**cache.key, "products of fp32": "tf32"}, "products of fp32 tf32, and products of fp32 is ieee here"),
         ({**cache.key, "gpu": "L4"}, ""),
         ({**cache.key, "gpu": "A100"}, "gpu A100, and gpu is L4 here"),
     ):

@@ -24,7 +24,8 @@ from experiments.runs.run import open_run, run_experiment, run_folder
 from experiments.tracking.run import ParentRun
 from experiments.training.channel import AbortLaunch
 from experiments.training.checkpoints import LAUNCH, check_launch
-from experiments.training.processes import ALONE, LaunchMismatch, Processes, is_main_process, launch_kind
+from experiments.training.launcher import launch_kind
+from experiments.training.processes import ALONE, LaunchMismatch, Processes
 from experiments.training.trainer import ArmFailed
 from tests.helpers import measure_in_two_processes as measuring
 from tests.helpers import train_in_two_processes as two
@@ -179,13 +180,6 @@ def test_a_batch_is_shared_out_evenly() -> None:
         ALONE.receive(str)
 
 
-def test_a_rank_without_a_launch_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")  # as some job schedulers set it
-    assert is_main_process()
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert not is_main_process()
-
-
 def test_one_process_alone_meets_its_own_errors() -> None:
     def work() -> None:
         raise KeyError("mine")
@@ -214,14 +208,6 @@ def test_what_a_launcher_cannot_do_is_refused(
         check_run(config, tiny())
     refused = {"FSDP": "fsdp", "DEEPSPEED": "zero"}[launcher]
     assert method not in two.methods(refused)  # what is refused is not compared, all else is
-
-
-def test_the_older_fsdp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """accelerate's default, and it hides its shards: one process would evaluate while the others do not gather."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match="only its second version is supported, add --fsdp_version 2"):
-        run_experiment(small_config("x"), tmp_path)
 
 
 def test_a_checkpoint_of_another_kind_of_launch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

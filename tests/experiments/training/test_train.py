@@ -117,7 +117,7 @@ def test_a_run_leaves_the_precision_of_other_trainers_alone(
 def test_fp32_of_training_does_not_reach_evaluations_or_later_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trainer sets tf32 for the whole process; the base was measured without it."""
+    """Trainer sets tf32 for the whole process, once; the base was measured without it, and each arm trains with it."""
 
     def with_tf32(*args: Any) -> Any:
         made = training_arguments(*args)
@@ -125,14 +125,15 @@ def test_fp32_of_training_does_not_reach_evaluations_or_later_runs(
         return made
 
     monkeypatch.setattr(train_module, "training_arguments", with_tf32)
-    seen: list[str] = []
     arm, using, before = arm_config("full"), context(), products()
-    method, model = arm.build(), tiny()
-    planned = plan(config(arm, steps=2), tmp_path)
-    hooks = Hooks(lambda model: seen.append(products()), lambda *_: None, lambda *_: seen.append(products()))
-    train_arm(method.prepare(model, using), method.begin(model, using), using, planned, hooks)
-    assert set(seen) == {before, "tf32"}  # evaluations, and the log of training
-    assert products() == before
+    for name in ("first", "second"):
+        seen: list[str] = []
+        method, model = arm.build(), tiny()
+        hooks = Hooks(lambda model: seen.append(products()), lambda *_: None, lambda *_: seen.append(products()))  # noqa: B023
+        planned = plan(config(arm, steps=2), tmp_path / name)
+        train_arm(method.prepare(model, using), method.begin(model, using), using, planned, hooks)
+        assert set(seen) == {before, "tf32"}, name  # evaluations, and the log of training
+        assert products() == before
 
 
 def test_trainers_closing_line_is_not_logged() -> None:

@@ -251,6 +251,8 @@ def test_the_same_from_a_shell(line: str, place: Path) -> None:
         ("PMI_SIZE", "2", "PMI_SIZE=2: processes of MPI do not train together here"),
         ("OMPI_COMM_WORLD_SIZE", "4", "OMPI_COMM_WORLD_SIZE=4: processes of MPI do not train together here"),
         ("ACCELERATE_USE_DEEPSPEED", "true", "but deepspeed is not installed"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "Write it there, training.arguments: {torch_compile_backend: NAME}"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parts of a layer or of a row on several devices"),
     ],
 )
 def test_a_wrong_environment(name: str, value: str, words: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
