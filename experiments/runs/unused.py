@@ -53,8 +53,8 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
     steps, warm = config.training.steps, config.training.warmup_steps
     if warm == steps:  # the first step has a rate of 0; earlier versions wrote this into a run's folder
         yield (
-            f"training.warmup_steps={warm} are all the steps: the last has {warm - 1}/{warm} of the learning rate, which "
-            "is never reached. Lower warmup_steps"
+            f"training.warmup_steps={warm} are all the steps: the last has {warm - 1}/{warm} of the learning rate, "
+            "which is never reached. Lower warmup_steps"
         )
     for arm in config.arms:
         yield from arm.notes
