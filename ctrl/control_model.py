@@ -21,13 +21,14 @@ from ctrl.control import Control
 from ctrl.errors import ConfigError, warn
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers
+from ctrl.losses import loss_is_a_mean
 from ctrl.mark import Marked
 from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence, unpacked_ids
 from ctrl.patches import CopiedAlone
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
-from ctrl.training import check_gradients, loss_is_a_mean, warn_of_unmarked_padding, warn_of_what_trains
+from ctrl.training import check_gradients, warn_of_unmarked_padding, warn_of_what_trains
 from ctrl.watch import UNUSED
 
 EARLY_EXIT = "assistant_early_exit"
