@@ -10,16 +10,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache
 
 from ctrl.control import Control
+from ctrl.numerics import some_of
 
 FILLER = "filled_by_control"  # attributes of a cache
 ALONE = "filled_without_copies"
 FILLED_BY_OTHER = (
-    "past_key_values was filled by another expansion, of other layers or one that ctrl.swap or ctrl.unload has taken "
-    "off: keys and values of its copies are in it. Pass a new cache"
+    "past_key_values was filled by another expansion, of other layers or weights or one that ctrl.swap or ctrl.unload "
+    "has taken off: keys and values of its copies are in it. Pass a new cache"
 )
 FILLED_BY_COPIES = (
     "past_key_values was filled while the expanded layers ran, and they do not run now (inside ctrl.pretrained): keys "
@@ -44,10 +45,22 @@ class _Filler:
         return _Filler, (self.layers,)
 
     def is_other(self, control: Control) -> bool:
-        """Whether it is another expansion whose copies are not those of a model that is alive and the same."""
-        filled_by = self.control() if self.control is not None else control  # None: the expansion is gone
-        gone = filled_by is not control and (filled_by is None or filled_by.owner is None)
-        return gone or self.layers != control.layers
+        """Whether it is another expansion: of other layers, gone, taken off, or alive with other weights."""
+        filled_by = control if self.control is None else self.control()
+        if filled_by is control or self.layers != control.layers:
+            return self.layers != control.layers
+        models = [one.owner() if one is not None and one.owner is not None else None for one in (filled_by, control)]
+        return models[0] is None or (models[1] is not None and not _same_weights(*models))
+
+
+def _same_weights(one: Any, other: Any) -> bool:
+    """Whether two models have the same weights, as far as a sample of those shows that are whole and in no quantised
+    type. It is taken once: the cache then names the model that went on with it.
+    """
+    pairs = zip(one.parameters(), other.parameters(), strict=False)
+    plain = [pair for pair in pairs if all(type(p) is nn.Parameter and not p.is_meta for p in pair)]
+    samples = ((some_of(p), some_of(q).to(p.device)) for p, q in plain)
+    return all(p.dtype == q.dtype and torch.equal(p, q) for p, q in samples)
 
 
 def add_cache_slots(control: Control, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -19,9 +19,10 @@ from torch.utils.hooks import RemovableHandle
 from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError, warn
 from ctrl.initial import warn_of_reference
+from ctrl.losses import reads_total
 from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence, unpacked_ids
-from ctrl.training import check_gradients, reads_total, refuse_options, warn_of_unmarked_padding
+from ctrl.training import check_gradients, refuse_options, warn_of_unmarked_padding
 
 IN_THREADS = (
     "nn.DataParallel runs the model in other threads, where no divergence is collected: start one process per GPU with "

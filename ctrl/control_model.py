@@ -19,24 +19,23 @@ from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import Control
 from ctrl.errors import ConfigError, warn
-from ctrl.facts import description
-from ctrl.fingerprint import rest_print
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers
-from ctrl.mark import MARK, check_mark
+from ctrl.losses import loss_is_a_mean
+from ctrl.mark import Marked
 from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence, unpacked_ids
 from ctrl.patches import CopiedAlone
 from ctrl.quantised import keep_as_in_training
 from ctrl.sharded import is_sharded
-from ctrl.training import check_gradients, loss_is_a_mean, warn_of_unmarked_padding, warn_of_what_trains
+from ctrl.training import check_gradients, warn_of_unmarked_padding, warn_of_what_trains
 from ctrl.watch import UNUSED
 
 EARLY_EXIT = "assistant_early_exit"
 UPLOAD = ("repo_id", "token", "private", "commit_message", "revision", "create_pr")
 
 
-class ControlModel(CopiedAlone, HoldsAdapters):
+class ControlModel(CopiedAlone, HoldsAdapters, Marked):
     """Mixin in front of a causal LM's own class: adds the divergence to its loss, and saves only what was trained."""
 
     control: Control
@@ -109,14 +108,6 @@ class ControlModel(CopiedAlone, HoldsAdapters):
         self.control.look_again()  # a trainer moves the model as it begins
         self.control.look_from(next(self.parameters()).device)
         return moved
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Load tensors as torch does. Raises CheckpointError if their mark says that they are of another expansion."""
-        if (mark := state_dict.pop(prefix + MARK, None)) is not None:
-            here = description(self)
-            here["base"]["rest"] = rest_print(self.control.samples, [name.removeprefix(prefix) for name in state_dict])
-            check_mark(mark, here)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
         """Resize as the base class does; warn that new rows are frozen as all of the base is."""

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ctrl.layer import is_added
+from ctrl.numerics import some_of
 from ctrl.quantised import has_quantised
 from ctrl.structure import head_parameters
 from ctrl.sums import FLOATS, bits, is_held
 
-SAMPLE = 64  # values of each parameter, at most
 EXACT = ("torch.float64", "torch.float32", "torch.bfloat16")  # rounded to bf16, these give the same values
 
 
@@ -55,14 +55,14 @@ def part_prints(model: Any) -> dict[str, str]:
     for name, found in parts.items():
         if found and all(type(p) is nn.Parameter and is_held(p) and p.dtype in FLOATS for p in found):
             exact = all(str(p.dtype) in EXACT for p in found)
-            samples = {str(i): _some(p).cpu() for i, p in enumerate(found)}
+            samples = {str(i): some_of(p).cpu() for i, p in enumerate(found)}
             prints[name if exact else f"{name} in {found[0].dtype}"] = str(digest(samples))
     return prints
 
 
 @torch.no_grad()
 def samples_of(model: Any) -> dict[str, Tensor] | None:
-    """Take up to SAMPLE values of every parameter of the base, in host memory.
+    """Take up to 64 values of every parameter of the base, in host memory.
 
     A head that trains with the copies is no part of it: it is saved with them, and starts at random elsewhere.
     """
@@ -71,7 +71,7 @@ def samples_of(model: Any) -> dict[str, Tensor] | None:
     found = {name: p for name, p in named.items() if not is_added(name)}
     if has_quantised(model) or not all(map(is_held, found.values())):
         return None
-    samples = {name: _some(p).contiguous() for name, p in found.items()}
+    samples = {name: some_of(p).contiguous() for name, p in found.items()}
     first = next(iter(samples.values())).device
     parts = torch.cat([bits(sample).to(first) for sample in samples.values()]).cpu()  # one copy from the device
     sizes = [sample.nbytes for sample in samples.values()]
@@ -106,10 +106,5 @@ def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
 def holds_more(model: Any, dtype: str) -> bool:
     """Whether the base has values that this type (`torch.bfloat16`) rounds, as far as a sample shows."""
     narrow: Any = getattr(torch, dtype.removeprefix("torch."))
-    values = (_some(p) for n, p in model.named_parameters() if not is_added(n))
+    values = (some_of(p) for n, p in model.named_parameters() if not is_added(n))
     return any(not torch.equal(v.to(narrow).to(v.dtype), v) for v in values if v.is_floating_point() and not v.is_meta)
-
-
-def _some(parameter: Tensor) -> Tensor:
-    flat = parameter.detach().flatten()
-    return flat[:: -(-len(flat) // SAMPLE) or 1]

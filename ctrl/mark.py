@@ -2,7 +2,8 @@
 
 Trainer (resume_from_checkpoint, load_best_model_at_end) reads the tensors of a checkpoint alone, and passes over those
 that the model lacks. Copies that were trained next to another base, or in other layers, would train on without a word.
-So the file of the weights holds its description too, as a tensor that `load_state_dict` of the model compares.
+So the file of the weights holds its description too, as a tensor that `load_state_dict` of the model compares. A state
+dict in memory, or of torch.save, has no mark: it holds the settings that shape an expansion next to torch's versions.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctrl.computes import differences
 from ctrl.errors import CheckpointError, warn
-from ctrl.fingerprint import same_base
+from ctrl.facts import description
+from ctrl.fingerprint import rest_print, same_base
 from ctrl.sums import byte_sum, other_rows
 
 MARK = "control.description"  # the tensor's name
@@ -38,6 +40,37 @@ def marked_again(mark: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     noted = json.loads(bytes(mark.tolist()))
     sums = {name: byte_sum(tensor) for name, tensor in tensors.items()}
     return marked({**noted, "tensors": {**noted["tensors"], **sums}} if "tensors" in noted else noted)
+
+
+class Marked(nn.Module):
+    """Mixin of an expanded model: it loads no tensors that say that they are of another expansion."""
+
+    control: Any
+
+    def _shaping(self) -> dict[str, Any]:
+        settings = {name: getattr(self.control.config, name) for name in SHAPING}
+        return {**settings, "expanded_layers": list(self.control.layers)}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Save as torch does, and note the settings in the metadata of the state dict."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if (metadata := getattr(destination, "_metadata", None)) is not None:
+            metadata[prefix[:-1]][MARK] = self._shaping()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any], *args: Any
+    ) -> None:
+        """Load as torch does. Raises CheckpointError for tensors of another expansion."""
+        if found := differences(metadata.get(MARK, {}), self._shaping()):
+            raise CheckpointError(
+                f"this state dict is of another expansion: {found}. Load it into a model with the same ControlConfig; "
+                "load_state_dict(dict(state)) loads the tensors all the same"
+            )
+        if (mark := state_dict.pop(prefix + MARK, None)) is not None:
+            here = description(self)
+            here["base"]["rest"] = rest_print(self.control.samples, [name.removeprefix(prefix) for name in state_dict])
+            check_mark(mark, here)
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
 
 def check_mark(mark: Tensor, here: dict[str, Any]) -> None:

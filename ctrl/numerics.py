@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SAMPLE = 64  # values of a parameter, at most
+
 
 def wide_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype of arithmetic on x: fp32 for half types, else its own."""
@@ -67,3 +69,9 @@ def above_zero(x: Tensor) -> Tensor:
     """max(x, 0), with the gradient that leads back up also below 0: clamp has none there, so x would stay for ever."""
     made: Tensor = _AboveZero.apply(x)
     return made
+
+
+def some_of(parameter: Tensor) -> Tensor:
+    """Return up to SAMPLE values of a parameter, evenly spread."""
+    flat = parameter.detach().flatten()
+    return flat[:: -(-len(flat) // SAMPLE) or 1]

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import dis
-import functools
-import inspect
-import re
 import sys
-import types
 from typing import Any
 
 import torch
@@ -22,9 +17,6 @@ from ctrl.precision import HALF
 from ctrl.sharded import sharded
 from ctrl.structure import dropout_in, head_parameters
 
-# what a forward calls that computes its loss, and how such a loss gets the total
-OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
-TAKES_TOTAL = re.compile(r"self\.loss_function\((?:[^()]|\([^()]*\))*\*\*|num_items_in_batch")
 SEARCHED = 8  # training passes without a mask: to look at tokens is to wait for a GPU
 
 
@@ -206,39 +198,3 @@ def check_gradients(model: Any, *passes: ForwardPass) -> None:
                 "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False}), and give "
                 "torch's checkpoint and its wrappers use_reentrant=False"
             )
-
-
-def loss_is_a_mean(cls: type[Any]) -> bool:
-    """Whether a class takes Trainer's number of labels and does not read it, as classifiers and some decoders do.
-
-    Trainer would leave its loss, a mean, undivided over micro-batches, and the divergence would weigh less next to it.
-    """
-    try:
-        source = inspect.getsource(cls.forward)
-    except (OSError, TypeError):
-        return False
-    return OWN_LOSS.search(source) is not None and TAKES_TOTAL.search(source) is None
-
-
-def reads_total(function: Any) -> bool:
-    """Whether a compute_loss, or compute_loss_func, reads Trainer's number of labels: else its loss is a mean.
-
-    Many have the argument and leave it; others hand it on with all keywords. Of an object its __call__ is looked at,
-    of a module its forward. What has no code in Python is believed.
-    """
-    while isinstance(function, functools.partial):
-        function = function.func
-    function = inspect.unwrap(function)
-    if not hasattr(function, "__code__"):
-        function = function.forward if isinstance(function, torch.nn.Module) else type(function).__call__
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is None or _loads_total(code)
-
-
-@functools.lru_cache(maxsize=64)  # it is asked in each step
-def _loads_total(code: types.CodeType) -> bool:
-    named = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & inspect.CO_VARARGS)
-    rest = code.co_varnames[named : named + bool(code.co_flags & inspect.CO_VARKEYWORDS)]  # **kwargs
-    loaded = [one.argval for one in dis.get_instructions(code) if one.opname.startswith("LOAD")]
-    read = {name for one in loaded for name in (one if isinstance(one, tuple) else (one,)) if isinstance(name, str)}
-    return not read.isdisjoint(("num_items_in_batch", *rest))

@@ -184,7 +184,9 @@ def test_continuous_batching_gives_the_tokens_of_generate(family: str, structure
         assert batched(model, prompts, greedy) == alone() != want
 
 
-TAKEN_OFF = r"filled by another expansion, of other layers or one that ctrl.swap or ctrl.unload has taken off"
+TAKEN_OFF = (
+    r"filled by another expansion, of other layers or weights or one that ctrl.swap or ctrl.unload has taken off"
+)
 
 
 def half_filled(model: Any) -> DynamicCache:
@@ -208,6 +210,16 @@ def test_a_copied_cache_goes_on_as_the_first_one(copied: Any) -> None:
         torch.testing.assert_close(model(IDS[:, 4:], past_key_values=one).logits, expected, rtol=0, atol=1e-5)
     same = copy.deepcopy(model)  # the same copies, of another object
     assert torch.isfinite(same(IDS[:, 4:], past_key_values=half_filled(model)).logits).all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cache: cache])
+def test_a_cache_of_other_copies_of_the_same_layers_is_refused(copied: Any) -> None:
+    """Two expansions of one base, both in use."""
+    model, other, same = disturbed(), disturbed(seed=6), disturbed(seed=6)
+    cache = copied(half_filled(model))
+    with pytest.raises(ValueError, match=TAKEN_OFF):
+        other(IDS[:, 4:], past_key_values=cache)
+    assert torch.isfinite(other(IDS[:, 4:], past_key_values=half_filled(same)).logits).all()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, unpickled, lambda cache: cache])

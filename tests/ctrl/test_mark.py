@@ -53,6 +53,22 @@ def test_weights_of_another_expansion_are_refused(saved: Path, case: str) -> Non
         make().load_state_dict(load_file(saved / "model.safetensors"), False)
 
 
+@pytest.mark.parametrize("torch_file", [False, True])
+@pytest.mark.parametrize(("case", "strict"), [(n, n in ("interpolation", "norms")) for n in list(OTHERS)[2:]])
+def test_state_dicts_of_another_expansion_are_refused(
+    case: str, strict: bool, torch_file: bool, tmp_path: Path
+) -> None:
+    """Equal names and shapes: only their metadata says it. A plain dict of the tensors has none."""
+    (make, match), state = OTHERS[case], torch.nn.Sequential(changed()).state_dict()
+    if torch_file:
+        torch.save(state, tmp_path / "state.pt")
+        state = torch.load(tmp_path / "state.pt")
+    with pytest.raises(ctrl.CheckpointError, match=f"state dict is of another expansion: {match}.*same ControlConfig"):
+        torch.nn.Sequential(make()).load_state_dict(state, strict)
+    torch.nn.Sequential(make()).load_state_dict(dict(state), strict)
+    torch.nn.Sequential(changed(divergence="cosine", alpha="learned")).load_state_dict(state)
+
+
 @pytest.mark.parametrize("config", [{}, {"divergence_weight": 3.0}, {"divergence": "cosine", "alpha": "learned"}])
 def test_those_of_the_same_are_loaded_with_other_settings_of_the_training_too(
     saved: Path, config: dict[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
 import types
 import warnings
@@ -17,7 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 
 import ctrl
 from ctrl.passes import ForwardPass
-from ctrl.training import reads_total, warn_of_unmarked_padding
+from ctrl.training import warn_of_unmarked_padding
 from tests.helpers.tiny_llama import IDS, expanded, sequences, tiny
 
 
@@ -305,50 +304,6 @@ def test_dropout_that_a_divergence_would_measure_is_said(family: Any, divergence
         noise = [model.train()(input_ids=IDS, labels=IDS).divergence for _ in range(2)]
     assert sum("each branch draws its own" in str(w.message) for w in seen) == said
     assert not said or min(noise) > 0
-
-
-def in_a_cell(out: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-    return (lambda: out / num_items_in_batch)()
-
-
-def handed_on(out: Any, labels: Any, **given: Any) -> Any:
-    return in_a_cell(out, labels, **given)
-
-
-class OfAnObject:
-    __call__ = in_a_cell
-
-
-class Mean:
-    def __call__(self, out: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-        return out
-
-
-class MeanModule(torch.nn.Module):
-    def forward(self, out: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
-        return out
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (OfAnObject(), True),
-        (Mean(), False),
-        (functools.partial(Mean(), None), False),
-        (MeanModule(), False),
-        (lambda out, labels, num_items_in_batch: out / num_items_in_batch, True),
-        (lambda out, labels, *, num_items_in_batch=None: out, False),
-        (lambda out, labels, *_, **given: out, False),
-        (in_a_cell, True),
-        (handed_on, True),
-        (functools.partial(in_a_cell, None), True),
-        (functools.partial(lambda weight, out, labels, **_: weight * out, 2), False),
-        (tf.Trainer.compute_loss, True),
-        (torch.nn.functional.cross_entropy.__call__, True),  # no code of Python is seen
-    ],
-)
-def test_a_function_reads_the_total_if_its_code_does(function: Any, expected: bool) -> None:
-    assert reads_total(function) is expected
 
 
 class Valued(tf.LlamaForCausalLM):
