@@ -20,7 +20,7 @@ from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad
 from experiments.models.turns import marks, unwritten
 from experiments.models.words import found, special_tokens
 
-VERSION = 3  # of the tokens: raise it when a change of the code changes those of any example
+VERSION = 4  # of the tokens: raise it when a change of the code changes those of any example
 Row = dict[str, Any]
 Overlong = Literal["drop", "cut", "error"]
 
@@ -138,7 +138,8 @@ class Encoder:
     def labelled(self, example: Example) -> list[Labelled]:
         """Return the tokens of an example with their labels, however long. A chat may need several rows."""
         if isinstance(example, Text):
-            ids = [*text_ids(self.tokenizer, example.text), *[self.text_end] * example.ended]
+            ids = text_ids(self.tokenizer, example.text)
+            ids += [self.text_end] * (example.ended and ids[-1:] != [self.text_end])  # a rendered chat has its own
             return [Labelled(ids, ids)]
         if isinstance(example, Chat):
             return labelled(self.tokenizer, example.messages, example.tools, self.loss, example.context, example.place)

@@ -83,8 +83,8 @@ class Exact(Grader):
     """The reply, or its last line, is the answer.
 
     Case, the number of spaces between words, commas between thousands, a final full stop, and marks around it (bold,
-    italics, quotes, backticks) do not count. An answer that is a number may be said as a fraction. Other spaces count:
-    [1, 2] is not [1,2].
+    italics, quotes, backticks) do not count; quotes and backticks of the answer do. An answer that is a number may be
+    said as a fraction. Other spaces count: [1, 2] is not [1,2].
     """
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:

@@ -21,10 +21,11 @@ _NAMED = r"\\(?:text|mathrm|mbox|textrm|textbf|operatorname)\s*\{\s*[A-Za-z]|\^?
 _SPELLED = r"(?<=\s)(?:[a-z]{2,}|[mgshlVWAJNK](?=\W*$|\^|/))"
 # after a number: 5 km, 5\text{ m}, 5 m^2, 90^\circ, 50\%; a letter alone may be a variable
 UNIT = re.compile(rf"\d\)?\s*(?:\\[,;:! ]\s*)*(?:{_NAMED}|{_SPELLED})", re.I)
-_MINUS = re.compile("[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d)")  # signs and dashes used for a minus
+_ONE_SIGN = "\u00bc-\u00be\u2150-\u215e\u2189"  # fractions in one sign
+_MINUS = re.compile(f"[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d|[{_ONE_SIGN}])")  # dashes, too
 _SEPARATOR = re.compile("(?<=\\d)[\uff0c\u066c\uff0e\u066b\uff0f\u2044](?=\\d)")  # , . / of other scripts
 _PLAIN = str.maketrans("\uff0c\u066c\uff0e\u066b\uff0f\u2044", ",,..//")
-_SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # a fraction in one sign
+_SIGN = re.compile(f"[{_ONE_SIGN}]")
 _ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
     rf"(?<!{SPACED})(?:(?<![.,(\[{{])|(?<=\\[(\[])|(?<=[a-z]{{))(?<!\d )"  # but not in LaTeX's \(3,5\)
     r"(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}(?:[.,]\d{1,20})?|(?:\.\d{3}){2,9}(?:,\d{1,20})?)"  # 1 234,5  1.234.567
@@ -46,7 +47,7 @@ _SCIENTIFIC = re.compile(  # 3 \u00d7 10^8, 10^{-3}, 5\\cdot10\u2076
     rf"(?:\s?\^\s?(?:\{{\s?([-+]?\d{{1,3}})\s?\}}|([-+]?\d{{1,3}}))(?!\d|\.\d)|(\u207b?[{_UP}]{{1,3}}))"
 )
 _UNIT = re.compile(  # a power of a unit is no number: m^2, \\text{cm}^3, s^{-2}; after a number, m2 too
-    r"(?<=[A-Za-z}])\s?\^\s?(?:\{\s?[-+]?\d+\s?\}|[-+]?\d+)|(?<=\d)\s?(?:[kdcm\u00b5]?m|ft|in|yd|mi)[23](?![\w.])"
+    r"(?<=[A-Za-z}])\s?\^\s?(?:\{\s?[-+]?\d+\s?\}|[-+]?\d+)|(?<=\d)\s?(?:[kdcm\u00b5]?m|ft|in|yd|mi)[23](?!\w|\.\d)"
 )
 
 _MIXED = re.compile(r"(?<![\d.,/^_}])(?<![\^_]\{)(\d{1,30}) (\d{1,30})/(\d{1,30})(?![\d/])")  # 1 1/2
@@ -141,7 +142,8 @@ def last_number(text: str) -> Decimal | None:
 
 
 def _written_out(sign: re.Match[str]) -> str:
-    return " " + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/")
+    apart = "" if sign.string[: sign.start()].endswith(("-", "+")) else " "
+    return apart + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/")
 
 
 def _value(number: str) -> Decimal | None:

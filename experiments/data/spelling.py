@@ -15,7 +15,10 @@ UNSPACED = re.compile(f"[{_UNSPACED}{_HANGUL}]")
 _AFTER_ANY = re.compile(f"[{_UNSPACED}]")
 _AMOUNT = re.compile(r"[\d$\u20ac\u00a3\u00a5]")
 _NUMBER = re.compile(r"[-+]?[\d,]*(?:\.\d+|\d)")
-_STRAIGHT = str.maketrans("\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "''''\"\"\"\"")
+_STRAIGHT = str.maketrans(  # curly ones, angles and corners
+    "\u2018\u2019\u201a\u201b\u2039\u203a\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d\u300e\u300f",
+    '\'\'\'\'\'\'""""""""""',
+)
 _NAMES = "a|b|big|blockquote|br|center|code|del|div|em|font|h[1-6]|hr|i|img|ins|li|mark|ol|p|pre|q|s|small|span|strike"
 _TAG = re.compile(
     rf"</?(?:{_NAMES}|strong|sub|sup|table|tbody|td|th|thead|tr|tt|u|ul)(?:\s+[\w-]+=(?:\"[^\"<>]*\"|'[^'<>]*'|\w+))*\s*/?>",
@@ -25,7 +28,7 @@ _EMPHASIS = re.compile(r"(?<![^\W_])[*_`]+(?=\S)|(?<=\S)[*_`]+(?![^\W_])")  # no
 
 
 def straight(text: str) -> str:
-    """Return a text with straight quotes and apostrophes in place of curly ones."""
+    """Return a text with straight quotes and apostrophes in place of those of other countries."""
     return text.translate(_STRAIGHT)
 
 

@@ -93,7 +93,10 @@ def generate_ids(
         return []
     if not reading(model).caches:
         if draw:
-            raise ConfigError("temperature: this model writes only its own greedy replies here: leave it at 0")
+            raise ConfigError(
+                "temperature: replies can be drawn only from a model whose cache changes nothing, and here that of "
+                f"{type(model).__name__} does or is missing: leave it at 0"
+            )
         batches = list(of_one_length(lengths, batch_size if reading(model).pads else 1))
 
         def write(rows: list[int]) -> list[list[int]]:

@@ -23,11 +23,13 @@ DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the tokens of the beginning of a text, with the tokenizer's start of text (bos) if it has one.
 
-    Some tokenizers add an end (eos) after every text too. It is left out: more may follow.
+    A text that begins with it, as a rendered chat does, gets no second one. Some tokenizers add an end (eos) after
+    every text too. It is left out: more may follow.
     """
     first, *rest = text.split(BREAK, 1)
-    ids = list(tokenizer(first, verbose=False)["input_ids"])
-    ids = ids[: len(ids) - len(added(tokenizer)[1])]
+    ids, (start, end) = list(tokenizer(first, verbose=False)["input_ids"]), added(tokenizer)
+    ids = ids[: len(ids) - len(end)]
+    ids = ids[len(start) :] if ids[len(start) : 2 * len(start)] == start else ids
     return [*ids, *encoded(tokenizer, BREAK + rest[0])] if rest else ids
 
 

@@ -33,10 +33,23 @@ def check_operation(operation: str, arm: Path, alphas: Sequence[float], others: 
     check_others(operation, arm, others)
     if operation == "ensemble" and alphas:
         raise ConfigError(f"--alphas {alphas[0]:g}: ensemble has no shares, leave them out")
+    if operation == "ensemble":
+        check_greedy(arm.parents[1])
     if operation == "task_vectors" and not (others or alphas):
         raise ConfigError(
             "task_vectors adds arms, or scales one: name the folders of the others, --with RUN/arms/NAME-LR, or give "
             "--alphas"
+        )
+
+
+def check_greedy(run: Path) -> None:
+    """Raise ConfigError for a run whose replies are drawn: an ensemble has no cache, and writes greedy ones alone."""
+    evaluation = run_config(run).evaluation
+    temperature = evaluation.settings("new").temperature if "new" in evaluation.suites else 0
+    if temperature:
+        raise ConfigError(
+            f"ensemble writes greedy replies alone, and those of {run.name} are drawn (evaluation.suites.new: "
+            f"temperature {temperature:g}): use another operation, or run the config again without a temperature"
         )
 
 

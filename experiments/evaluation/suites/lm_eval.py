@@ -32,6 +32,7 @@ from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_r
 from experiments.evaluation.lm_eval_watch import cuts_said, finite
 from experiments.evaluation.suite import Suite, SuiteSettings
 from experiments.models.generation import stopping
+from experiments.models.reading import as_asked
 from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key, drop_added_end
 from experiments.records import Record
@@ -81,11 +82,13 @@ class HarnessSuite(Suite):
 
     A record is one item under one filter (lm_eval's word for reading an answer out of a reply). suite: `new` or `kept`;
     task: name of the task; form: `lm_eval`, or `lm_eval <filter>` if the filter has a name; item: hash of the document.
-    Raises ConfigError for a name that lm_eval does not know, and for a task that is both new and kept.
+    Replies follow the settings of the task alone: a model's generation_config.json, such as a penalty on repetition, is
+    not read, since a base and what was trained from it may have other ones. Raises ConfigError for a name that lm_eval
+    does not know, and for a task that is both new and kept.
     """
 
     name = "lm_eval"
-    version = 2  # requests in parts, replies that stop at each end
+    version = 3  # requests in parts, replies that stop at each end, and that the task's settings alone decide
     Settings = HarnessSettings
     settings: HarnessSettings
 
@@ -149,7 +152,13 @@ class HarnessSuite(Suite):
         for name, task in self.loaded.items():
             task.set_fewshot_seed(seed=FEWSHOT_SEED)  # else each measurement draws other examples than the one before
             # its progress bars cannot be switched off
-            with redirect_stderr(io.StringIO()), finite(model), cuts_said(name), stopping(model, self.tokenizer):
+            with (
+                redirect_stderr(io.StringIO()),
+                finite(model),
+                cuts_said(name),
+                as_asked(model),
+                stopping(model, self.tokenizer),
+            ):
                 found = evaluate(
                     lm=language_model,
                     task_dict={"tasks": {name: task}},

@@ -17,6 +17,8 @@ from experiments.data.matching import exact_match, last_line, normal, plain
                 "`Paris`",
                 '"Paris".',
                 "\u201cParis\u201d",
+                "\u00ab Paris \u00bb.",
+                "\u300cParis\u300d",
                 "\u200bParis",
                 "**Answer:** Paris",
                 "final answer: paris",
@@ -24,7 +26,8 @@ from experiments.data.matching import exact_match, last_line, normal, plain
             ("*Paris", "not *Paris*", "Answer: not Paris", "", "'Paris' or 'Lyon'"),
         ),
         ("don't", ("Don\u2019t", '"don\'t"'), ("dont",)),
-        ('"5"', ('"5"', "\u201c5\u201d"), ("5",)),  # quotes of the answer count
+        ('"5"', ('"5"', "\u201c5\u201d"), ("5", "`5`")),  # quotes of the answer count
+        ("`5`", ("`5`", "**`5`**"), ("5", '"5"')),
         ("-5", ("**Answer:** -5", "Answer: **-5**", "**Answer: -5**", "\u22125"), ("5", "Answer: 5")),
         ("a*b", ("a*b",), ("ab",)),
     ],

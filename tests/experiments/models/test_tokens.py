@@ -150,6 +150,8 @@ class TestAddedTokens:
         )
         (text,) = Encoder(tokenizer, "cpt", 64).pieces(Text("abc"))
         assert tokenizer.decode(text.ids) == f"{start}abc</s>"
+        (rendered,) = Encoder(tokenizer, "cpt", 64).pieces(Text(f"{start}abc</s>"))  # a chat that was rendered before
+        assert rendered.ids == text.ids
         assert tokenizer.decode(text_ids(tokenizer, "")) == start
         assert tokenizer.decode(text_ids(tokenizer, "a</s>")) == f"{start}a</s>"  # its own, not an added one
         assert tokenizer.decode(continuation_ids(tokenizer, "a", "b")) == "b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def arms(tmp_path: Path) -> Path:
         (tmp_path / "arms" / f"{name}-0.01" / "trained").mkdir(parents=True)
         (tmp_path / "arms" / f"{name}-0.01" / "trained" / file).write_text("{}")
         (tmp_path / "arms" / f"{name}-0.01" / "result.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text(dump_yaml({"name": "x", "arms": ARMS}))
     return tmp_path / "arms"
 
 
@@ -64,7 +66,6 @@ def test_each_of_several_arms_is_another_trained_arm_of_the_same_base(arms: Path
     """One that was named twice was measured, written, and refused afterwards."""
     alphas = [] if operation == "ensemble" else [0.5]
     values: dict[str, Any] = {"name": "x", "arms": ARMS}
-    (arms.parent / "config.yaml").write_text(dump_yaml(values))
     (arms.parent / "link").symlink_to(arms / "full-0.01")
     elsewhere = arms.parent / "other" / "arms" / "full-0.01"
     (elsewhere / "trained").mkdir(parents=True)
@@ -86,6 +87,13 @@ def test_each_of_several_arms_is_another_trained_arm_of_the_same_base(arms: Path
             posthoc(arms.parent, "full", 0.01, operation, alphas, others)
         assert sorted(arms.parent.rglob("*")) == before
     check_operation(operation, arms / "full-0.01", alphas, [lora, control])
+    drawn = {**values, "evaluation": {"suites": {"new": {"temperature": 0.5}}}}
+    (arms.parent / "config.yaml").write_text(dump_yaml(drawn))
+    said = (
+        r"ensemble writes greedy replies alone, and those of .* are drawn \(evaluation\.suites\.new: temperature 0\.5"
+    )
+    with pytest.raises(ConfigError, match=said) if operation == "ensemble" else nullcontext():
+        check_operation(operation, arms / "full-0.01", alphas, [lora])  # not after it was loaded and measured
 
 
 @pytest.mark.parametrize("arm", ["../arms/full", "./full", "none"])

@@ -63,6 +63,9 @@ class TestMeasure:
         ids = tokenizer("What is 1 + 4?\nAnswer:", return_tensors="pt")["input_ids"]
         new = model.generate(ids, max_new_tokens=4, do_sample=False)[0, ids.shape[1] :]  # type: ignore[operator]
         assert strict[0].reply == str(tokenizer.decode(new, skip_special_tokens=True)).split("\n")[0]
+        assert len(set(new.tolist())) < len(new)  # which a penalty would forbid
+        model.generation_config.update(repetition_penalty=1e4, no_repeat_ngram_size=1)  # type: ignore[union-attr]
+        assert measured(suite, model) == records  # of two models each would have its own
 
     def test_a_right_answer_is_right_and_an_unreadable_one_is_not(self, suite: HarnessSuite) -> None:
         """lm_eval's own filters and metric, on replies that we give."""
