@@ -109,7 +109,8 @@ def resume_command(args: argparse.Namespace) -> int:
 
     quiet()
     store, places = _store(args), _places(args)
-    parse_study(store.config.to_dict(), source=f"study {args.study}")  # checked by an earlier version, perhaps
+    # checked by an earlier version, perhaps
+    parse_study(store.config.to_dict(), source=f"study {args.study}", begun=True)
     workers = 1 if args.workers is None else args.workers
     if args.failed:
         from experiments.studies.again import queue_failed

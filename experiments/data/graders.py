@@ -40,7 +40,8 @@ class Function(Grader):
 
     entry: question, answer, and metadata with the columns that are named. An error counts as a wrong answer and is
     shown. The function runs in the bench's own process. If its file changes, or a module next to it that it imports, a
-    run that began with the old one does not go on; one that is going on keeps the code that it began with.
+    run that began with the old one does not go on; one that is going on keeps the code that it began with. Other files
+    that it opens, and modules that it imports by a name in a text, are not watched: write such data into a module.
     """
 
     version = 3

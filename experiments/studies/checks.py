@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
 from experiments.config import ExperimentConfig
-from experiments.evaluation.flat_keys import replaces
+from experiments.evaluation.flat_keys import FLAT, replaces
 from experiments.methods.tuning import Control
 from experiments.posthoc.checks import DIALS
 from experiments.runs.checks import check_run
@@ -69,6 +69,24 @@ def _pairs(first: Iterable[str], later: Iterable[str], of_one: bool = True) -> I
     keys = list(later)
     for i, one in enumerate(first):
         yield from ((one, key) for key in (keys[i + 1 :] if of_one else keys) if replaces(key, one))
+
+
+def check_settings(study: StudyConfig, given: Iterable[str], configs: Sequence[ExperimentConfig], source: str) -> None:
+    """Raise ConfigError for settings of a suite that no trial measures; those of the base alone may stay.
+
+    given: the keys that are set in all trials.
+    """
+    searched = [getattr(d, "path", None) or key for key, d in study.search.items() if d.kind != "arms"]
+    of_arms = [key for d in study.search.values() if d.kind == "arms" for arm in d.arms.values() for key in arm]
+    measured = {suite for config in configs for suite in config.evaluation.suites}
+    for key in (*searched, *of_arms, *given):
+        section, _, flat_key = key.partition(".")
+        suite = FLAT.get(flat_key.partition(".")[0], ("",))[0] if section == "evaluation" else ""
+        if suite and suite not in measured:
+            raise ConfigError(
+                f"{source}: {key!r} has no effect: add {suite} to the suites of the trials (evaluation.suites under "
+                "overrides), or leave it out"
+            )
 
 
 def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str) -> None:

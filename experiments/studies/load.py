@@ -27,25 +27,34 @@ def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
     return parse_study(values, profile, str(path))
 
 
-def parse_study(values: dict[str, Any], profile: str | None = None, source: str = "study") -> StudyConfig:
-    """Check plain values, and every override on the base. Raises ConfigError with all faults of a section."""
+def parse_study(
+    values: dict[str, Any], profile: str | None = None, source: str = "study", begun: bool = False
+) -> StudyConfig:
+    """Check plain values, and every override on the base. Raises ConfigError with all faults of a section.
+
+    begun: the study has trials, and settings without effect may stay.
+    """
     from experiments.config import load_config
     from experiments.evaluation.flat_keys import replaces
-    from experiments.studies.checks import check_fields, check_trials  # loads torch, as the lines above
+    from experiments.studies.checks import check_fields, check_settings, check_trials  # loads torch, as the lines above
 
     study = stored_study(values, source)
     check_fields(study, source)
     changes: dict[str, Any] = {"profiles": {}}
+    given = study.overrides
     if profile is not None:
         if profile not in study.profiles:
             raise ConfigError(f"{source}: no profile {profile!r}: {nearest(profile, study.profiles)}")
-        last = study.profiles[profile]
+        given = last = study.profiles[profile]
         before = {key: v for key, v in study.overrides.items() if not any(replaces(one, key) for one in last)}
         changes |= {"name": f"{study.name}-{profile}", "overrides": {**before, **last}}
     if isinstance(study.base, str):
         changes["base"] = load_config(study.base).to_flat()
     study = study.model_copy(update=changes)
-    check_trials(study, [_checked(study, picks, source) for picks in probes(study.search)], source)
+    configs = [_checked(study, picks, source) for picks in probes(study.search)]
+    check_trials(study, configs, source)
+    if not begun:
+        check_settings(study, given, configs, source)
     return study
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 
 from experiments.common.hashing import sha256
-from experiments.tracking.uri import without_password
 
 PACKAGES = (
     "torch",
@@ -37,7 +36,6 @@ PACKAGES = (
 )
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 REPOSITORY = Path(__file__).resolve().parents[2]
-MAX_DIFF = 1_000_000  # characters
 
 
 def process_tags() -> dict[str, str]:
@@ -114,20 +112,11 @@ def code_tags() -> dict[str, str]:
             tags[f"version/{name}"] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     if commit:
         tags["mlflow.source.git.commit"] = commit.strip()
-        tags["code"] = "changed since the commit" if _git("status", "--porcelain") else "as committed"
+        tags["code"] = "changed since the commit" if git("status", "--porcelain") else "as committed"
     return tags
-
-
-@functools.cache
-def code_diff() -> str:
-    """Return the changes since the commit, with the names of untracked files; empty without a repository."""
-    changed = _git("diff", "HEAD")
-    unknown = _git("ls-files", "--others", "--exclude-standard")
-    listed = "".join(f"# not in the repository: {name}\n" for name in unknown.splitlines())
-    return without_password((listed + changed)[:MAX_DIFF])  # of a YAML, for example
 
 
 @functools.cache
@@ -183,7 +172,7 @@ def _cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str:
+def git(*arguments: str) -> str:
     """Return the output of a git command in this repository; empty without git or a repository.
 
     Installed in the environment of another project, the code is not in that one's repository: its changes are private.

@@ -20,9 +20,9 @@ from typing import Any
 from experiments.common.paths import short_path
 from experiments.tracking.client import answered
 from experiments.tracking.delivery import Delivery
+from experiments.tracking.diff import code_diff
 from experiments.tracking.journal import Journal, find
 from experiments.tracking.machine import (
-    code_diff,
     code_tags,
     hardware_tags,
     process_tags,

@@ -110,6 +110,18 @@ def test_overrides_of_a_profile_are_last() -> None:
     assert parse_study(study.to_dict()).overrides == study.overrides
 
 
+def test_a_profile_may_leave_out_a_suite_that_the_study_has_settings_for() -> None:
+    """The base may have them too. What a profile sets itself has an effect."""
+    given = {"arms": ARM, "evaluation.suites": ["new", "kept", "drift"], "evaluation.replies": 9}
+    profiles: dict[str, Any] = {"few": {"evaluation.suites": ["new", "kept"]}}
+    profiles["idle"] = profiles["few"] | {"evaluation.reply_tokens": 9}
+    study = parse_study(values(search=STEPS, overrides=given, profiles=profiles), "few")
+    assert study.run_config({"training.steps": 20}, 0, 0).evaluation.suites == ("new", "kept")
+    assert parse_study(study.to_dict(), begun=True).overrides == study.overrides  # to resume it
+    with pytest.raises(ConfigError, match=r"'evaluation\.reply_tokens' has no effect: add drift to the suites of the"):
+        parse_study(values(search=STEPS, overrides=given, profiles=profiles), "idle")
+
+
 @pytest.mark.parametrize(
     "posthoc",
     [

@@ -88,22 +88,3 @@ def test_whether_a_process_lives_is_decided_on_its_own_host_only() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     assert not process_alive({**mine, "pid": str(ended.pid)})
-
-
-def test_the_repository_of_another_project_is_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Installed in an environment inside of it, the bench would log its changes, which are private."""
-    place = tmp_path / ".venv" / "lib" / "site-packages"
-    place.mkdir(parents=True)
-    (tmp_path / "private.txt").write_text("")
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=me", "-c", "user.email=me@example.org"]
-    for words in (["init", "--quiet"], ["add", "private.txt"], ["commit", "--quiet", "-m", "start"]):
-        subprocess.run([*git, *words], check=True)
-    (tmp_path / "private.txt").write_text("secret")
-    monkeypatch.setattr(machine, "REPOSITORY", place)
-    assert machine.code_diff.__wrapped__() == ""
-    monkeypatch.setattr(machine, "REPOSITORY", tmp_path)
-    assert "private.txt" in machine.code_diff.__wrapped__()
-    subprocess.run(["git", "init", "--quiet", str(tmp_path / "ours")], check=True)
-    monkeypatch.setattr(machine, "REPOSITORY", tmp_path / "ours")
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))  # as in a hook of the other project
-    assert machine.code_diff.__wrapped__() == ""

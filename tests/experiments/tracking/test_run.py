@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.tracking.client import key
-from experiments.tracking.machine import code_diff, code_tags, hardware_tags
+from experiments.tracking.diff import code_diff
+from experiments.tracking.machine import code_tags, hardware_tags
 from experiments.tracking.run import flatten
 from experiments.tracking.tracker import Tracker
 from tests.helpers.tracking_store import artifacts, read

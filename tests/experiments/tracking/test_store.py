@@ -136,7 +136,7 @@ def test_two_names_never_share_a_key() -> None:
 
 def test_no_advice_of_mlflow_repeats_a_password(tmp_path: Path) -> None:
     """It does so without the URI around it."""
-    store = TrackingStore(tmp_path, "databricks://bob:S3CRET@host")
-    said = str(store.unusable(ValueError("use 'databricks secrets put-secret bob S3CRET@host-token'")))
+    store = TrackingStore(tmp_path, "databricks://bob:S3'CRET@host")
+    said = str(store.unusable(ValueError("use 'databricks secrets put-secret bob S3'CRET@host-token'")))
     assert "put-secret bob ***@host-token" in said
-    assert "S3CRET" not in said
+    assert "CRET" not in said
