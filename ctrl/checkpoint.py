@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
-from ctrl.changes import changed
+from ctrl.changes import changed, repacked
 from ctrl.errors import CheckpointError, warn
 from ctrl.facts import description
 from ctrl.fingerprint import rest_print
@@ -51,6 +51,13 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     model.state_dict(keep_vars=True)  # makes FSDP reshard what a forward pass has gathered
     sums = exact_sums(model)  # once: they read the whole base
     names = trained_names(model, sums)
+    if moved := repacked(model):
+        warn(
+            f"{len(moved)} quantised weights of the base have changed since it was expanded (first: {moved[0]}), as "
+            "merged adapters do. The folder holds floats alone, and ctrl.load needs the base as it was: merge adapters "
+            "over a base in floats",
+            stacklevel=4,
+        )
     state = model.state_dict() if state_dict is None else state_dict
     meta = {"format": FORMAT, **description(model, sums)}
     meta |= {"ends": ends(model), "generation": settings(model), "pad": padding(model)}

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from ctrl.computes import computes
+from ctrl.fingerprint import packed_print
 from ctrl.quantised import kinds
 from ctrl.sums import Sums, exact_sums
 
@@ -19,7 +20,7 @@ def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
-    base["quantised"] = kinds(model)
+    base |= {"quantised": kinds(model), "packed": packed_print(control.packed)}
     base["sums"] = {name: list(found) for name, found in (exact_sums(model) if sums is None else sums).items()}
     return {"control": control.config.to_dict(), "base": base}
 

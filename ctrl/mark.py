@@ -26,7 +26,7 @@ SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  #
 # facts of the base that are compared in other ways
 NOTED = (
     "name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums",
-    "own_head", "rest", "quantised",
+    "own_head", "rest", "quantised", "packed",
 )  # fmt: skip
 
 
@@ -118,14 +118,23 @@ def other_buffers(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def other_kinds(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say that one of two bases is quantised, or both in different ways; empty if not, or it is not known."""
+    """Say that one of two bases is quantised, or both in different ways or with other values; empty if not, or it is
+    not known."""
     found: list[Any] = [facts.get("quantised") for facts in (there, here)]
-    if None in found or found[0] == found[1]:
+    prints: list[Any] = [facts.get("packed") for facts in (there, here)]
+    if None in found:
         return ""
-    shown = [f"quantised ({', '.join(one)})" if one else "in floats" for one in found]
+    if found[0] != found[1]:
+        shown = [f"quantised ({', '.join(one)})" if one else "in floats" for one in found]
+        return (
+            f"the base in training was {shown[0]}, this one is {shown[1]}, so its outputs are others than those of the "
+            "copies' training: measure the model as it is now"
+        )
+    if None in prints or prints[0] == prints[1]:
+        return ""
     return (
-        f"the base in training was {shown[0]}, this one is {shown[1]}, so its outputs are others than those of the "
-        "copies' training: measure the model as it is now"
+        "the quantised weights of this base are not those of the base in training, so its outputs are others: another "
+        "revision, merged adapters, or quantised anew by another version or on another device. Load that base"
     )
 
 

@@ -25,7 +25,16 @@ from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError, warn
 from ctrl.expansion import take_off
 from ctrl.facts import base_facts, buffer_types
-from ctrl.fingerprint import fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
+from ctrl.fingerprint import (
+    fingerprint,
+    holds_more,
+    packed_print,
+    packed_samples,
+    part_prints,
+    rest_print,
+    same_base,
+    samples_of,
+)
 from ctrl.generation import agree
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers, other_kinds
@@ -159,6 +168,7 @@ def _check_base(
         )
     rows = "" if allow_other else other_rows(saved, here)
     now = {**here, "buffers": buffer_types(model), "quantised": kinds(model)}
+    now["packed"] = packed_print(packed_samples(model))
     for other in filter(None, (rows, other_buffers(saved, now), other_kinds(saved, now))):
         warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:
