@@ -26,7 +26,7 @@ SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  #
 # facts of the base that are compared in other ways
 NOTED = (
     "name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums",
-    "own_head", "rest", "quantised", "packed",
+    "own_head", "rest", "quantised", "packed", "rounded",
 )  # fmt: skip
 
 
@@ -105,11 +105,18 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
 
 
 def other_buffers(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say that two bases of one type have buffers of different types; empty if they have not, or it is not known."""
-    types: list[Any] = [facts.get("buffers") for facts in (there, here)]
-    if None in types or types[0] == types[1] or there.get("dtype") != here["dtype"]:
+    """Say that two bases of one type have buffers of different types, or rounded ones; empty if they have not, or it is
+    not known."""
+    if there.get("dtype") != here["dtype"]:
         return ""
-    shown = [", ".join(one) or "none" for one in types]
+    types: list[Any] = [facts.get("buffers") for facts in (there, here)]
+    shown = [", ".join(one or ()) or "none" for one in types]
+    if None in types or types[0] == types[1]:
+        rounded: list[Any] = [facts.get("rounded") for facts in (there, here)]
+        if None in rounded or rounded[0] == rounded[1]:
+            return ""
+        more = set(rounded[0]) > set(rounded[1])
+        shown = [f"{here['dtype']} rounded to a half type", here["dtype"]][:: 1 if more else -1]
     return (
         f"the base in training had RoPE's frequencies, or other buffers, in {shown[0]}, this one in {shown[1]}, so its "
         "outputs are others: model.to(dtype) rounds buffers, from_pretrained(name, dtype=...) does not. Make the base "

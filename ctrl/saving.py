@@ -24,7 +24,7 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError, warn
 from ctrl.expansion import take_off
-from ctrl.facts import base_facts, buffer_types
+from ctrl.facts import base_facts, buffer_types, rounded_buffers
 from ctrl.fingerprint import (
     fingerprint,
     holds_more,
@@ -168,7 +168,7 @@ def _check_base(
         )
     rows = "" if allow_other else other_rows(saved, here)
     now = {**here, "buffers": buffer_types(model), "quantised": kinds(model)}
-    now["packed"] = packed_print(packed_samples(model))
+    now |= {"packed": packed_print(packed_samples(model)), "rounded": rounded_buffers(model)}
     for other in filter(None, (rows, other_buffers(saved, now), other_kinds(saved, now))):
         warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:
