@@ -26,7 +26,7 @@ from ctrl.facts import description
 from ctrl.fingerprint import rest_print
 from ctrl.generation import ends, padding, settings
 from ctrl.layer import ADDED, expanded_layers
-from ctrl.mark import MARK, marked
+from ctrl.mark import MARK, marked, read_mark
 from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
@@ -138,7 +138,7 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         if MARK not in file.keys():  # noqa: SIM118 (not a dict)
             return
-        noted = json.loads(bytes(file.get_tensor(MARK).tolist()))
+        noted = read_mark(file.get_tensor(MARK))
     lost = dict.fromkeys(noted["control"].keys() - meta["control"].keys())  # a default would take its place
     frozen = [facts["base"].get("frozen") for facts in (meta, noted)]  # a save notes it in both files, or in none
     if frozen[0] != frozen[1]:

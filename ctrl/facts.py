@@ -22,6 +22,7 @@ def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
+    base["class"] = next(cls.__name__ for cls in type(model).__mro__ if not cls.__name__.startswith("FSDP"))
     base |= {"rounded": rounded_buffers(model), "quantised": kinds(model), "packed": packed_print(control.packed)}
     base["sums"] = {name: list(found) for name, found in (exact_sums(model) if sums is None else sums).items()}
     return {"control": control.config.to_dict(), "base": base}

@@ -26,7 +26,7 @@ SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  #
 # facts of the base that are compared in other ways
 NOTED = (
     "name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums",
-    "own_head", "rest", "quantised", "packed", "rounded",
+    "own_head", "rest", "quantised", "packed", "rounded", "class",
 )  # fmt: skip
 
 
@@ -35,9 +35,23 @@ def marked(description: dict[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(description).encode()), dtype=torch.uint8)
 
 
+def read_mark(mark: Tensor) -> dict[str, Any]:
+    """Read a mark. Raises CheckpointError if it is damaged."""
+    try:
+        noted = json.loads(bytes(mark.tolist()))
+        if not isinstance(noted["control"], dict) or not {"name", "dtype", "computes"} <= noted["base"].keys():
+            raise ValueError("it has no facts of the base model")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"the tensor {MARK!r}, which says of what expansion the weights are, is damaged ({type(error).__name__}: "
+            f"{error}): copy the file again, or save it again"
+        ) from error
+    return dict(noted)
+
+
 def marked_again(mark: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the mark of a file some of whose tensors were replaced by these, by name: with their sums."""
-    noted = json.loads(bytes(mark.tolist()))
+    noted = read_mark(mark)
     sums = {name: byte_sum(tensor) for name, tensor in tensors.items()}
     return marked({**noted, "tensors": {**noted["tensors"], **sums}} if "tensors" in noted else noted)
 
@@ -79,7 +93,7 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
     Warns if the base has another type, or another name where its weights cannot be compared. here: the model's
     `ctrl.facts.description`.
     """
-    there = json.loads(bytes(mark.tolist()))
+    there = read_mark(mark)
     if found := _differences(there, here):
         raise CheckpointError(
             f"these weights are of another expansion: {found}. Trainer resumes from a checkpoint of the same base and "

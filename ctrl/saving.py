@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ctrl.checkpoint import (
     WEIGHTS_FILE,
@@ -125,6 +127,12 @@ def _base(
 ) -> PreTrainedModel:
     """Return the base model; load it if it is given by name, by default as it was in training."""
     if isinstance(base_model, str | os.PathLike):
+        made = saved.get("class", "")
+        if hasattr(transformers, made) and made not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            raise CheckpointError(
+                f"the base in training was a {made}, and a name is loaded as a causal language model: pass the model "
+                f"itself, transformers.{made}.from_pretrained({str(base_model)!r}, ...)"
+            )
         if not {"dtype", "torch_dtype"} & kwargs.keys() and "dtype" in saved:
             kwargs["dtype"] = _dtype(saved["dtype"])
         if config.divergence == "attention":

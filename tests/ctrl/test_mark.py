@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,24 @@ def test_a_base_of_another_type_is_said(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     with pytest.warns(UserWarning, match=r"trained on a base in torch.float32, this one is in torch.bfloat16"):
         changed(dtype=torch.bfloat16).load_state_dict(weights, False)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda mark: mark[:-40], torch.zeros_like, lambda mark: mark[:0], torch.Tensor.float]
+)
+def test_a_damaged_mark_is_named(saved: Path, damage: Any, tmp_path: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    weights[MARK] = damage(weights[MARK])
+    shutil.copytree(saved, tmp_path / "copied")
+    save_file(weights, tmp_path / "copied" / "model.safetensors")
+    with pytest.raises(
+        ctrl.CheckpointError, match=r"tensor 'control.description', .* is damaged .*copy the file again"
+    ):
+        changed().load_state_dict(weights, False)
+    with pytest.raises(
+        ctrl.CheckpointError, match=r"tensor 'control.description', .* is damaged .*copy the file again"
+    ):
+        ctrl.load(build("llama", 0), tmp_path / "copied")
 
 
 def test_files_from_before_have_no_mark(saved: Path, tmp_path: Path) -> None:
