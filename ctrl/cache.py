@@ -28,7 +28,7 @@ FILLED_BY_COPIES = (
 )
 FILLED_ALONE = (
     "past_key_values was filled while the expanded layers did not run (by the base model, or inside ctrl.pretrained): "
-    "pass a new cache"
+    "pass a new cache. PEFT's prefix tuning fills one without the copies: use its LoRA or prompt tuning"
 )
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from ctrl.computes import computes
 from ctrl.control import Control
 from ctrl.errors import warn
-from ctrl.fingerprint import EXACT, digest, part_prints, samples_of
+from ctrl.fingerprint import EXACT, digest, packed_samples, part_prints, samples_of
 from ctrl.precision import HALF
+from ctrl.quantised import has_quantised
 from ctrl.structure import own_head
 from ctrl.sums import Sums, bits, exact_sums
 
@@ -20,8 +21,9 @@ def remember_base(control: Control, model: Any) -> None:
     """Note the base: what it computes, the fingerprint of its weights, and the samples that `changed` compares."""
     control.computes = computes(model.config)
     control.samples, control.sums = samples_of(model), exact_sums(model)
-    control.fingerprint, control.fingerprint_dtype = digest(control.samples), str(model.dtype)
-    control.part_prints = part_prints(model)
+    control.fingerprint = None if has_quantised(model) else digest(control.samples)
+    control.fingerprint_dtype, control.part_prints = str(model.dtype), part_prints(model)
+    control.packed = packed_samples(model)
 
 
 def changed(model: Any, whole: bool = True, sums: Sums | None = None) -> list[Tensor]:
@@ -48,6 +50,15 @@ def changed(model: Any, whole: bool = True, sums: Sums | None = None) -> list[Te
     return [tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in moved]
 
 
+def repacked(model: Any) -> list[str]:
+    """Name the quantised weights of the base that are no longer what they were when it was expanded, as far as a sample
+    shows: adapters were merged into them."""
+    before = model.control.packed
+    now = packed_samples(model) if before else {}
+    moved = [name for name in before.keys() & now.keys() if not torch.equal(before[name], now[name])]
+    return sorted({name.rpartition(".")[0] for name in moved})
+
+
 def _moved(before: Tensor, now: Tensor) -> bool:
     """Whether a sample has changed by more than the rounding of another type: of the one that it has now, or had."""
     if now.dtype != before.dtype:
@@ -61,11 +72,13 @@ def warn_if_changed(model: Any, use: str, whole: bool = True) -> None:
 
     Merged adapters and direct writes do that, or parts that trained and were frozen again. whole: as in `changed`.
     """
+    if model.control.told_of_base:
+        return
     moved = {id(p) for p in changed(model, whole) if not p.requires_grad}
-    if not moved or model.control.told_of_base:
+    names = [n for n, tensor in (*model.named_parameters(), *model.named_buffers()) if id(tensor) in moved]
+    if not (names := names + repacked(model)):
         return
     model.control.told_of_base = True
-    names = [n for n, tensor in (*model.named_parameters(), *model.named_buffers()) if id(tensor) in moved]
     warn(
         f"{use} is not the base that was expanded: {len(names)} frozen parameters have changed since (first: "
         f"{names[0]}), by merged adapters, a training of theirs or a write. Load the base anew to compare with it",

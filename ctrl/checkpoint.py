@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ctrl.card import CARD_FILE, card, may_write
-from ctrl.changes import changed
+from ctrl.changes import changed, repacked
 from ctrl.errors import CheckpointError, warn
 from ctrl.facts import description
 from ctrl.fingerprint import rest_print
 from ctrl.generation import ends, padding, settings
 from ctrl.layer import ADDED, expanded_layers
-from ctrl.mark import MARK, marked
+from ctrl.mark import MARK, marked, read_mark
 from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
@@ -51,6 +51,13 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
     model.state_dict(keep_vars=True)  # makes FSDP reshard what a forward pass has gathered
     sums = exact_sums(model)  # once: they read the whole base
     names = trained_names(model, sums)
+    if moved := repacked(model):
+        warn(
+            f"{len(moved)} quantised weights of the base have changed since it was expanded (first: {moved[0]}), as "
+            "merged adapters do. The folder holds floats alone, and ctrl.load needs the base as it was: merge adapters "
+            "over a base in floats",
+            stacklevel=4,
+        )
     state = model.state_dict() if state_dict is None else state_dict
     meta = {"format": FORMAT, **description(model, sums)}
     meta |= {"ends": ends(model), "generation": settings(model), "pad": padding(model)}
@@ -131,7 +138,7 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
         if MARK not in file.keys():  # noqa: SIM118 (not a dict)
             return
-        noted = json.loads(bytes(file.get_tensor(MARK).tolist()))
+        noted = read_mark(file.get_tensor(MARK))
     lost = dict.fromkeys(noted["control"].keys() - meta["control"].keys())  # a default would take its place
     frozen = [facts["base"].get("frozen") for facts in (meta, noted)]  # a save notes it in both files, or in none
     if frozen[0] != frozen[1]:

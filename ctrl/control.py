@@ -61,6 +61,7 @@ class Control(DivergenceWatch):
     part_prints: dict[str, str] = field(default_factory=dict, repr=False)  # of its norms and embeddings
     computes: dict[str, Any] = field(default_factory=dict, repr=False)  # of its config
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
+    packed: dict[str, Tensor] = field(default_factory=dict, repr=False)  # samples of its quantised weights
     sums: dict[str, tuple[str, int]] = field(default_factory=dict, repr=False)  # of these weights, see ctrl.sums
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
@@ -82,7 +83,7 @@ class Control(DivergenceWatch):
         copied.off, copied.trained, copied.before_peft = int(not self.enabled), self.trained, self.before_peft
         copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
         copied.computes, copied.samples, copied.part_prints = self.computes, self.samples, self.part_prints
-        copied.sums = self.sums
+        copied.sums, copied.packed = self.sums, self.packed
         if self.used is not None:
             copied.look_from(self.used.device)
         return copied

@@ -82,7 +82,7 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
 
     def _with_divergence(self, out: Any, current: ForwardPass) -> Any:
         """Add the divergence of the pass to its loss."""
-        config, lm_loss = self.control.config, out[0]
+        config, lm_loss = self.control.config, out[0] if isinstance(out, tuple) else out.loss  # it may be set later on
         check_gradients(self, current)
         divergence = mean_divergence([current], config.divergence_tokens, lm_loss.device, current.total)
         if divergence is None and not self.control.compares:

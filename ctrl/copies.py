@@ -200,7 +200,8 @@ def relax_norms(copied: nn.Module, mix: float | str) -> None:
     if mix == 0.0:
         return
     trained = next((p for p in copied.parameters() if p.requires_grad), torch.zeros(()))
-    norms: list[Any] = [child for child in copied.children() if "norm" in type(child).__name__.lower()]
+    named: list[Any] = [child for child in copied.children() if "norm" in type(child).__name__.lower()]
+    norms = [child for child in named if not any(map(is_attention, child.modules()))]  # DBRX names a block after both
     if not norms:
         raise ConfigError(
             f"norm_mix={mix!r}: {original_class(copied).__name__} has no norm of its own to relax, all are inside of "

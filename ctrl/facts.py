@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from ctrl.computes import computes
+from ctrl.fingerprint import packed_print
+from ctrl.precision import HALF
 from ctrl.quantised import kinds
 from ctrl.sums import Sums, exact_sums
 
@@ -19,7 +22,8 @@ def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
-    base["quantised"] = kinds(model)
+    base["class"] = next(cls.__name__ for cls in type(model).__mro__ if not cls.__name__.startswith("FSDP"))
+    base |= {"rounded": rounded_buffers(model), "quantised": kinds(model), "packed": packed_print(control.packed)}
     base["sums"] = {name: list(found) for name, found in (exact_sums(model) if sums is None else sums).items()}
     return {"control": control.config.to_dict(), "base": base}
 
@@ -44,9 +48,23 @@ def note_merged(plain: Any) -> None:
     vars(plain)["_merged_by_ctrl"] = MERGED
 
 
+def rounded_buffers(model: nn.Module) -> list[str] | None:
+    """Name the buffers in fp32 that no file holds and whose values a half type has too: `model.to(half).float()` leaves
+    them rounded. Some are such by their nature. None if some are offloaded."""
+    found = {f"{path}.{n}": module._buffers[n] for path, module in model.named_modules() for n in _unsaved(module)}
+    wide = {name: buffer for name, buffer in found.items() if buffer is not None and buffer.dtype == torch.float32}
+    if any(buffer.is_meta for buffer in wide.values()):
+        return None
+    return sorted(n for n, b in wide.items() if any(torch.equal(b.to(half).float(), b) for half in HALF))
+
+
+def _unsaved(module: nn.Module) -> set[str]:
+    return module._non_persistent_buffers_set
+
+
 def buffer_types(model: nn.Module) -> list[str]:
     """List the types of the buffers that no file holds, RoPE's frequencies for one: `model.to(dtype)` rounds these too,
     a base that is loaded in this type has them in fp32."""
-    made = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
+    made = [(module, name) for module in model.modules() for name in _unsaved(module)]
     found = [module._buffers[name] for module, name in made]
     return sorted({str(buffer.dtype) for buffer in found if buffer is not None and buffer.is_floating_point()})

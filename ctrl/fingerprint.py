@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ctrl.layer import is_added
 from ctrl.numerics import some_of
-from ctrl.quantised import has_quantised
+from ctrl.offloaded import in_memory
+from ctrl.quantised import has_quantised, is_quantised, is_quantised_linear
 from ctrl.structure import head_parameters
 from ctrl.sums import FLOATS, bits, is_held
 
@@ -25,7 +26,7 @@ def fingerprint(model: Any) -> str | None:
 
     A base that is loaded in bf16 has the fingerprint that it has in fp32. Costs one small copy from the device.
     """
-    return digest(samples_of(model))
+    return None if has_quantised(model) else digest(samples_of(model))
 
 
 def rest_print(samples: dict[str, Tensor] | None, saved: Collection[str]) -> str | None:
@@ -62,18 +63,50 @@ def part_prints(model: Any) -> dict[str, str]:
 
 @torch.no_grad()
 def samples_of(model: Any) -> dict[str, Tensor] | None:
-    """Take up to 64 values of every parameter of the base, in host memory.
+    """Take up to 64 values of every parameter of the base in floats, in host memory; None if some are not held here.
 
     A head that trains with the copies is no part of it: it is saved with them, and starts at random elsewhere.
     """
     trained = head_parameters(model)
-    named = {name: p for name, p in model.named_parameters() if name not in trained}
-    found = {name: p for name, p in named.items() if not is_added(name)}
-    if has_quantised(model) or not all(map(is_held, found.values())):
+    named = {name: p for name, p in model.named_parameters() if name not in trained and not is_quantised(p)}
+    found = in_memory(model, {name: p for name, p in named.items() if not is_added(name)})
+    if not all(map(is_held, found.values())):
         return None
-    samples = {name: some_of(p).contiguous() for name, p in found.items()}
+    return _on_host({name: some_of(p).contiguous() for name, p in found.items()})
+
+
+@torch.no_grad()
+def packed_samples(model: nn.Module) -> dict[str, Tensor]:
+    """Take up to 64 bytes of every tensor of the base's quantised matrices, in host memory."""
+    samples: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if is_quantised_linear(module) and not is_added(f"{path}."):
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                parts = [part for part in _parts(tensor.data) if is_held(part)] if is_quantised(tensor) else []
+                samples |= {f"{path}.{name}.{i}": some_of(bits(p.contiguous())).clone() for i, p in enumerate(parts)}
+    return _on_host(samples)
+
+
+def packed_print(samples: dict[str, Tensor]) -> str | None:
+    """Hash `packed_samples`; None of a base in floats."""
+    return digest(samples) if samples else None
+
+
+def _parts(tensor: Any) -> Iterator[Tensor]:
+    """Yield the plain tensors of which a class of torchao or quanto is made; a plain tensor itself."""
+    if type(tensor) is Tensor or not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor.as_subclass(Tensor)
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
+
+
+def _on_host(samples: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Move samples to host memory in one copy from the device."""
+    if not samples:
+        return {}
     first = next(iter(samples.values())).device
-    parts = torch.cat([bits(sample).to(first) for sample in samples.values()]).cpu()  # one copy from the device
+    parts = torch.cat([bits(sample).to(first) for sample in samples.values()]).cpu()
     sizes = [sample.nbytes for sample in samples.values()]
     pairs = zip(samples.items(), parts.split(sizes), strict=True)
     return {name: part.clone().view(sample.dtype) for (name, sample), part in pairs}

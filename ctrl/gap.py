@@ -79,6 +79,11 @@ def each(batches: Batches) -> Iterator[Mapping[str, Tensor]]:
                 f"{odd[0]!r} of a batch must be a tensor, but is a {type(batch[odd[0]]).__name__}: call the tokenizer "
                 "with return_tensors='pt', and leave out what the model does not read"
             )
+        if (ids := batch.get("input_ids")) is not None and ids.dim() < 2:
+            raise ConfigError(
+                f"input_ids of a batch must have shape (batch, seq), but have {tuple(ids.shape)}: a data set yields "
+                "single rows, pass a DataLoader of it"
+            )
         yield batch
 
 

@@ -26,7 +26,7 @@ SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  #
 # facts of the base that are compared in other ways
 NOTED = (
     "name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums",
-    "own_head", "rest", "quantised",
+    "own_head", "rest", "quantised", "packed", "rounded", "class",
 )  # fmt: skip
 
 
@@ -35,9 +35,23 @@ def marked(description: dict[str, Any]) -> Tensor:
     return torch.tensor(list(json.dumps(description).encode()), dtype=torch.uint8)
 
 
+def read_mark(mark: Tensor) -> dict[str, Any]:
+    """Read a mark. Raises CheckpointError if it is damaged."""
+    try:
+        noted = json.loads(bytes(mark.tolist()))
+        if not isinstance(noted["control"], dict) or not {"name", "dtype", "computes"} <= noted["base"].keys():
+            raise ValueError("it has no facts of the base model")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"the tensor {MARK!r}, which says of what expansion the weights are, is damaged ({type(error).__name__}: "
+            f"{error}): copy the file again, or save it again"
+        ) from error
+    return dict(noted)
+
+
 def marked_again(mark: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the mark of a file some of whose tensors were replaced by these, by name: with their sums."""
-    noted = json.loads(bytes(mark.tolist()))
+    noted = read_mark(mark)
     sums = {name: byte_sum(tensor) for name, tensor in tensors.items()}
     return marked({**noted, "tensors": {**noted["tensors"], **sums}} if "tensors" in noted else noted)
 
@@ -79,7 +93,7 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
     Warns if the base has another type, or another name where its weights cannot be compared. here: the model's
     `ctrl.facts.description`.
     """
-    there = json.loads(bytes(mark.tolist()))
+    there = read_mark(mark)
     if found := _differences(there, here):
         raise CheckpointError(
             f"these weights are of another expansion: {found}. Trainer resumes from a checkpoint of the same base and "
@@ -105,11 +119,18 @@ def check_mark(mark: Tensor, here: dict[str, Any]) -> None:
 
 
 def other_buffers(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say that two bases of one type have buffers of different types; empty if they have not, or it is not known."""
-    types: list[Any] = [facts.get("buffers") for facts in (there, here)]
-    if None in types or types[0] == types[1] or there.get("dtype") != here["dtype"]:
+    """Say that two bases of one type have buffers of different types, or rounded ones; empty if they have not, or it is
+    not known."""
+    if there.get("dtype") != here["dtype"]:
         return ""
-    shown = [", ".join(one) or "none" for one in types]
+    types: list[Any] = [facts.get("buffers") for facts in (there, here)]
+    shown = [", ".join(one or ()) or "none" for one in types]
+    if None in types or types[0] == types[1]:
+        rounded: list[Any] = [facts.get("rounded") for facts in (there, here)]
+        if None in rounded or rounded[0] == rounded[1]:
+            return ""
+        more = set(rounded[0]) > set(rounded[1])
+        shown = [f"{here['dtype']} rounded to a half type", here["dtype"]][:: 1 if more else -1]
     return (
         f"the base in training had RoPE's frequencies, or other buffers, in {shown[0]}, this one in {shown[1]}, so its "
         "outputs are others: model.to(dtype) rounds buffers, from_pretrained(name, dtype=...) does not. Make the base "
@@ -118,14 +139,23 @@ def other_buffers(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def other_kinds(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """Say that one of two bases is quantised, or both in different ways; empty if not, or it is not known."""
+    """Say that one of two bases is quantised, or both in different ways or with other values; empty if not, or it is
+    not known."""
     found: list[Any] = [facts.get("quantised") for facts in (there, here)]
-    if None in found or found[0] == found[1]:
+    prints: list[Any] = [facts.get("packed") for facts in (there, here)]
+    if None in found:
         return ""
-    shown = [f"quantised ({', '.join(one)})" if one else "in floats" for one in found]
+    if found[0] != found[1]:
+        shown = [f"quantised ({', '.join(one)})" if one else "in floats" for one in found]
+        return (
+            f"the base in training was {shown[0]}, this one is {shown[1]}, so its outputs are others than those of the "
+            "copies' training: measure the model as it is now"
+        )
+    if None in prints or prints[0] == prints[1]:
+        return ""
     return (
-        f"the base in training was {shown[0]}, this one is {shown[1]}, so its outputs are others than those of the "
-        "copies' training: measure the model as it is now"
+        "the quantised weights of this base are not those of the base in training, so its outputs are others: another "
+        "revision, merged adapters, or quantised anew by another version or on another device. Load that base"
     )
 
 

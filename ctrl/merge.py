@@ -98,9 +98,12 @@ def merge_back(
 def measured_alphas(model: nn.Module, batches: Batches) -> list[float]:
     """Measure the mean alpha over all real tokens of all batches, per expanded layer in order; NaN for stacked layers.
 
-    Runs in eval mode. Raises ConfigError if the batches have no real token.
+    Runs in eval mode. Raises ConfigError if the batches have no real token, and inside `ctrl.pretrained`.
     """
-    layers, dim = expanded_layers(model), require_expanded(model).control.batch_dim
+    layers, control = expanded_layers(model), require_expanded(model).control
+    if not control.enabled:
+        raise ConfigError("inside ctrl.pretrained no layer mixes, so alpha cannot be measured: merge outside of it")
+    dim = control.batch_dim
     gates = [layer.interpolation for layer in layers if layer.interpolation is not None]
     sums, counts = dict.fromkeys(gates, 0.0), dict.fromkeys(gates, 0)
     mask: Tensor | None = None

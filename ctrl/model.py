@@ -133,7 +133,7 @@ def _interpolation(kind: str, copied: nn.Module, hidden: int, config: ControlCon
         return None
     relax_norms(copied, config.norm_mix)
     interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
-    if config.divergence in ("none", "attention"):  # which compare no hidden states
+    if config.divergence in ("none", "attention") or config.divergence_weight == 0:  # no hidden states are compared
         for name in interpolation.trained_by_divergence:
             interpolation.get_parameter(name).requires_grad_(False)
     return interpolation

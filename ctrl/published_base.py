@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from ctrl.computes import computes, differences
 from ctrl.config import ControlConfig
 from ctrl.errors import CheckpointError, warn
-from ctrl.facts import buffer_types
+from ctrl.facts import buffer_types, rounded_buffers
 from ctrl.precision import HALF
 from ctrl.published_names import LayerMap, layer_index, layout_of
 from ctrl.structure import select_layers
@@ -83,11 +83,13 @@ def warn_of_rounded_buffers(model: Any, cls: type[PreTrainedModel]) -> None:
 
     cls: the base's class.
     """
-    if model.dtype not in HALF:
-        return
-    with torch.device("meta"):
-        fresh = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    there, here = buffer_types(fresh), buffer_types(model)
+    if model.dtype in HALF:
+        with torch.device("meta"):
+            fresh = cls._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+        there, here = buffer_types(fresh), buffer_types(model)
+    else:
+        odd = any(_made_otherwise(model, name) for name in rounded_buffers(model) or ())
+        there, here = [str(model.dtype)], [str(model.dtype) + " rounded to a half type" * odd]
     if there != here:
         warn(
             f"the base has RoPE's frequencies, or other buffers, in {', '.join(here)}, and no export can hold them: it "
@@ -96,6 +98,16 @@ def warn_of_rounded_buffers(model: Any, cls: type[PreTrainedModel]) -> None:
             "ctrl.load), and export that",
             stacklevel=3,
         )
+
+
+def _made_otherwise(model: Any, name: str) -> bool:
+    """Whether the base's class makes a buffer with other values; of a module without weights."""
+    path, _, own = name.rpartition(".")
+    if any(True for _ in model.get_submodule(path).parameters()):
+        return False
+    module = copy.deepcopy(model.get_submodule(path))
+    _make_buffers(module, model)
+    return not torch.equal(module.get_buffer(own), model.get_buffer(name))
 
 
 def _make_buffers(module: nn.Module, around: Any) -> None:

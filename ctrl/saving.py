@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ctrl.checkpoint import (
     WEIGHTS_FILE,
@@ -24,8 +26,17 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError, warn
 from ctrl.expansion import take_off
-from ctrl.facts import base_facts, buffer_types
-from ctrl.fingerprint import fingerprint, holds_more, part_prints, rest_print, same_base, samples_of
+from ctrl.facts import base_facts, buffer_types, rounded_buffers
+from ctrl.fingerprint import (
+    fingerprint,
+    holds_more,
+    packed_print,
+    packed_samples,
+    part_prints,
+    rest_print,
+    same_base,
+    samples_of,
+)
 from ctrl.generation import agree
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers, other_kinds
@@ -116,6 +127,12 @@ def _base(
 ) -> PreTrainedModel:
     """Return the base model; load it if it is given by name, by default as it was in training."""
     if isinstance(base_model, str | os.PathLike):
+        made = saved.get("class", "")
+        if hasattr(transformers, made) and made not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            raise CheckpointError(
+                f"the base in training was a {made}, and a name is loaded as a causal language model: pass the model "
+                f"itself, transformers.{made}.from_pretrained({str(base_model)!r}, ...)"
+            )
         if not {"dtype", "torch_dtype"} & kwargs.keys() and "dtype" in saved:
             kwargs["dtype"] = _dtype(saved["dtype"])
         if config.divergence == "attention":
@@ -159,6 +176,7 @@ def _check_base(
         )
     rows = "" if allow_other else other_rows(saved, here)
     now = {**here, "buffers": buffer_types(model), "quantised": kinds(model)}
+    now |= {"packed": packed_print(packed_samples(model)), "rounded": rounded_buffers(model)}
     for other in filter(None, (rows, other_buffers(saved, now), other_kinds(saved, now))):
         warn(f"{folder}: {other}", stacklevel=3)
     if same is None and named and saved["name"] != here["name"] and not allow_other:

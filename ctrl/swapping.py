@@ -9,15 +9,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ctrl.changes import changed, warn_if_changed
+from ctrl.changes import changed, repacked, warn_if_changed
 from ctrl.computes import computes, differences
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError, warn
 from ctrl.expansion import Expansion, put_on, take_off
-from ctrl.fingerprint import fingerprint, part_prints, same_base
+from ctrl.fingerprint import fingerprint, packed_print, packed_samples, part_prints, same_base
+from ctrl.mark import other_kinds
 from ctrl.offloaded import is_offloaded
 from ctrl.precision import HALF, HalfComputing
+from ctrl.quantised import kinds
 from ctrl.saving import load
 from ctrl.sharded import sharded
 from ctrl.structure import decoder_layers
@@ -80,7 +82,8 @@ def _refuse_changed(base: Any, sums: Sums) -> None:
     The fingerprint, a sample, would miss a few rows of the embeddings.
     """
     moved = set(map(id, changed(base, sums=sums)))
-    if names := [name for name, tensor in base.state_dict(keep_vars=True).items() if id(tensor) in moved]:
+    names = [name for name, tensor in base.state_dict(keep_vars=True).items() if id(tensor) in moved]
+    if names := names + (repacked(base) if isinstance(base, ControlModel) else []):
         raise ConfigError(
             f"{len(names)} weights of the base have changed since it was expanded (first: {names[0]}), so the other "
             "expansion would run on another base: ctrl.save this one, and ctrl.load the other onto the base anew "
@@ -130,6 +133,9 @@ def _check_base(base: Any, other: Expansion, sums: Sums, allow_other: bool) -> N
             f"this expansion was made on a base whose config computes something else: {different} (allow_other_base="
             "True puts it onto this one)"
         )
+    kinds_here = {"quantised": kinds(base), "packed": packed_print(packed_samples(base))}
+    if other_base := other_kinds({**kinds_here, "packed": packed_print(control.packed)}, kinds_here):
+        warn(other_base, stacklevel=4)
     if len(decoder_layers(base)) != control.total or ((same is False or rows) and not allow_other):
         raise ConfigError(
             "this expansion was made on another base model, or on other weights of this one: put it onto its own base "

@@ -171,11 +171,21 @@ def refuse_options(trainer: Any) -> None:
             "use_vllm=True samples with vLLM, which has no expanded layers: the replies would be those of the base, "
             "not of the model that trains. Set use_vllm=False"
         )
-    if getattr(getattr(trainer, "args", None), "sync_ref_model", False) is True:
+    syncs = getattr(getattr(trainer, "args", None), "sync_ref_model", False) is True
+    if syncs and not _alike(getattr(trainer, "model", None), getattr(trainer, "ref_model", None)):
         raise ConfigError(
             "sync_ref_model=True writes the model's parameters into the reference's one by one, and an expanded model "
-            "has more of them than its base: frozen weights would be overwritten. Set sync_ref_model=False"
+            "has more of them than its base: frozen weights would be overwritten. Set sync_ref_model=False, or give "
+            "ref_model a copy.deepcopy of the expanded model"
         )
+
+
+def _alike(model: Any, reference: Any) -> bool:
+    """Whether two models have the same parameters, as a copy.deepcopy of an expanded model has."""
+    if not isinstance(model, torch.nn.Module) or not isinstance(reference, torch.nn.Module):
+        return False
+    shapes = [[parameter.shape for parameter in one.parameters()] for one in (model, reference)]
+    return shapes[0] == shapes[1]
 
 
 def _look_at_trainer_above(model: Any) -> None:

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,7 +16,9 @@ from transformers import Trainer, TrainingArguments
 
 import ctrl
 from ctrl.changes import changed
+from ctrl.expansion import take_off
 from tests.helpers.named_bases import named, one_row, saved
+from tests.helpers.quantised import QUANTISED
 from tests.helpers.tiny_llama import IDS
 
 
@@ -129,6 +132,66 @@ def test_a_small_change_of_a_part_is_saved_and_said(
     assert torch.equal(again.get_parameter(part), model.get_parameter(part))
     with pytest.warns(UserWarning, match=f"1 frozen parameters have changed since .first: {part}"):
         enter(model)
+
+
+@pytest.mark.parametrize("offload", [accelerate.cpu_offload, None])
+@pytest.mark.parametrize("kind", ["floats", "fake int8", "fake packed"])
+@pytest.mark.parametrize("part", ["model.norm.weight", "model.layers.0.input_layernorm.weight", "lm_head.weight"])
+def test_floats_of_quantised_and_offloaded_bases_that_changed_are_saved(
+    part: str, kind: str, offload: Any, tmp_path: Path
+) -> None:
+    """A part that trained and was frozen again, or adapters that were merged into it."""
+    base: Any = (lambda: named("base")) if kind == "floats" else QUANTISED[kind]
+    model: Any = ctrl.expand(base(), ctrl.ControlConfig(layers=2)).eval()
+    with torch.no_grad():
+        model.get_parameter(part).mul_(1.5)
+    expected = model(IDS).logits
+    if offload is not None:
+        offload(model, execution_device="cpu")
+    ctrl.save(model, tmp_path)
+    assert torch.equal(ctrl.load(base(), tmp_path).eval()(IDS).logits, expected)
+    with pytest.warns(UserWarning, match=f"1 frozen parameters have changed since .first: {part}"):
+        enter(model)
+
+
+def merged_in(model: Any, kind: str) -> Any:
+    """Write into a quantised matrix, as a merge of adapters into it does."""
+    packed = model.get_submodule("model.layers.0.self_attn.q_proj")
+    columns = (packed.qweight if kind == "fake packed" else packed.weight.data)[:, :8]
+    columns.copy_((columns.float() / 2).to(columns.dtype))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["fake int8", "fake packed", "fake float8"])
+def test_quantised_weights_that_changed_are_said_wherever_they_are_used(kind: str, tmp_path: Path) -> None:
+    def model() -> Any:
+        return ctrl.expand(QUANTISED[kind](), ctrl.ControlConfig(layers=2)).eval()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = ctrl.save(model(), tmp_path / "before")
+        enter(own := model())
+        assert ctrl.swap(own, before, allow_other_base=False) is not None
+        ctrl.load(QUANTISED[kind](), before)
+    weight = r"model\.layers\.0\.self_attn\.q_proj\.q?weight"
+    with pytest.warns(UserWarning, match=rf"1 quantised weights .* changed since it was expanded \(first: {weight}"):
+        after = ctrl.save(merged_in(model(), kind), tmp_path / "after")
+    for use in (enter, ctrl.unload):
+        with pytest.warns(UserWarning, match=rf"1 frozen parameters have changed since .first: {weight}"):
+            use(merged_in(model(), kind))
+    with pytest.raises(ctrl.ConfigError, match=rf"1 weights of the base have changed .* \(first: {weight}"):
+        ctrl.swap(merged_in(model(), kind), before)
+    for folder in (before, after):  # another revision: the folder is of the base as it was
+        with pytest.warns(
+            UserWarning, match="the quantised weights of this base are not those of the base in training"
+        ):
+            ctrl.load(merged_in(QUANTISED[kind](), kind), folder)
+    other = ctrl.expand(merged_in(QUANTISED[kind](), kind), ctrl.ControlConfig(layers=2))
+    with pytest.warns(UserWarning, match="the quantised weights of this base are not those of the base in training"):
+        other.load_state_dict(load_file(before / "model.safetensors"), strict=False)
+    expansion = take_off(model())
+    with pytest.warns(UserWarning, match="the quantised weights of this base are not those of the base in training"):
+        ctrl.swap(merged_in(QUANTISED[kind](), kind), expansion)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

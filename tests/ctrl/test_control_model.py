@@ -62,8 +62,11 @@ def test_padding_does_not_change_the_divergence() -> None:
 @pytest.mark.parametrize("values", [{"divergence": "none"}, {"divergence_weight": 0.0}, {"structure": "stack"}])
 def test_where_no_divergence_is_wanted_none_is_missed(values: dict[str, Any]) -> None:
     ids = sequences()[0]["input_ids"][None]
-    model = ctrl.expand(tiny(), ctrl.ControlConfig(**{"layers": 2, **values})).train()
+    model = ctrl.expand(tiny(), ctrl.ControlConfig(**{"layers": 2, "interpolation": "proj", **values})).train()
     other = expanded().train()
+    batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
+    model(**batch).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)  # P of proj is frozen
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model(ids)
@@ -74,6 +77,25 @@ def test_where_no_divergence_is_wanted_none_is_missed(values: dict[str, Any]) ->
         other.eval()(ids)
     with pytest.warns(UserWarning, match="Pass the labels to the model"):
         other.train()(ids)
+
+
+class LossSetLater(LlamaForCausalLM):
+    def forward(self, input_ids: Any = None, labels: Any = None, **given: Any) -> Any:
+        out = super().forward(input_ids, **given)
+        if labels is not None:
+            out.loss = self.loss_function(out.logits, labels, self.config.vocab_size, **given)
+        return out
+
+
+def test_a_loss_that_a_forward_sets_on_its_output_is_the_lm_loss() -> None:
+    """The first field of such an output is the logits."""
+    model, other = expanded(), LossSetLater(tiny().config)
+    other.load_state_dict(tiny().state_dict())
+    ctrl.expand(other, model.control.config).load_state_dict(model.state_dict())
+    ids = sequences()[0]["input_ids"][None]
+    wanted, found = (one(input_ids=ids, labels=ids) for one in (model, other))
+    for name in ("loss", "lm_loss", "divergence"):
+        torch.testing.assert_close(found[name], wanted[name])
 
 
 def test_deepcopy_after_a_forward_is_independent() -> None:

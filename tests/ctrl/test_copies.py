@@ -24,6 +24,7 @@ from ctrl.errors import ConfigError
 from ctrl.layer import expanded_layers
 from ctrl.structure import decoder_layers
 from tests.helpers import reference
+from tests.helpers.architectures import build as build_architecture
 from tests.helpers.families import SHAPE, build, left_padded, perturb
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
@@ -312,4 +313,6 @@ def test_norms_that_a_copy_has_not_are_said(mix: Any) -> None:
     before = model(IDS).logits
     with pytest.raises(ConfigError, match="BertLayer has no norm of its own to relax"):
         ctrl.expand(model, ControlConfig(layers=1, norm_mix=mix))
+    with pytest.raises(ConfigError, match="DbrxBlock has no norm of its own to relax"):  # a block is called a norm
+        ctrl.expand(build_architecture("dbrx"), ControlConfig(layers=1, norm_mix=mix))
     assert torch.equal(model(IDS).logits, before)

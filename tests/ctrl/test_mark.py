@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,24 @@ def test_a_base_of_another_type_is_said(saved: Path) -> None:
         changed(dtype=torch.bfloat16).load_state_dict(weights, False)
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda mark: mark[:-40], torch.zeros_like, lambda mark: mark[:0], torch.Tensor.float]
+)
+def test_a_damaged_mark_is_named(saved: Path, damage: Any, tmp_path: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    weights[MARK] = damage(weights[MARK])
+    shutil.copytree(saved, tmp_path / "copied")
+    save_file(weights, tmp_path / "copied" / "model.safetensors")
+    with pytest.raises(
+        ctrl.CheckpointError, match=r"tensor 'control.description', .* is damaged .*copy the file again"
+    ):
+        changed().load_state_dict(weights, False)
+    with pytest.raises(
+        ctrl.CheckpointError, match=r"tensor 'control.description', .* is damaged .*copy the file again"
+    ):
+        ctrl.load(build("llama", 0), tmp_path / "copied")
+
+
 def test_files_from_before_have_no_mark(saved: Path, tmp_path: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     del weights[MARK]
@@ -106,21 +125,29 @@ def test_trainer_resumes_its_own_and_refuses_others(tmp_path: Path) -> None:
         trainer(expanded(layers=[0]), 4).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_frequencies_of_positions_that_were_rounded_are_said(dtype: torch.dtype, tmp_path: Path) -> None:
-    """`to(dtype)` rounds buffers that no file holds, so a base that is loaded by name computes something else."""
-    tiny().save_pretrained(tmp_path / "base")
-    model: Any = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").to(dtype).eval()
+def test_frequencies_of_positions_that_were_rounded_are_said(dtype: torch.dtype, back: bool, tmp_path: Path) -> None:
+    """`to(dtype)` rounds buffers that no file holds, so a base that is loaded by name computes something else.
+
+    back: and to fp32 again, which leaves weights as they were that had come from a half type.
+    """
+
+    def made() -> Any:
+        model: Any = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").to(dtype)
+        return model.float() if back else model
+
+    tiny().to(dtype).float().save_pretrained(tmp_path / "base")  # type: ignore[arg-type]
+    model = made().eval()
     ctrl.save(ctrl.expand(model, ctrl.ControlConfig(layers=2)), tmp_path / "saved")
-    with pytest.warns(
-        UserWarning, match="had RoPE's frequencies, or other buffers, in torch.*16, this one in torch.float32"
-    ):
+    types = "torch.float32 rounded to a half type" if back else "torch.*16"
+    said = f"had RoPE's frequencies, or other buffers, in {types}, this one in torch.float32,"
+    with pytest.warns(UserWarning, match=said):
         other = ctrl.load(tmp_path / "base", tmp_path / "saved").eval()
     assert not torch.equal(other(IDS).logits, model(IDS).logits)
-    with pytest.warns(UserWarning, match="had RoPE's frequencies"):
+    with pytest.warns(UserWarning, match=said):
         other.load_state_dict(load_file(tmp_path / "saved" / "model.safetensors"), strict=False)
-    base = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").to(dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        same = ctrl.load(base, tmp_path / "saved").eval()
+        same = ctrl.load(made(), tmp_path / "saved").eval()
     assert torch.equal(same(IDS).logits, model(IDS).logits)

@@ -106,7 +106,8 @@ def test_buffers_that_no_file_holds_are_said_if_they_are_rounded(dtype: torch.dt
     tiny().save_pretrained(tmp_path / "base")
     right = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
     rounded: Any = tiny().to(dtype)  # type: ignore[arg-type]
-    for base, said in ((right, 0), (rounded, 1)):
+    wide = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    for base, said in ((right, 0), (rounded, 1), (wide, 0), (tiny().to(dtype).float(), 1)):  # type: ignore[arg-type]
         model = ctrl.expand(base.eval(), ctrl.ControlConfig(layers=2))
         with torch.no_grad():
             perturb(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import warnings
@@ -208,6 +209,21 @@ def test_plain_models_are_refused(tmp_path: Path) -> None:
             use(tiny())
     with pytest.raises(ctrl.ConfigError, match="expanded already"):
         ctrl.expand(disturbed())
+
+
+@pytest.mark.parametrize("cls", [tf.LlamaForSequenceClassification, tf.LlamaModel, tf.LlamaForCausalLM])
+def test_a_base_by_name_that_is_no_causal_language_model_is_refused_with_the_reason(cls: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    cls(tiny().config).save_pretrained(tmp_path / "base")
+    model = ctrl.expand(cls.from_pretrained(tmp_path / "base"), ctrl.ControlConfig(layers=2))
+    folder, causal = ctrl.save(model, tmp_path / "saved"), cls is tf.LlamaForCausalLM
+    said = (
+        rf"in training was a {cls.__name__}, .*: pass the model itself, transformers\.{cls.__name__}\.from_pretrained"
+    )
+    with contextlib.nullcontext() if causal else pytest.raises(ctrl.CheckpointError, match=said):
+        ctrl.load(tmp_path / "base", folder)
+    again = ctrl.load(cls.from_pretrained(tmp_path / "base"), folder)
+    assert torch.equal(again.eval()(IDS)[0], model.eval()(IDS)[0])
 
 
 def test_a_base_by_name_runs_no_code_that_it_brings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

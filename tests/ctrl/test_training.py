@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import types
@@ -196,6 +197,9 @@ def test_compiled_passes_are_not_searched_for_padding(monkeypatch: pytest.Monkey
 class Synced:
     """Stands for a trainer of TRL that was not attached."""
 
+    model: Any = None
+    ref_model: Any = None
+
     def __init__(self, asked: bool) -> None:
         self.args = types.SimpleNamespace(sync_ref_model=asked)
 
@@ -208,6 +212,12 @@ def test_a_trainer_that_writes_into_the_base_is_refused_before_it_does() -> None
     with pytest.raises(ctrl.ConfigError, match=r"frozen weights would be overwritten\. Set sync_ref_model=False"):
         Synced(True).step(expanded().train())
     Synced(False).step(expanded().train())
+    for reference in (copy.deepcopy, ctrl.reference):  # of the expanded model, and of its base
+        trainer, model = Synced(True), expanded().train()
+        trainer.model, trainer.ref_model = model, reference(model)
+        refused = pytest.raises(ctrl.ConfigError, match="sync_ref_model=True")
+        with refused if reference is ctrl.reference else contextlib.nullcontext():
+            trainer.step(model)
 
 
 def half_trained(model: Any, part: str = "") -> list[str]:
