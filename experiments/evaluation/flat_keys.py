@@ -79,8 +79,7 @@ def set_key(evaluation: Mapping[str, Any], key: str, value: Any) -> dict[str, An
     """Return the section with one field set by its dotted key: `replies`, `suites.drift.replies`, `suites`, `every`.
 
     With a list as `suites`, each suite keeps its settings (lm_eval only if it is in the list); a mapping replaces the
-    settings of the suites it names.
-    Settings of a suite that is not in `suites` add it, unless the key is flat.
+    settings of the suites it names. Settings of a suite that is not in `suites` add it, unless the key is flat.
     """
     first, *rest = key.split(".")
     path = ["suites", *FLAT[first], *rest] if first in FLAT else [first, *rest]
