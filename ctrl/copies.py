@@ -25,6 +25,7 @@ from ctrl.structure import is_attention
 # Projections into the residual stream, by the names that model families use. A layer with zeros there is the identity.
 ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo", "out_lin")
 MLP_OUT = ("down_proj", "dense_4h_to_h", "c_proj", "fc2", "fc_out", "w2", "wo", "out_proj")
+MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")  # model types of `takes_lora`, as PEFT has them
 
 
 def copy_layer(layer: nn.Module, slot: int, model: PreTrainedModel, config: ControlConfig) -> nn.Module:
@@ -76,7 +77,7 @@ def add_lora(copied: nn.Module, rank: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ConfigError("expanded='lora' needs the package peft: pip install peft") from None
-    linears = {name: m for name, m in copied.named_modules() if _is_linear(m)}
+    linears = {name: m for name, m in copied.named_modules() if _is_linear(m) and takes_lora(copied, name)}
     if not linears:
         cls = original_class(copied).__name__
         raise ConfigError(f"expanded='lora' adapts nn.Linear and Conv1D modules, but {cls} has none: use 'full'")
@@ -89,13 +90,22 @@ def add_lora(copied: nn.Module, rank: int) -> None:
     inject_adapter_in_model(config, copied)
 
 
+def takes_lora(module: nn.Module, name: str) -> bool:
+    """Whether PEFT puts low-rank adapters on the linear layer of this name: Mamba's kernels read the last one's weight.
+
+    module: a model or a layer, with its `config`.
+    """
+    kind = getattr(getattr(module, "config", None), "model_type", None)
+    return not (kind in MAMBA and name.rpartition(".")[2] == "out_proj")
+
+
 def warn_of_frozen_matrices(copies: Iterable[nn.Module]) -> None:
     """Warn of matrices that no adapter trains, once for all low-rank copies that have the same ones."""
     found = dict.fromkeys((original_class(copied).__name__, _frozen_matrices(copied)) for copied in copies)
     for cls, names in ((cls, names) for cls, names in found if names):
         warn(
-            f"expanded='lora' adapts nn.Linear and Conv1D modules only; these weights of {cls} stay as pretrained: "
-            f"{', '.join(names)}. expanded='full' trains them",
+            f"expanded='lora' adapts nn.Linear and Conv1D modules only (of Mamba not out_proj, which PEFT refuses); "
+            f"these weights of {cls} stay as pretrained: {', '.join(names)}. expanded='full' trains them",
             stacklevel=3,
         )
 

@@ -74,8 +74,9 @@ def run_command(args: argparse.Namespace) -> int:
     from experiments.training.launcher import is_main_process
 
     quiet()
-    config = load_config(args.config, overrides(args.set))
-    check_settings(config)
+    given = overrides(args.set)
+    config = load_config(args.config, given)
+    check_settings(config, given)
     outcome = run_experiment(config, args.root, args.fresh, say, force=args.force)
     if not is_main_process():
         return 0  # the first process says what came of it; a code of ours would end it before it has

@@ -170,6 +170,9 @@ def _streams(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: 
 
 def _matrix(run: ComparedRun, draws: int, seed: int) -> Array:
     sides = (run.base, *(run.checkpoints[step] for step in run.stages.values()))
+    there = {r.task for r in run.base if r.suite == "new"}
+    if lost := [task for task in run.stages if task not in there]:  # of a run alone `stream_matrix` says why
+        raise ValueError(f"no item of task {lost[0]!r} is common to all runs and stages")
     return stream_matrix([[r for r in side if r.suite == "new"] for side in sides], list(run.stages), draws, seed)
 
 

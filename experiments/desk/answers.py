@@ -34,8 +34,9 @@ LONGEST = 400  # characters of a cell
 class Answers:
     """Lost, won and kept answers of the arms of a run: a table with filters in a notebook, `frame` for more.
 
-    The rule: of each arm and each word (lost, won, kept) the `count` answers whose right option changed most in its
-    lead over the best wrong one. Answers in free text have no such lead, and keep their order.
+    Questions are counted: one that is asked in two forms has two answers, and is here once for each word. The rule: of
+    each arm and each word (lost, won, kept) the `count` answers whose right option changed most in its lead over the
+    best wrong one. Answers in free text have no such lead, and keep their order.
     """
 
     def __init__(self, found: Mapping[str, Sequence[tuple[str, Turned]]], count: int) -> None:
@@ -81,12 +82,14 @@ class Answers:
         return rows
 
     def _words(self) -> str:
-        """Say how many there are in all, for example `full 0.001: 12 lost, 4 won, 80 kept`."""
+        """Say of how many questions there are some, for example `full 0.001: 12 lost, 4 won, 80 kept`."""
         texts = []
         for arm, ones in self.found.items():
             counts = Counter(word for word, _ in ones)
             texts.append(f"{arm}: " + ", ".join(f"{counts[word]} {word}" for word in WORDS))
-        return "; ".join(texts) + f". Below, of each the {self.count} whose right option changed most in its lead."
+        counted = "Questions with a lost, won or kept answer (one that is asked in two forms has two answers): "
+        rule = f"Below, of each the {self.count} whose right option changed most in its lead."
+        return f"{counted}{'; '.join(texts)}. {rule}"
 
 
 def answers(

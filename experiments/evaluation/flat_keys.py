@@ -78,8 +78,8 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 def set_key(evaluation: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     """Return the section with one field set by its dotted key: `replies`, `suites.drift.replies`, `suites`, `every`.
 
-    With a list as `suites`, each suite keeps its settings; a mapping replaces the settings of the suites it names.
-    Settings of a suite that is not in `suites` add it, unless the key is flat.
+    With a list as `suites`, each suite keeps its settings (lm_eval only if it is in the list); a mapping replaces the
+    settings of the suites it names. Settings of a suite that is not in `suites` add it, unless the key is flat.
     """
     first, *rest = key.split(".")
     path = ["suites", *FLAT[first], *rest] if first in FLAT else [first, *rest]
@@ -87,6 +87,8 @@ def set_key(evaluation: Mapping[str, Any], key: str, value: Any) -> dict[str, An
     if path == ["suites"]:
         fields["suites"], given = _named(value)
         settings |= given
+        if isinstance(fields["suites"], list) and "lm_eval" not in fields["suites"]:
+            settings.pop("lm_eval", None)  # its settings say which tasks, so they cannot stay without it
     elif path[0] == "suites" and isinstance(fields["suites"], list):
         if first not in FLAT and path[1] not in fields["suites"]:
             fields["suites"].append(path[1])

@@ -17,7 +17,7 @@ from ctrl.structure import decoder_layers
 from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
 from experiments.methods.base import MethodContext, Tuning
-from experiments.methods.low_rank import linear_names
+from experiments.methods.low_rank import linear_names, lora_names
 from experiments.methods.reference import has_base
 
 OWN = {  # fields of PEFT that the bench sets
@@ -41,8 +41,9 @@ STARTS = {  # of init_lora_weights -> why it would not be what its name says
 }
 IDLE = ("use_qalora", "qalora_group_size", "megatron_config", "megatron_core")  # fields for layers of other libraries
 OWN_TARGETS = ("ia3", "ln_tuning", "trainable_tokens")  # types that are defined by what they adapt
+LIKE_LORA = ("lora", "randlora")  # types that PEFT puts on fewer layers
 PROBE = 8  # tokens of the pass that compares the start with the base
-ROUNDING = 1e-4  # of the largest logit
+ROUNDING, AGAIN = 1e-4, 1e-6  # of the largest logit: of the start, and of the base that comes back (Mamba: 4e-7)
 
 
 class Peft(Tuning):
@@ -75,7 +76,7 @@ class Peft(Tuning):
 
     def linear_layers(self, model: PreTrainedModel) -> list[str] | None:
         named = self.type in OWN_TARGETS or {"target_modules", "target_parameters"} & (self.model_extra or {}).keys()
-        return None if named else linear_names(model, self.targets)
+        return None if named else self._linear(model)
 
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         try:
@@ -101,10 +102,13 @@ class Peft(Tuning):
         _check_merge(adapted)
         return adapted
 
+    def _linear(self, model: PreTrainedModel) -> list[str]:
+        return (lora_names if self.type in LIKE_LORA else linear_names)(model, self.targets)
+
     def _config(self, model: PreTrainedModel) -> Any:
         config_class, targets = config_of(self.type), {}
         if self.type not in OWN_TARGETS:
-            targets = {"target_modules": linear_names(model, self.targets)}
+            targets = {"target_modules": self._linear(model)}
         self._check_names(model)
         given = {name: checked(config_class, name, value) for name, value in (self.model_extra or {}).items()}
         return config_class(**{"task_type": "CAUSAL_LM", **targets, **given})
@@ -130,14 +134,13 @@ class Peft(Tuning):
 
     def _check_start(self, model: Any, base: Tensor) -> None:
         """Raise ConfigError if the model does not start as the base, or if the base cannot be had from it again."""
-        difference = float((probe(model) - base).abs().max() / base.abs().max())
-        if difference > ROUNDING:
+        if (difference := _apart(model, base)) > ROUNDING:
             raise ConfigError(
                 f"peft: type {self.type!r} does not start as the base model with these fields (its logits differ by "
                 f"{difference:.1g} of the largest one): look for a field such as init_weights that starts it at zero"
             )
         with model.disable_adapter():
-            if has_base(model) and not torch.equal(probe(model), base):
+            if has_base(model) and _apart(model, base) > AGAIN:
                 raise ConfigError(f"peft: type {self.type!r} changes the base's weights, and they do not come back")
 
 
@@ -187,6 +190,11 @@ def probe(model: Any) -> Tensor:
     logits: Tensor = model(input_ids=ids).logits
     model.train(training)
     return logits.float()
+
+
+def _apart(model: Any, base: Tensor) -> float:
+    """Return the largest difference of a model's logits from the base's, as a share of the largest one."""
+    return float((probe(model) - base).abs().max() / base.abs().max())
 
 
 def _check_merge(model: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ctrl.config import MAX_RANK
+from ctrl.copies import takes_lora
 from ctrl.sharded import write_once
 from ctrl.structure import decoder_layers, is_attention
 from experiments.methods.base import MethodContext, Tuning
@@ -29,7 +30,7 @@ class Lora(Tuning):
     targets: Literal["all", "mlp"] = Field("all", description="linear layers that get an adapter; never the head")
 
     def linear_layers(self, model: PreTrainedModel) -> list[str] | None:
-        return linear_names(model, self.targets)
+        return lora_names(model, self.targets)
 
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
         return self._adapted(model, context)
@@ -51,7 +52,7 @@ class Lora(Tuning):
             lora_dropout=self.dropout,
             use_rslora=self.scale_by_root,
             use_dora=self.by_direction,
-            target_modules=linear_names(model, self.targets),
+            target_modules=lora_names(model, self.targets),
             **settings,
         )
 
@@ -140,6 +141,11 @@ def linear_names(model: PreTrainedModel, targets: str) -> list[str]:
     linear = {id(m) for layer in decoder_layers(model) for m in layer.modules() if _is_linear(m)}
     attention = {id(m) for a in model.modules() if is_attention(a) for m in a.modules()} if targets == "mlp" else set()
     return [name for name, m in model.named_modules() if id(m) in linear and id(m) not in attention]
+
+
+def lora_names(model: PreTrainedModel, targets: str) -> list[str]:
+    """List `linear_names` without those that PEFT refuses to put low-rank adapters on."""
+    return [name for name in linear_names(model, targets) if takes_lora(model, name)]
 
 
 def not_linear(model: PreTrainedModel) -> tuple[float, list[str]]:

@@ -16,7 +16,7 @@ from experiments.data.base_text import BaseText
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
 from experiments.methods.config import ArmConfig
-from experiments.methods.low_rank import not_linear
+from experiments.methods.low_rank import linear_names, lora_names, not_linear
 from experiments.models.positions import alike_up_to, embedding_rows, positions, trained_positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
@@ -63,6 +63,12 @@ def passed_over(config: ExperimentConfig, model: PreTrainedModel) -> Iterator[st
             f"not train ({', '.join(names)}). To adapt them: "
             "train: {peft: {type: lora, target_parameters: [NAME, ...]}}"
         )
+    refused = {*linear_names(model, "all")} - {*lora_names(model, "all")} if arms else set()
+    found = {arm.name: arm.build().tuning for arm in config.arms}
+    low = [name for name, t in found.items() if t.adapts and refused.isdisjoint(t.linear_layers(model) or refused)]
+    if refused and low:
+        kinds = ", ".join(sorted({name.rpartition(".")[2] for name in refused}))
+        yield f"{', '.join(low)}: PEFT puts no low-rank adapters on {kinds} of this model, so it stays as it is"
 
 
 def check_tokens(config: ExperimentConfig, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,6 +17,7 @@ from experiments.config import ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
 from experiments.data.tables import kind
+from experiments.evaluation.flat_keys import place_of
 from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
 from experiments.methods.tuning import Control, Partial
@@ -42,9 +43,17 @@ def check_fields(config: ExperimentConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def check_settings(config: ExperimentConfig) -> None:
-    """Raise ConfigError for settings of suites that are not measured."""
-    for name in sorted(config.evaluation.unused_settings()):
+def check_settings(config: ExperimentConfig, given: Collection[str] = ()) -> None:
+    """Raise ConfigError for settings of suites that are not measured.
+
+    given: keys that are set over those of the file. If `evaluation.suites` is one of them, settings that the file has
+    for other suites may stay.
+    """
+    unused = config.evaluation.unused_settings()
+    if "evaluation.suites" in given:
+        places = [place for place in map(place_of, given) if place[:2] == ("evaluation", "suites") and len(place) > 2]
+        unused = {place[2] for place in places} - set(config.evaluation.suites)
+    for name in sorted(unused):
         raise ConfigError(f"evaluation: the settings of {name} have no effect: add {name} to suites, or leave them out")
 
 

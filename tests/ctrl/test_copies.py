@@ -26,6 +26,7 @@ from ctrl.structure import decoder_layers
 from tests.helpers import reference
 from tests.helpers.architectures import build as build_architecture
 from tests.helpers.families import SHAPE, build, left_padded, perturb
+from tests.helpers.readers import build_other
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 
@@ -114,6 +115,18 @@ def test_weights_that_no_adapter_reaches_are_named_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ctrl.expand(tiny(), ctrl.ControlConfig(layers=2, expanded="lora"))
+
+
+def test_low_rank_copies_of_mamba_have_no_adapter_that_peft_refuses() -> None:
+    model, ids = build_other("mamba"), torch.arange(8)[None]
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        with pytest.warns(UserWarning, match=r"of Mamba not out_proj, .* stay as pretrained: mixer\.A_log, .*out_proj"):
+            expanded = ctrl.expand(model, ControlConfig(layers=1, expanded="lora"))
+        torch.testing.assert_close(expanded(input_ids=ids).logits, before)
+    adapted = {n.split(".lora_")[0].rpartition(".")[2] for n, p in expanded.named_parameters() if p.requires_grad}
+    assert {"in_proj", "x_proj"} <= adapted
+    assert "out_proj" not in adapted
 
 
 def test_a_refused_low_rank_copy_leaves_the_base_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,8 +121,8 @@ class DriftSuite(DrawnSuite):
         ]
 
     def _text(self) -> Iterator[Given]:
-        tokens = self.settings.text_tokens
-        for i, window in enumerate(text_windows(self.tokenizer, tokens) if tokens else ()):
+        tokens, field = self.settings.text_tokens, "evaluation.suites.drift.text_tokens"
+        for i, window in enumerate(text_windows(self.tokenizer, tokens, field) if tokens else ()):
             yield Given(
                 TEXT, f"window {i}", str(self.tokenizer.decode(window)), Reply(tuple(window[:1]), tuple(window[1:]))
             )

@@ -57,14 +57,16 @@ class TextSuite(Suite):
         ]
 
 
-def text_windows(tokenizer: PreTrainedTokenizerBase, tokens: int) -> list[list[int]]:
+def text_windows(
+    tokenizer: PreTrainedTokenizerBase, tokens: int, field: str = "evaluation.suites.text.tokens"
+) -> list[list[int]]:
     """Return the first `tokens` tokens of a public-domain story (In the Year 2889) in windows (`windows_of`).
 
-    Raises ConfigError if the story is shorter in this tokenizer.
+    Raises ConfigError, which names the field, if the story is shorter in this tokenizer.
     """
     ids = list(tokenizer(_story(), add_special_tokens=False)["input_ids"])
     if tokens > len(ids):
-        raise ConfigError(f"evaluation.suites.text.tokens={tokens}, but the text has only {len(ids)} tokens")
+        raise ConfigError(f"{field}={tokens}, but the text has only {len(ids)} tokens: lower it")
     return windows_of(ids[:tokens], added(tokenizer)[0])
 
 

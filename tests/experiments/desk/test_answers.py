@@ -62,6 +62,7 @@ def test_answers_of_the_new_task_are_there_too() -> None:
 def test_the_page_shows_as_many_as_asked_and_says_how_many_there_are() -> None:
     page = found()._repr_html_()
     assert len(re.findall("<tr>", page)) == 1 + 3  # the head, and one of each word
+    assert "Questions with a lost, won or kept answer" in page  # retention counts answers
     assert "full-0.001: 2 lost, 1 won, 2 kept" in page
     assert "<option>lost</option>" in page
 

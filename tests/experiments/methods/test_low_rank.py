@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from experiments.methods.adapters import Peft
 from experiments.methods.batches import single_rows
 from experiments.methods.low_rank import Corda, Lora, Rslora, linear_names
 from tests.helpers.engine import context, old_text
+from tests.helpers.readers import build_other
 from tests.helpers.tiny_llama import tiny
 
 
@@ -25,6 +28,16 @@ def test_targets_never_hold_the_head() -> None:
     every, mlp = (set(linear_names(tiny(), targets)) for targets in ("all", "mlp"))
     assert len(every) == 4 * 7
     assert mlp == {name for name in every if ".mlp." in name}
+
+
+@pytest.mark.parametrize(
+    "made", [Lora(), Peft.model_validate({"type": "lora"}), Peft.model_validate({"type": "oft", "oft_block_size": 4})]
+)
+def test_what_peft_refuses_of_mamba_stays_as_it_is(made: Lora | Peft) -> None:
+    """The arm failed in PEFT, after all others had trained."""
+    adapted: Any = made.prepare(build_other("mamba"), context())
+    known = {name.rpartition(".")[2] for name, m in adapted.named_modules() if hasattr(m, "base_layer")}
+    assert known == {"in_proj", "x_proj", "dt_proj", *(["out_proj"] if getattr(made, "type", "") == "oft" else [])}
 
 
 def test_corda_keeps_the_directions_that_old_text_uses() -> None:

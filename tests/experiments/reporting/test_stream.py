@@ -86,7 +86,10 @@ def test_streams_of_other_tasks_are_not_compared() -> None:
     assert "streams are of other tasks, or in another order" in " ".join(result.notes)
     lost = entry("c", RIGHT[-1], ("chain_sum", "gcd", "lcm"))
     result = compare([lost, replace(lost, name="d")], draws=100)
-    assert "no figures of the stream: task 'lcm'" in " ".join(result.notes)
+    assert "no figures of the stream: no item of task 'lcm' is common to all runs and stages" in result.notes
+    others = [replace(r, item=f"other {r.item}") for r in lost.base if r.suite == "new"]
+    result = compare([entry("a", RIGHT[-1]), replace(entry("b", RIGHT[-1]), base=[*others, *KEPT])], draws=100)
+    assert f"no figures of the stream: no item of task {TASKS[0]!r} is common to all runs and stages" in result.notes
 
 
 def test_the_table_shows_arms_that_came_to_the_end_and_when_stages_ended() -> None:

@@ -122,6 +122,15 @@ def test_arms_that_pass_over_stacked_experts_are_said(arm: dict[str, Any]) -> No
     assert not list(passed_over(config, tiny()))
 
 
+@pytest.mark.parametrize(
+    ("arm", "said"), [(LORA, True), ({"method": "half"}, False), ({"train": {"peft": {"type": "oft"}}}, False)]
+)
+def test_layers_that_peft_refuses_are_said(arm: dict[str, Any], said: bool) -> None:
+    lines = list(passed_over(of_arm(arm), build_other("mamba")))
+    line = "x: PEFT puts no low-rank adapters on out_proj of this model, so it stays as it is"
+    assert lines == [line] * said
+
+
 @pytest.mark.parametrize("arm", [{"method": "full"}, {"method": "partial"}, {"train": {"peft": EXPERTS}}])
 def test_arms_that_train_experts_pass_over_none(arm: dict[str, Any]) -> None:
     assert not list(passed_over(of_arm(arm), families.build("mixtral")))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.common.paths import SHIPPED
+from experiments.common.yaml_values import dump_yaml
 from experiments.config import load_config, parse_config
 from experiments.runs.unused import check_fields, check_settings, notes, unused_fields
 
@@ -136,6 +138,22 @@ def test_all_faults_come_at_once() -> None:
     values = {"name": "x", "arms": [ARM], "data": OLD, "training": {"min_lr_ratio": 0.5}}
     with pytest.raises(ConfigError, match=r"(?s)data\.old is read by no arm.*training\.min_lr_ratio has no effect"):
         check_fields(parse_config(values))
+
+
+def test_suites_that_are_set_leave_the_settings_that_the_file_has_for_others(tmp_path: Path) -> None:
+    suites = {"new": {}, "kept": {"items": 8}, "drift": {"replies": 8}, "lm_eval": {"kept": ["mmlu"]}}
+    file = tmp_path / "a.yaml"
+    file.write_text(dump_yaml({"name": "x", "arms": [ARM], "evaluation": {"suites": suites}}))
+    given: dict[str, Any] = {"evaluation.suites": ["new", "kept"], "evaluation.kept_items": 4}
+    config = load_config(file, given)
+    check_settings(config, given)
+    assert config.evaluation.suites == ("new", "kept")
+    assert config.evaluation.settings("kept").items == 4
+    assert parse_config(config.to_dict()).digest() == config.digest()
+    for key, value in (("evaluation.replies", 4), ("evaluation.suites.drift.replies", 4), ("evaluation.lm_eval", {})):
+        both = {key: value, **given}
+        with pytest.raises(ConfigError, match=r"the settings of (drift|lm_eval) have no effect: add .* to suites"):
+            check_settings(load_config(file, both), both)
 
 
 def test_what_is_held_out_for_a_suite_that_is_not_measured_is_said() -> None:

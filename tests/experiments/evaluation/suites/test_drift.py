@@ -23,6 +23,9 @@ from tests.helpers.small_run import make_suite, small_config
 def test_too_much_text_or_too_many_replies(base: str, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ConfigError, match=r"suites\.text\.tokens=1000000, but the text has only \d+ tokens"):
         text_windows(tokenizer, 1_000_000)
+    config = small_config(base, evaluation={"suites": {"drift": {"text_tokens": 1_000_000}}})
+    with pytest.raises(ConfigError, match=r"suites\.drift\.text_tokens=1000000, but the text has only .*: lower it"):
+        make_suite(DriftSuite, config, tokenizer)
     config = small_config(base, evaluation={"replies": 100})
     with pytest.raises(ConfigError, match=rf"drift\.replies=100, but there are only {len(PROMPTS)} general"):
         make_suite(DriftSuite, config, tokenizer)
