@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from experiments.common.files import pid_namespace
 from experiments.common.hashing import sha256
 
 PACKAGES = (
@@ -47,7 +48,7 @@ def process_tags() -> dict[str, str]:
         "pid_started": f"{psutil.Process().create_time():.0f}",
         "pid_ticks": _ticks(os.getpid()),
     }
-    known = {"machine_id": _machine_id(), "pid_namespace": _pid_namespace()}
+    known = {"machine_id": _machine_id(), "pid_namespace": pid_namespace()}
     return tags | {name: value for name, value in known.items() if value}
 
 
@@ -64,7 +65,7 @@ def process_state(tags: Mapping[str, str]) -> bool | None:
         return None
     if tags.get("boot_id") != _boot_id():
         return False
-    if tags.get("pid_namespace", _pid_namespace()) != _pid_namespace():  # of a container that has the host's name
+    if tags.get("pid_namespace", pid_namespace()) != pid_namespace():  # of a container that has the host's name
         return None
     try:
         process = psutil.Process(int(tags["pid"]))
@@ -164,14 +165,6 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return f"{psutil.boot_time() // 60:.0f}"
-
-
-def _pid_namespace() -> str:
-    """Return the id of the namespace in which this process has its id, or an empty text."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
 
 
 def _cpu_model() -> str:

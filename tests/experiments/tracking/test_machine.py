@@ -37,7 +37,7 @@ def test_two_containers_of_one_host_name_do_not_judge_each_others_processes(monk
     """As with the network of the host: name, boot and machine are the same, ids of processes are not."""
     mine = process_tags()
     assert process_state(mine) is True
-    monkeypatch.setattr(machine, "_pid_namespace", lambda: "pid:[1]")
+    monkeypatch.setattr(machine, "pid_namespace", lambda: "pid:[1]")
     assert process_state(mine) is None
     assert process_alive(mine)
     assert process_state({**mine, "boot_id": "before the restart"}) is False
