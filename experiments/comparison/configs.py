@@ -65,6 +65,12 @@ def graders_of(folder: Path) -> str:
     return ", ".join(sorted({json.dumps(one.get("grader") or "exact") for one in tables}))
 
 
+def room_of(folder: Path) -> dict[tuple[str, str], int]:
+    """Return the most tokens of a reply by suite and task; nothing of earlier versions, which did not note it."""
+    noted = read_note(folder / "base" / "timing.json").get("room", {})
+    return {(suite, task): most for suite, tasks in noted.items() for task, most in tasks.items()}
+
+
 def read_stages(folder: Path) -> dict[str, int]:
     """Find the last step of each stage; none if the run is no stream, or its config is of another version.
 

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.common.errors import CompareError
 from experiments.common.files import read_json, read_note
 from experiments.common.hashing import same_file
-from experiments.comparison.configs import MODEL, graders_of, named_arms, read_stages
+from experiments.comparison.configs import MODEL, graders_of, named_arms, read_stages, room_of
 from experiments.records import MEASURED, Estimate, Record, read_records
 from experiments.runs.result_file import MADE_FROM, check_files
 
@@ -29,7 +29,7 @@ class ComparedRun:
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
     method: empty if it is not known. remark: what else a reader must know of it. kept: the step of the weights that
     are there, if it is not the last one (`training.keep: best`). graded: by which graders the replies to the new task's
-    questions were, if that is known.
+    questions were, if that is known. room: most tokens of a reply by suite and task, if that is known.
     """
 
     name: str
@@ -45,6 +45,7 @@ class ComparedRun:
     remark: str = ""
     kept: int | None = None
     graded: str = ""
+    room: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def after(self) -> Sequence[Record]:
@@ -73,8 +74,8 @@ def read_arms(folder: Path) -> list[ComparedRun]:
         raise CompareError(str(error)) from error
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
-    begun, graded = {run.name for run in runs}, graders_of(folder)
-    runs = [replace(run, graded=graded) for run in runs]
+    begun, graded, room = {run.name for run in runs}, graders_of(folder), room_of(folder)
+    runs = [replace(run, graded=graded, room=room) for run in runs]
     return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named if name not in begun]
 
 

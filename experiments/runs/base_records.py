@@ -148,7 +148,7 @@ class BaseFolder:
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
             noted = {"seconds": found.seconds, "measured": found.measured, "precision": self.precision.name}
-            noted["with"] = self._with()
+            noted |= {"with": self._with(), "room": {n: dict(s.room) for n, s in self.suites.suites.items() if s.room}}
             self._keep(STATE, ITEMS, suites=asked(self.suites), **noted)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)

@@ -49,6 +49,21 @@ def test_replies_that_are_graded_in_several_ways_are_said(tmp_path: Path) -> Non
     assert said(folders[0], folders[2]) == []
 
 
+def test_replies_that_are_cut_at_several_lengths_are_said(tmp_path: Path) -> None:
+    """A base that has none right has the same answers with each."""
+    folders = [write_run(tmp_path / name, ARMS, n=40) for name in ("one", "other", "older")]
+    for folder, most in zip(folders, (26, 5), strict=False):
+        write_json(folder / "base" / "timing.json", {"room": {"new": {"sums": most, "not common": most}}})
+
+    def said(*sources: Path) -> list[str]:
+        notes = compare(read_runs([f"{folder}:full-0.001" for folder in sources]), draws=100).notes
+        return [note for note in notes if note.startswith("replies to new task sums are cut at several numbers of tok")]
+
+    (note,) = said(*folders)
+    assert note.endswith("so they do not compare: one:full-0.001 at 26, other:full-0.001 at 5")
+    assert said(folders[0], folders[2]) == []
+
+
 def test_a_gate_does_not_pass_without_the_names_of_all_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """An arm that has not begun has no folder: the config alone knows of it."""
     folder = write_run(tmp_path / "run", {"a-0.001": (0.0, 0.4)})
