@@ -234,6 +234,7 @@ def test_a_run_whose_questions_or_code_have_changed_measures_no_other_arm(
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
+        ("config.json", {"attention_dropout": 0.5}, r"other config \(attention_dropout is 0\.0 there, 0\.5 here\)"),
         ("config.json", {"rms_norm_eps": 0.5}, r"other config \(.*rms_norm_eps is 1e-06 there, 0.5 here"),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "other tokenizer than when small began"),
         (
