@@ -12,9 +12,10 @@ COMPUTES = (  # fields of a config that many families have, some by another name
     *("attn_logit_softcapping", "query_pre_attn_scalar", "residual_multiplier", "attention_multiplier"),
 )
 LENGTH_ROPES = ("dynamic", "longrope")  # positions that depend on `max_position_embeddings`
+TRAINING = r".*(dropout|pdrop|layerdrop|jitter|loss|aux_).*"  # fields that a model reads in training alone
 # fields that do not change what the same weights compute: training, start values, outputs, sizes that `base_facts` has
 IDLE = re.compile(
-    r"_.*|.*(dropout|pdrop|layerdrop|jitter|token_id|initializer|loss|aux_|kernels).*|init_.*|.*_init|summary_.*"
+    rf"_.*|{TRAINING}|.*(token_id|initializer|kernels).*|init_.*|.*_init|summary_.*"
     r"|classifier_.*|output_(hidden_states|attentions|router_logits|scores)|return_dict|use_cache|keys_to_ignore.*"
     r"|architectures|transformers_version|auto_map|dtype|torch_dtype|model_type|id2label|label2id|problem_type"
     r"|quantization_config|tie_word_embeddings|vocab_size|hidden_size|num_hidden_layers|max_position_embeddings"
@@ -39,6 +40,14 @@ def computes(config: Any) -> dict[str, Any]:
     known = {name: value for name, value in found.items() if isinstance(value, int | float | str)}
     more = {name: value for name, value in values.items() if not IDLE.fullmatch(name)}
     plain: dict[str, Any] = json.loads(json.dumps(known | more, default=str))
+    return plain
+
+
+def trains(config: Any) -> dict[str, Any]:
+    """Return the fields of a model's config that change how the same weights train: dropout, the router's loss, ..."""
+    values = config.get_text_config(decoder=True).to_dict()
+    found = {name: value for name, value in values.items() if re.fullmatch(TRAINING, name) and not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=str))
     return plain
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from experiments.cli.console import Commands, folder_or_page, show
 
@@ -49,9 +50,11 @@ def compare_command(args: argparse.Namespace) -> int:
 
 
 def gate_command(args: argparse.Namespace) -> int:
+    from experiments.comparison.configs import check_config
     from experiments.comparison.gate import by_task, gate
     from experiments.comparison.inputs import read_runs
 
+    check_config(Path(args.run))
     runs = read_runs([f"{args.run}:{args.arm}" if args.arm else args.run], args.base, args.new)
     parts = [part for run in runs for part in ([run, *by_task(run)] if args.each_task else [run])]
     verdicts = [gate(part, args.margin) for part in parts]

@@ -201,7 +201,16 @@ def _sweep(found: Iterable[Path]) -> None:
 
 
 def _suffix(pid: int | str) -> str:
-    return f"-{socket.gethostname()}-{pid}{PART}"
+    space = pid_namespace().rpartition("[")[2].removesuffix("]")  # a container may have the host's name
+    return f"-{socket.gethostname()}-{space}-{pid}{PART}" if space else f"-{socket.gethostname()}-{pid}{PART}"
+
+
+def pid_namespace() -> str:
+    """Return the id of the namespace in which this process has its id, or an empty text."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from experiments.common.errors import CompareError
@@ -114,7 +114,18 @@ def common_items(runs: Sequence[ComparedRun], result: Comparison) -> list[Compar
     if result.items.get("new") and len(set(graded.values())) > 1:
         by = ", ".join(f"{name} by {grader}" for name, grader in graded.items())
         result.notes.append(f"replies to the new task are graded in several ways, so gains do not compare: {by}")
+    result.notes += _cut_in_several_ways(runs, {(key[0], key[1]) for key in shared})
     return found
+
+
+def _cut_in_several_ways(runs: Sequence[ComparedRun], tasks: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Say of which tasks, (suite, task), the replies could be longer in one run than in another."""
+    for suite, task in sorted(tasks):
+        room = {run.name: run.room[suite, task] for run in runs if (suite, task) in run.room}
+        if len(set(room.values())) > 1:
+            tokens = ", ".join(f"{name} at {most}" for name, most in room.items())
+            said = f"replies to {suite} task {task} are cut at several numbers of tokens, so they do not compare"
+            yield f"{said}: {tokens}"
 
 
 def _measure(result: Comparison, runs: Sequence[ComparedRun], draws: int, seed: int) -> None:

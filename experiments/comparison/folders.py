@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.common.errors import CompareError, ConfigError
+from experiments.common.errors import CompareError
 from experiments.common.files import read_json, read_note
 from experiments.common.hashing import same_file
-from experiments.common.paths import SHIPPED
-from experiments.common.result_folders import MEASUREMENT
-from experiments.common.yaml_values import read_yaml
+from experiments.comparison.configs import MODEL, graders_of, named_arms, read_stages, room_of
 from experiments.records import MEASURED, Estimate, Record, read_records
-from experiments.reporting.stream import stage_steps
 from experiments.runs.result_file import MADE_FROM, check_files
 
 KEPT = Path("trained") / "kept.json"  # in an arm's folder: of which step its weights are (`runs.trained`)
-OF_ROWS = ("file", "huggingface")  # sources whose replies a grader of the YAML reads
 NOT_BEGUN = "it has not begun"
-MODEL = "model.json"  # in an arm's folder: what `control-llm measure` measured, and suites left out with the reasons
 
 
 @dataclass(frozen=True)
@@ -35,7 +29,7 @@ class ComparedRun:
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
     method: empty if it is not known. remark: what else a reader must know of it. kept: the step of the weights that
     are there, if it is not the last one (`training.keep: best`). graded: by which graders the replies to the new task's
-    questions were, if that is known.
+    questions were, if that is known. room: most tokens of a reply by suite and task, if that is known.
     """
 
     name: str
@@ -51,6 +45,7 @@ class ComparedRun:
     remark: str = ""
     kept: int | None = None
     graded: str = ""
+    room: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def after(self) -> Sequence[Record]:
@@ -79,39 +74,14 @@ def read_arms(folder: Path) -> list[ComparedRun]:
         raise CompareError(str(error)) from error
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
-    begun, graded = {run.name for run in runs}, graders_of(folder)
-    runs = [replace(run, graded=graded) for run in runs]
+    begun, graded, room = {run.name for run in runs}, graders_of(folder), room_of(folder)
+    runs = [replace(run, graded=graded, room=room) for run in runs]
     return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named if name not in begun]
 
 
 def _place(arm: str, named: Sequence[str]) -> int:
     """Arms are in the order of the config, as in the report: the first is what the others are compared with."""
     return named.index(arm) if arm in named else len(named)
-
-
-def named_arms(folder: Path) -> list[str]:
-    """Return the folders that the arms of a run, or the models of a measurement, will have; none if nothing says.
-
-    A run that was stopped has no folder of the arms that follow, and nobody may take it for whole.
-    """
-    try:
-        values = read_yaml(folder / "config.yaml", SHIPPED, "config file")[1]
-        own = [f"{arm['name']}-{float(rate):g}" for arm in values["arms"] for rate in arm["learning_rates"]]
-    except (ConfigError, KeyError, TypeError, ValueError):  # of a measurement, or of another version
-        own = []
-    return [*own, *read_note(folder / MEASUREMENT).get("arms", ())]
-
-
-def graders_of(folder: Path) -> str:
-    """Name the graders of the new task of a run or a measurement; empty if nothing says."""
-    if note := read_note(folder / MEASUREMENT):
-        return json.dumps(note.get("grader") or "exact") if note.get("new") else ""
-    try:
-        sources = read_yaml(folder / "config.yaml", SHIPPED, "config file")[1]["data"]["new"]
-        tables = [one for one in sources if one["source"] in OF_ROWS]
-    except (ConfigError, KeyError, TypeError, ValueError):  # of another version
-        return ""
-    return ", ".join(sorted({json.dumps(one.get("grader") or "exact") for one in tables}))
 
 
 def read_base(folder: Path) -> list[Record]:
@@ -124,25 +94,6 @@ def read_base(folder: Path) -> list[Record]:
         )
         raise CompareError(f"{folder} has no records of its base model: {items.relative_to(folder)} {state}")
     return records
-
-
-def read_stages(folder: Path) -> dict[str, int]:
-    """Find the last step of each stage; none if the run is no stream, or its config is of another version.
-
-    Raises ConfigError if the config was edited: its stages are not those of the records.
-    """
-    path = folder / "config.yaml"
-    try:
-        data = read_yaml(path, SHIPPED, "config file")[1].get("data") or {}
-        if data.get("order") != "sequential":
-            return {}
-        from experiments.config import check_unedited, load_config  # loads torch; few runs need it
-
-        config = load_config(path)
-    except ConfigError:
-        return {}
-    check_unedited(folder, config)
-    return stage_steps(config)
 
 
 def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:

@@ -110,11 +110,13 @@ class DrawnSuite:
         return []
 
     @property
-    def limits(self) -> Mapping[str, int]:
-        """The most tokens of a reply, by the task whose answers are read out of whole replies.
+    def room(self) -> Mapping[str, int]:
+        """The most tokens of a reply, by the task whose answers are read out of whole replies."""
+        return self.limits
 
-        Without tasks that the bench invents: no base model knows an answer that could be cut off.
-        """
+    @property
+    def limits(self) -> Mapping[str, int]:
+        """Those of `room`, without tasks that the bench invents: no base knows an answer that could be cut off."""
         return {}
 
     def answered(self, ask: Ask) -> Iterable[Record]:

@@ -16,7 +16,8 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, read_note, remove, write_json
 from experiments.common.printable import escaped
 from experiments.common.progress import progress
-from experiments.comparison.folders import MODEL, without
+from experiments.comparison.configs import MODEL
+from experiments.comparison.folders import without
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Suites

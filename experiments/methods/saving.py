@@ -163,15 +163,23 @@ def _check_base(base: PreTrainedModel, file: Path, whole: bool) -> None:
 
 
 def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Put an adapter in PEFT's format on the base. Raises DamagedError if it does not fit, or lacks tensors."""
+    """Put an adapter in PEFT's format on the base. Raises DamagedError if it does not fit, or lacks tensors, or has
+    more than its config names: PEFT drops those."""
     from peft import PeftModel
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", LACKING)  # PEFT goes on with random tensors
         try:
-            return PeftModel.from_pretrained(base, folder)  # type: ignore[return-value]  # passes all on to the base
+            model = PeftModel.from_pretrained(base, folder)
+            surplus = model.load_adapter(folder, "default").unexpected_keys  # which the first call does not say
         except UNREADABLE as error:
             raise DamagedError(f"{folder} does not fit the base model ({short_text(error)}): {AGAIN}") from error
+    if surplus:
+        raise DamagedError(
+            f"{folder} does not fit the base model ({ADAPTER_CONFIG} has no place for {len(surplus)} tensors of its "
+            f"weights, such as {surplus[0]}): {AGAIN}"
+        )
+    return model  # type: ignore[return-value]  # passes all on to the base
 
 
 def _filled(base: PreTrainedModel, file: Path, whole: bool) -> PreTrainedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ctrl.computes import computes, differences
+from ctrl.computes import COMPUTES, TRAINING, computes, differences, trains
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.files import is_damaged, read_note, write_json
 from experiments.common.hashing import file_digest, json_digest
@@ -96,6 +97,15 @@ def check_weights(folder: Path, model: PreTrainedModel) -> None:
         raise ConfigError(f"base_model has other weights than when {folder.name} began: bring the old ones back")
 
 
+def config_digest(fields: Mapping[str, Any]) -> str:
+    """Return a digest of how a config lets weights compute and train, of the fields that all versions have.
+
+    fields: `computes` and `trains`.
+    """
+    known = {name: fields[name] for name in fields if name in COMPUTES or re.fullmatch(TRAINING, name)}
+    return json_digest(known)
+
+
 @dataclass(frozen=True)
 class BaseFolder:
     """The folder `base` of a run, the base model and the cache of its results.
@@ -131,10 +141,11 @@ class BaseFolder:
             )
 
     def _base(self) -> dict[str, Any]:
-        """Return what must not change of the base model: weights, tokenizer, code of its own, what its config lets them
-        compute, the tokens at which its replies end."""
+        """Return what must not change of the base model: weights, tokenizer, code of its own, how they compute and
+        train by its config, the tokens at which its replies end."""
         own = {name: self.cache.key[name] for name in ("weights", "tokenizer", "code") if name in self.cache.key}
-        return own | {"computes": computes(self.model.config), "ends": self.cache.ends}
+        fields = computes(self.model.config) | trains(self.model.config)
+        return own | {"computes": fields, "config": config_digest(fields), "ends": self.cache.ends}
 
     def measured(self, say: Callable[[str], None]) -> tuple[Evaluation, list[Record], float]:
         """Return the prepared suites, the base model's records and the seconds that these took."""
@@ -148,7 +159,7 @@ class BaseFolder:
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
             noted = {"seconds": found.seconds, "measured": found.measured, "precision": self.precision.name}
-            noted["with"] = self._with()
+            noted |= {"with": self._with(), "room": {n: dict(s.room) for n, s in self.suites.suites.items() if s.room}}
             self._keep(STATE, ITEMS, suites=asked(self.suites), **noted)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)

@@ -61,7 +61,7 @@ def lead(inputs: Inputs, folder: Path, session: Session, processes: Processes) -
         _cut_steps([arm.training for arm in arms if not arm.result_file.is_file()], session)
         left = _say_what_is_left(arms, session)
         results = run_arms(arms, run, left)
-        check_folder(folder)
+        check_folder(folder, *(arm.result_file for arm in arms))
         outcome = close_run(prepared, arms, results, run, session.tracker)
         processes.send(Done(outcome))
         return outcome
@@ -117,10 +117,16 @@ def _measure_base(inputs: Inputs, asked: MeasureBase, processes: Processes) -> N
         Evaluation({asked.suite: prepared}).evaluate(base, precision, progress=False)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise RunError if somebody removed the run's folder: what it had is lost, and writing makes a new one."""
+def check_folder(folder: Path, *results: Path) -> None:
+    """Raise RunError if somebody removed the run's folder, or a part of it: what it had is lost.
+
+    Writing makes a new one, and figures would stand in the report without their records. results: of all arms.
+    """
     if not (folder / "config.yaml").is_file():
         raise RunError(f"the run's folder {folder} was removed while it ran: start the same command again")
+    gone = [file for file in (folder / BASE_ITEMS, *results) if not file.is_file()]
+    if gone:
+        raise RunError(f"{gone[0]} was removed while the run went on: start the same command again")
 
 
 @contextmanager

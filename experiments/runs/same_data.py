@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ctrl.computes import computes, trains
 from experiments.common.files import read_note
 from experiments.common.hashing import json_digest
 from experiments.common.owner import SOURCES
@@ -21,7 +22,7 @@ from experiments.data.source import Source
 from experiments.evaluation.cache import tokenizer_digest
 from experiments.models.generation import reply_ends
 from experiments.models.weights_digest import weights_digest
-from experiments.runs.base_records import TIMING
+from experiments.runs.base_records import TIMING, config_digest
 from experiments.runs.prepared import Inputs
 from experiments.tracking.machine import process_tags
 
@@ -40,6 +41,7 @@ def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
         "weights": weights,
         "tokenizer": tokenizer_digest(inputs.tokenizer),
         "ends": reply_ends(inputs.model, inputs.tokenizer),
+        "config": config_digest(computes(inputs.model.config) | trains(inputs.model.config)),
     }
     tags = process_tags()
     return _digests(inputs.config, sources, inputs.digests, base, tags.get("machine_id", tags["host"]))
@@ -78,10 +80,11 @@ def _digests(
         "weights": "base_model",
         "tokenizer": "the tokenizer or chat template of",
         "ends": "the ends of replies of",
+        "config": "the config of",
     }
     for part, name in names.items():
         if part in base and not (part == "weights" and config.quantised):  # packed in the way of a device
-            chats = None if part == "weights" else config.data.chat_settings
+            chats = None if part in ("weights", "config") else config.data.chat_settings
             found[_key(f"{name} {config.base_model}", [config.base_model, chats])] = str(base[part])
     return found
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from experiments.common.files import pid_namespace
 from experiments.common.hashing import sha256
 
 PACKAGES = (
@@ -47,7 +48,8 @@ def process_tags() -> dict[str, str]:
         "pid_started": f"{psutil.Process().create_time():.0f}",
         "pid_ticks": _ticks(os.getpid()),
     }
-    return tags | ({"machine_id": _machine_id()} if _machine_id() else {})
+    known = {"machine_id": _machine_id(), "pid_namespace": pid_namespace()}
+    return tags | {name: value for name, value in known.items() if value}
 
 
 def process_alive(tags: Mapping[str, str]) -> bool:
@@ -56,13 +58,15 @@ def process_alive(tags: Mapping[str, str]) -> bool:
 
 
 def process_state(tags: Mapping[str, str]) -> bool | None:
-    """Whether the process of `process_tags` runs. None if it cannot be known: no tags, or another machine."""
+    """Whether the process of `process_tags` runs. None if it cannot be known: no tags, another machine or container."""
     if "pid" not in tags or tags.get("host") != socket.gethostname():
         return None
     if tags.get("machine_id", _machine_id()) != _machine_id():  # two machines with one host name
         return None
     if tags.get("boot_id") != _boot_id():
         return False
+    if tags.get("pid_namespace", pid_namespace()) != pid_namespace():  # of a container that has the host's name
+        return None
     try:
         process = psutil.Process(int(tags["pid"]))
         # Ids are reused. The start time moves when the clock is set, but not the ticks between boot and start.

@@ -132,6 +132,10 @@ class NewTaskSuite(Suite):
         return sum(len(task.test) for task in self._written)
 
     @property
+    def room(self) -> dict[str, int]:
+        return {task.name: self._most(task) for task in self._written}
+
+    @property
     def limits(self) -> dict[str, int]:
         return {task.name: self._most(task) for task in self._written if not task.invented}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from experiments.common import files
 from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import (
     UMASK,
@@ -96,14 +96,21 @@ def test_temporary_files_of_dead_processes_are_swept(tmp_path: Path, monkeypatch
         pass
     monkeypatch.setattr(os, "replace", killed)
     monkeypatch.setattr(os, "unlink", killed)  # as kill -9: nothing is cleaned up
-    for pid, name in ((ended.pid, "dead"), (os.getpid(), "living")):
+    for pid, name, space in (
+        (ended.pid, "dead", "pid:[1]"),
+        (os.getpid(), "living", "pid:[1]"),
+        (ended.pid, "unknown", "pid:[2]"),  # of a container of this name
+    ):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        monkeypatch.setattr(files, "pid_namespace", lambda space=space: space)
         with pytest.raises(KeyboardInterrupt):
             write_text(tmp_path / "deep" / name, "half")
     monkeypatch.undo()
+    monkeypatch.setattr(files, "pid_namespace", lambda: "pid:[1]")
     (tmp_path / ".own.part").touch()
     sweep(tmp_path)
-    assert sorted(path.name.split("-")[0].split(".")[1] for path in tmp_path.rglob(".*")) == ["living", "own"]
+    left = sorted(path.name.split("-")[0].split(".")[1] for path in tmp_path.rglob(".*"))
+    assert left == ["living", "own", "unknown"]
 
 
 def test_a_private_file_is_its_owners(tmp_path: Path) -> None:
@@ -129,9 +136,7 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
 
 def test_two_that_write_one_folder_do_not_mix(tmp_path: Path) -> None:
     to = tmp_path / "out"
-    dead, other = (
-        tmp_path / f".out-{socket.gethostname()}-{pid}.part" for pid in (4194304, 1)
-    )  # none, and a living one
+    dead, other = (tmp_path / f".out{files._suffix(pid)}" for pid in (4194304, 1))  # none, and a living one
     away = tmp_path / ".out-elsewhere-4194304.part"  # of another machine, whose processes nobody knows here
     for left in (dead, other, away):
         left.mkdir()

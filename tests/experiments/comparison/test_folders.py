@@ -8,19 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from experiments.common.errors import CompareError, ConfigError
-from experiments.common.files import write_json, write_text
-from experiments.common.owner import CONFIG, SOURCES
+from experiments.common.errors import CompareError
 from experiments.common.yaml_values import dump_yaml
 from experiments.comparison.compare import compare
-from experiments.comparison.folders import read_stages
 from experiments.comparison.inputs import read_runs
 from experiments.records import ArmResult, read_records
 from experiments.runs.arm_records import write_noted
 from experiments.runs.result_file import write_result
 from tests.helpers.planted_run import ARMS, records_of, write_run
-from tests.helpers.stream_answers import ENDS, NEW
-from tests.helpers.stream_answers import config as stream_config
 
 
 def test_records_of_a_step_that_a_finished_arm_did_not_measure_do_not_count(tmp_path: Path) -> None:
@@ -37,35 +32,6 @@ def test_records_of_a_step_that_a_finished_arm_did_not_measure_do_not_count(tmp_
     shutil.copy(folder / "arms" / "control-0.001" / "items-20.jsonl", arm / "items-99.jsonl")
     (entry,) = read_runs([f"{folder}:full-0.001"])
     assert sorted(entry.checkpoints) == [10, 20]
-
-
-def test_the_stages_of_a_stream_are_those_that_it_ran_with(tmp_path: Path) -> None:
-    """Tasks that are swapped in config.yaml would swap their figures."""
-    config, swapped = stream_config(), stream_config(data={"new": NEW[::-1], "order": "sequential"})
-    write_json(tmp_path / SOURCES, {CONFIG: config.digest()})
-    write_text(tmp_path / "config.yaml", dump_yaml(config.to_dict()))
-    assert list(read_stages(tmp_path).values()) == list(ENDS)
-    write_text(tmp_path / "config.yaml", dump_yaml(swapped.to_dict()))
-    with pytest.raises(ConfigError, match=r"config\.yaml was edited: it has other settings than .* ran with"):
-        read_stages(tmp_path)
-    write_text(tmp_path / "config.yaml", "data: {order: sequential, of_another_version: 1}")
-    assert read_stages(tmp_path) == {}
-
-
-def test_replies_that_are_graded_in_several_ways_are_said(tmp_path: Path) -> None:
-    """If the base is wrong by each grader, its answers are the same, and gains were compared without a word."""
-    folders = [write_run(tmp_path / name, ARMS, n=40) for name in ("one", "other", "default")]
-    for folder, grader in zip(folders, ("exact", "contains", None), strict=True):
-        source = {"source": "file", "path": "a.jsonl", **({"grader": grader} if grader else {})}
-        write_text(folder / "config.yaml", dump_yaml({"data": {"new": [source]}}))
-
-    def said(*sources: Path) -> list[str]:
-        notes = compare(read_runs([f"{folder}:full-0.001" for folder in sources]), draws=100).notes
-        return [note for note in notes if "graded in several ways, so gains do not compare" in note]
-
-    (note,) = said(*folders[:2])
-    assert note.endswith('one:full-0.001 by "exact", other:full-0.001 by "contains"')
-    assert said(folders[0], folders[2]) == []
 
 
 def test_arms_are_in_the_order_of_the_config_whose_first_is_the_reference(run: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from experiments.common.errors import RunError
+from experiments.common.files import write_text
 from experiments.runs.arm import ArmRun
 from experiments.runs.run import run_experiment, run_folder
 from experiments.tracking.tracker import Tracker
@@ -68,12 +69,25 @@ def test_ctrl_c_says_how_to_go_on(base: str, tmp_path: Path) -> None:
     assert set(statuses(root).values()) == {"KILLED"}
 
 
-def test_a_run_whose_folder_was_removed_says_so(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(base, arms=small_values(base)["arms"][:1])
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (".", "the run's folder .* was removed while it ran"),
+        ("base", r"base.items\.jsonl was removed while the run went on: start the same command again"),
+        ("arms", r"arms.full-0\.001.result\.json was removed while the run went on"),
+    ],
+)
+def test_a_run_whose_folder_was_removed_says_so(
+    base: str, tmp_path: Path, part: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of it too: the report would have figures whose records are gone."""
+    arms = [{"name": "full", "method": "full", "learning_rates": [1e-3]}]
+    config = small_config(base, arms=arms)
 
-    def removed(*args: Any) -> None:
-        shutil.rmtree(run_folder(config, tmp_path))
+    def removed(arm: ArmRun, *args: Any) -> None:
+        write_text(arm.result_file, "{}")
+        shutil.rmtree(run_folder(config, tmp_path) / part)
 
     monkeypatch.setattr(ArmRun, "run", removed)
-    with pytest.raises(RunError, match=r"the run's folder .* was removed while it ran"):
+    with pytest.raises(RunError, match=said):
         run_experiment(config, tmp_path)

@@ -16,6 +16,7 @@ from experiments.common.files import read_json, write_json
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ExperimentConfig
 from experiments.evaluation.evaluate import Suites
+from experiments.evaluation.replies import ROOM
 from experiments.evaluation.suites.text import TextSuite
 from experiments.models.tokens import IGNORED
 from experiments.records import ArmResult, Record
@@ -157,6 +158,9 @@ def test_nothing_is_said_of_replies_to_what_the_bench_invents(tmp_path: Path) ->
         config = small_config(base, data={"new": new}, evaluation={"suites": {"new": {}}})
         prepared = prepare(config, tmp_path / "runs" / str(new), say=said.append)
         assert bool(prepared.suites.suites["new"].limits) is named
+        room = read_json(prepared.folder / "base" / "timing.json")["room"]["new"]  # for `compare`
+        assert room.keys() == {task.name for task in prepared.data.tasks}
+        assert min(room.values()) > ROOM
         assert any("tokens that one may have" in line for line in said) <= named
 
 
@@ -230,6 +234,7 @@ def test_a_run_whose_questions_or_code_have_changed_measures_no_other_arm(
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
+        ("config.json", {"attention_dropout": 0.5}, r"other config \(attention_dropout is 0\.0 there, 0\.5 here\)"),
         ("config.json", {"rms_norm_eps": 0.5}, r"other config \(.*rms_norm_eps is 1e-06 there, 0.5 here"),
         ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "other tokenizer than when small began"),
         (

@@ -39,7 +39,7 @@ def test_digests_follow_the_content_of_files_and_of_the_base(tmp_path: Path) -> 
         return digests_of(read_inputs(config, tmp_path / "root", quiet), tmp_path / "root")
 
     first = digests()
-    words = f"the tokenizer or chat template of {base}, the ends of replies of {base}"
+    words = f"the tokenizer or chat template of {base}, the ends of replies of {base}, the config of {base}"
     assert named(list(first)) == f"{file}, {kept}, base_model {base}, {words}"
     assert digests(seed=1, training={"steps": 2, "batch_size": 4}) == first
     rows(file, "1")
@@ -50,12 +50,12 @@ def test_digests_follow_the_content_of_files_and_of_the_base(tmp_path: Path) -> 
     model.save_pretrained(base)
     second = digests()
     assert second.keys() == first.keys()
-    assert [key for key in first if first[key] == second[key]] == list(first)[-2:]
+    assert [key for key in first if first[key] == second[key]] == list(first)[-3:]
 
     def refuses(found: Any) -> None:
         raise RunError(f"{len(found)} digests")
 
-    with pytest.raises(RunError, match="5 digests"):
+    with pytest.raises(RunError, match="6 digests"):
         run_experiment(
             small_config(base, data=data, evaluation=evaluation, arms=arms), tmp_path / "new", say=quiet, agree=refuses
         )

@@ -7,7 +7,6 @@ import json
 import lzma
 import re
 import shutil
-import socket
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from experiments.common.errors import ConfigError, DamagedError
+from experiments.common.files import _suffix
 from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import read_result, write_result
@@ -226,7 +226,7 @@ def test_two_that_begin_with_one_file_do_not_meet(
         unpack_runs(out, there)  # another process, meanwhile
 
     monkeypatch.setattr(exchange, "check_files", late)
-    (there / f".from-{socket.gethostname()}-4194304.part").mkdir(parents=True)  # of a process that was killed
+    (there / f".from{_suffix(4194304)}").mkdir(parents=True)  # of a process that was killed
     unpack_runs(out, there)
     assert len(list(there.glob("runs/*/arms/*/result.json"))) == 4
     assert [path.name for path in there.iterdir()] == ["runs"]

@@ -33,6 +33,18 @@ def test_two_machines_of_one_host_name_do_not_judge_each_others_processes(monkey
     assert process_state(mine) is None
 
 
+def test_two_containers_of_one_host_name_do_not_judge_each_others_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the network of the host: name, boot and machine are the same, ids of processes are not."""
+    mine = process_tags()
+    assert process_state(mine) is True
+    monkeypatch.setattr(machine, "pid_namespace", lambda: "pid:[1]")
+    assert process_state(mine) is None
+    assert process_alive(mine)
+    assert process_state({**mine, "boot_id": "before the restart"}) is False
+    older = {key: tag for key, tag in mine.items() if key != "pid_namespace"}
+    assert process_state(older) is True
+
+
 def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """Boot time, and with it the start time of all processes, moves with the clock."""
     mine = process_tags()

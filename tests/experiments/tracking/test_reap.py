@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from experiments.common.files import _suffix
 from experiments.tracking.journal import Journal
 from experiments.tracking.machine import process_tags
 from experiments.tracking.run import Run
@@ -100,7 +100,7 @@ def test_a_run_whose_process_died_is_reaped_and_can_be_continued(root: Path) -> 
 def test_temporary_files_of_dead_processes_are_deleted_wherever_they_are(root: Path) -> None:
     with subprocess.Popen(["true"]) as ended:
         pass
-    names = {pid: f".x.json.abc-{socket.gethostname()}-{pid}.part" for pid in (ended.pid, os.getpid())}
+    names = {pid: f".x.json.abc{_suffix(pid)}" for pid in (ended.pid, os.getpid())}
     places = [root / name for name in ("runs/a/arms/b", "studies/s", "cache/base", "journals")]
     for place in places:
         place.mkdir(parents=True)
