@@ -35,7 +35,6 @@ Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 CHANGES: dict[str, tuple[Change, str]] = {
     "other names": (lambda t: {f"x.{k}": v for k, v in t.items()}, r"of this arm and base model.* are unknown"),
     "one name more": (lambda t: t | {"x": torch.ones(2)}, r"\['x'\] are unknown"),
-    "surplus": (lambda t: t | {k.replace("layers.0", "layers.9"): v for k, v in t.items()}, "no place for .* layers.9"),
     "another shape": (lambda t: {k: v[:-1] for k, v in t.items()}, r"does not fit the base model .*size mismatch"),
     "nothing": (lambda t: {}, r"are missing"),
 }
@@ -152,6 +151,10 @@ ADAPTERS: dict[str, tuple[Change, str]] = {
     "other names": (lambda t: {f"x.{k}": v for k, v in t.items()}, "missing adapter keys"),
     "half": (lambda t: dict(list(t.items())[:2]), "missing adapter keys"),
     "nothing": (lambda t: {}, "missing adapter keys"),
+    "surplus": (
+        lambda t: t | {k.replace("layers.0", "layers.9"): v.clone() for k, v in t.items()},
+        "no place for .*layers.9",
+    ),
     "another shape": (lambda t: {k: v[:1] for k, v in t.items()}, "size mismatch"),
 }
 
