@@ -116,7 +116,7 @@ def weight_files(base_model: str, blocks: int = BLOCKS_ONCE) -> list[list[Any]]:
 def _local(base_model: str) -> Path:
     from experiments.models.base import SHIPPED, shipped_folder
 
-    return shipped_folder() if base_model.lower() == SHIPPED else Path(base_model)
+    return shipped_folder() if base_model.lower() == SHIPPED else Path(base_model).expanduser()
 
 
 def _folder_of(base_model: str) -> Path:

@@ -37,6 +37,7 @@ from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
 from experiments.models.template import set_template
+from experiments.models.weights_digest import frozen_digest, weights_digest
 from experiments.records import ArmResult
 from experiments.runs.base_records import STATE
 from experiments.runs.baseline import headline
@@ -122,13 +123,16 @@ class ForgettingCallback(TrainerCallback):
                 f"{folder} holds no measurement of it: name the base, ForgettingCallback(base=...)"
             )
         base, whole = load_base(self.base)[0] if self.base else model, self.base is None and not _has_base(model)
+        weights = weights_digest(base) if self.base else frozen_digest(model)  # adapters that are off are frozen too
         with nullcontext() if self.base else _as_base(model):
             if state.global_step and measured_base(folder):
-                self._watch = Watch.resumed(folder, config, suites, base, self.budget, state.global_step, whole)
+                self._watch = Watch.resumed(
+                    folder, config, suites, base, self.budget, state.global_step, whole, weights
+                )
                 said = [said_other(read_note(folder / "base" / STATE), base)]
             else:
                 said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder, precision, model)
-                self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output), whole)
+                self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output), whole, weights)
                 said.append(said_moved(earlier, self._watch.base))
         for line in filter(None, said):
             logger.warning("%s", line)

@@ -31,7 +31,6 @@ from experiments.measure.training_folder import (
     step_of,
 )
 from experiments.models.precision import Precision
-from experiments.models.weights_digest import weights_digest
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.base_records import ITEMS, STATE, asked, asked_others
 from experiments.runs.baseline import headline, score
@@ -91,11 +90,12 @@ class Watch:
         share: float,
         output: str = "",
         trains_whole: bool = False,
+        weights: str = "",
     ) -> Watch:
         """Measure the base. Records of an earlier training in this folder are deleted, its best model is not.
 
         output: the folder of the training, for `default_folder`. trains_whole: the base is gone after the first step,
-        so a training that goes on needs the `References` on disk.
+        so a training that goes on needs the `References` on disk. weights: a digest of the base's.
         """
         budget, precision, references = Budget(share), Precision(config.precision), References(folder).cleared(suites)
         (folder / "arms" / NAME / RESULT).unlink(missing_ok=True)
@@ -113,7 +113,7 @@ class Watch:
             "items": digest,
             **config.to_dict(),
         }
-        note |= {"weights": _weights(config, model), "training": uuid.uuid4().hex, "output": output}
+        note |= {"weights": weights, "training": uuid.uuid4().hex, "output": output}
         note |= {"asked": asked(suites), "with": libraries(model), "references": references.digests(suites)}
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
@@ -129,6 +129,7 @@ class Watch:
         share: float,
         step: int,
         trains_whole: bool = False,
+        weights: str = "",
     ) -> Watch:
         """Read back what was measured up to the step at which a training goes on; what is later is deleted.
 
@@ -138,10 +139,10 @@ class Watch:
         note = read_json(folder / "base" / STATE)
         check_settings(folder, note, config)
         check_records(folder, note, step)
-        if note.get("weights", _weights(config, model)) != _weights(config, model):
+        if weights and note.get("weights", weights) not in ("", weights):  # earlier versions: those of a name alone
             raise ConfigError(
-                f"{config.base_model} has other weights than the base that {folder} holds measurements of: bring the "
-                "old ones back, or take another folder, ForgettingCallback(folder=...)"
+                f"{config.base_model or 'the model'} has other weights than the base that {folder} holds measurements "
+                "of: bring the old ones back, or take another folder, ForgettingCallback(folder=...)"
             )
         if changed := asked_others(note.get("asked", {}), suites):  # earlier versions noted none
             raise ConfigError(
@@ -216,8 +217,3 @@ class Watch:
                 "%s was removed while the training ran: the base and earlier steps are in the callback's result alone"
             )
             logger.warning(said, self.folder)
-
-
-def _weights(config: MeasureConfig, model: PreTrainedModel) -> str:
-    """Return a digest of a base that has a name; without one it is in the model that trains."""
-    return weights_digest(model) if config.base_model else ""

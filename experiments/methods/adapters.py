@@ -116,7 +116,7 @@ class Peft(Tuning):
     def _check_names(self, model: PreTrainedModel) -> None:
         """Raise ConfigError for modules and layers that the model does not have: PEFT passes over them."""
         names, extra = [name for name, _ in model.named_modules()], self.model_extra or {}
-        for field, before in (("modules_to_save", ""), ("target_modules", ".")):
+        for field, before in (("modules_to_save", ""), ("target_modules", "."), ("exclude_modules", ".")):
             given = extra.get(field) or ()
             wanted = () if isinstance(given, str) else given  # a pattern, or all-linear
             if lacking := [one for one in wanted if not any(f".{name}".endswith(before + one) for name in names)]:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ctrl.numerics import some_of
+from ctrl.sums import is_held
 from experiments.common.files import parse_json, write_json
 from experiments.common.hashing import cache_stamp, json_digest
 
@@ -34,6 +36,19 @@ def weights_digest(model: PreTrainedModel, known: Path | None = None) -> str:
             digest.update(plain)
     if known and stamp:
         write_json(known, _read_known(known) | {stamp: digest.hexdigest()})
+    return digest.hexdigest()
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """Return a digest of a sample of the parameters that stay frozen in a training; empty if some are not held here."""
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    parts = {f"{name} {i}": part for name, tensor in frozen.items() for i, part in enumerate(_parts(tensor.detach()))}
+    if not all(map(is_held, parts.values())):
+        return ""
+    digest = hashlib.sha256()
+    for name, part in sorted(parts.items()):
+        plain: Any = some_of(part).contiguous().view(torch.uint8).cpu().numpy()
+        digest.update(f"{name} {part.dtype}\n".encode() + plain.tobytes())
     return digest.hexdigest()
 
 

@@ -79,11 +79,15 @@ class Figure:
 
     def beyond(self, sign: str, limit: float) -> str:
         """Say that `figure sign limit` holds for all values, or for none; an empty text if it is a limit."""
-        most = self.bounds[1]
-        if limit < most or (limit == most and sign == ">="):
+        least, most = self.bounds
+        at_least = sign[0] == ">"
+        always = limit <= least if at_least else limit >= most
+        never = limit > most if at_least else limit < least
+        if not (always or never):
             return ""
-        percent = f"; for {limit:g} % write {limit / 100:g}" if self.unit == SHARE else ""
-        return f"it is at most {most:g}, so this {'always' if sign[0] == '<' else 'never'} holds{percent}"
+        percent = f"; for {limit:g} % write {limit / 100:g}" if self.unit == SHARE and abs(limit) >= 1 else ""
+        bound = f"at least {least:g}" if limit <= least else f"at most {most:g}"
+        return f"it is {bound}, so this {'always' if always else 'never'} holds{percent}"
 
     @property
     def prefix(self) -> str:

@@ -143,9 +143,12 @@ def test_another_model_is_another_cache(open_context: Open, tmp_path: Path) -> N
     assert len({sampled(one).folder for one in (context, loaded, dataclasses.replace(context, loaded="eager"))}) == 3
 
 
-def test_other_weights_of_the_same_size_and_time_are_another_cache(open_context: Open, tmp_path: Path) -> None:
-    context, calls = open_context(name=tiny_base(tmp_path / "other"))
-    file = Path(context.base_model) / "model.safetensors"
+def test_other_weights_of_the_same_size_and_time_are_another_cache(
+    open_context: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = Path(tiny_base(tmp_path / "other")) / "model.safetensors"
+    context, calls = open_context(name="~/other")
     first, known = sampled(context), file.stat()
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2] + whole[len(whole) // 2 :][::-1])

@@ -6,14 +6,18 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
+import ctrl
 from experiments.models.base import load_base
-from experiments.models.weights_digest import weights_digest
+from experiments.models.weights_digest import frozen_digest, weights_digest
 from tests.helpers.byte_level import byte_llama
+from tests.helpers.families import perturb
 
 
 def test_names_values_and_dtypes_count(model: PreTrainedModel) -> None:
@@ -78,3 +82,19 @@ def test_a_model_of_the_hub_is_looked_up_by_its_commit(model: PreTrainedModel, t
     known.write_text(json.dumps(dict.fromkeys(stamps, "looked up")))
     assert weights_digest(model, known) == "looked up"
     assert weights_digest(model.to(torch.bfloat16), known) != "looked up"
+
+
+@pytest.mark.parametrize("of_peft", [True, False])
+def test_the_frozen_part_of_a_model_is_known_again_whatever_trained(model: PreTrainedModel, of_peft: bool) -> None:
+    def adapted(base: PreTrainedModel) -> Any:
+        if of_peft:
+            return get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=["q_proj"]))  # type: ignore[arg-type]
+        return ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=1))
+
+    first = adapted(model)
+    digest = frozen_digest(first)
+    with torch.no_grad():
+        perturb(first)
+        assert frozen_digest(first) == frozen_digest(adapted(model)) == digest
+        model.get_input_embeddings().weight.mul_(2)
+    assert frozen_digest(adapted(model)) != digest
