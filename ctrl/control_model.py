@@ -21,7 +21,7 @@ from ctrl.control import Control
 from ctrl.errors import ConfigError, warn
 from ctrl.hub import upload
 from ctrl.layer import expanded_layers
-from ctrl.losses import loss_is_a_mean
+from ctrl.losses import loss_is_a_mean, reads_total
 from ctrl.mark import Marked
 from ctrl.outputs import tensors, with_loss
 from ctrl.passes import ForwardPass, mean_divergence, unpacked_ids
@@ -53,6 +53,8 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
         kwargs.update(zip(self._forward_names, args, strict=False))
         documents = kwargs.pop("documents", None)
         mask, labels, total = (kwargs.get(name) for name in ("attention_mask", "labels", "num_items_in_batch"))
+        own = getattr(self, "_loss_function", None)  # that the user has set
+        total = total if own is None or reads_total(own) else None
         marks = {"documents": documents, "positions": kwargs.get("position_ids")}
         current = ForwardPass(mask, labels, total=total, ids=unpacked_ids(kwargs), **marks)
         collected = control.thread.collected is not None

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.nn.functional import cross_entropy
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.loss.loss_utils import ForCausalLMLoss
 
 import ctrl
 from ctrl.interpolation import INTERPOLATIONS
@@ -75,6 +77,30 @@ def test_micro_batches_of_a_classifier_keep_both_parts_of_the_loss_in_proportion
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def mean_loss(logits: Any, labels: Any, vocab_size: int, **kwargs: Any) -> torch.Tensor:
+    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def additive_loss(logits: Any, labels: Any, vocab_size: int, **kwargs: Any) -> torch.Tensor:
+    return ForCausalLMLoss(logits, labels, vocab_size, **kwargs)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize(("loss", "times"), [(mean_loss, 4.0), (additive_loss, 1.0)])
+def test_with_a_loss_function_of_ones_own_both_parts_grow_alike(
+    loss: Any, times: float, attached: bool, tmp_path: Path
+) -> None:
+    """Trainer does not divide a mean by the number of micro-batches if the class takes the total."""
+    row = {name: value[:6] for name, value in sequences()[0].items()}
+    model = expanded().train()
+    parts = model(**{name: value[None] for name, value in row.items()})
+    model.loss_function = loss  # type: ignore[assignment]
+    args = arguments(tmp_path, learning_rate=0.0, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    trainer = Trainer(model, args, train_dataset=[row] * 8)  # type: ignore[arg-type]
+    found = (ctrl.attach(trainer) if attached else trainer).train().training_loss
+    assert found == pytest.approx(times * (parts.lm_loss.item() + 5.0 * parts.divergence.item()), rel=1e-4)
 
 
 @pytest.mark.parametrize("taken", ["label_smoothing_factor", "compute_loss_func", None])
