@@ -16,7 +16,7 @@ from experiments.common.files import read_note
 from experiments.common.hashing import json_digest
 from experiments.common.owner import CONFIG
 from experiments.common.owner import SOURCES as OF_RUN
-from experiments.common.paths import FOLDER_NAME, LONGEST_NAME, SHIPPED
+from experiments.common.paths import FOLDER_NAME, LONGEST_NAME, SHIPPED, name_on_disk
 from experiments.common.section import MAX_SEED, Place, Section, fault_lines, later_field
 from experiments.common.yaml_values import read_yaml, set_field
 from experiments.data.config import DataConfig
@@ -89,10 +89,13 @@ class ExperimentConfig(Section):
     @field_validator("arms")
     @classmethod
     def _distinct(cls, arms: tuple[ArmConfig, ...]) -> tuple[ArmConfig, ...]:
-        names = [arm.name.casefold() for arm in arms]  # some disks do not tell A from a
-        twice = sorted({arm.name for arm in arms if names.count(arm.name.casefold()) > 1})
+        names = [name_on_disk(arm.name) for arm in arms]
+        twice = sorted({arm.name for arm in arms if names.count(name_on_disk(arm.name)) > 1})
         if twice:
             raise ValueError(f"arm names must differ, in more than case, but one is there twice: {', '.join(twice)}")
+        folders = [name_on_disk(f"{arm.name}-{rate:g}") for arm in arms for rate in arm.learning_rates]
+        if twice := [name for name in dict.fromkeys(folders) if folders.count(name) > 1]:
+            raise ValueError(f"two arms would share the folder {twice[0]}, their name and rate: give one another name")
         return arms
 
     @model_validator(mode="after")

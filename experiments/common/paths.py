@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 SHIPPED = Path(__file__).parents[1] / "configs"  # the YAML files of the package; those of studies are in `studies`
@@ -33,6 +34,11 @@ def short_path(path: str | Path) -> str:
     """Return the path relative to the working directory if it is below it, else absolute. Links are not followed."""
     path = absolute(path)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def name_on_disk(name: str) -> str:
+    """Return what some disks see of a file's name: not its case, nor whether an accent is a letter of its own."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def check_file_name(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
-from experiments.common.paths import check_file_name
+from experiments.common.paths import check_file_name, name_on_disk
 from experiments.data.items import NewTask, NewText
 from experiments.evaluation.cache import tokenizer_digest
 from experiments.evaluation.evaluate import Suites
@@ -106,8 +106,9 @@ def read_models(
     """
     pairs = [_named(address) for address in addresses]
     names = [name for name, _ in pairs]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"--model: each needs a name of its own, NAME=MODEL, but got {', '.join(names) or 'none'}")
+    if not names or len(set(map(name_on_disk, names))) < len(names):
+        given = ", ".join(names) or "none"
+        raise ConfigError(f"--model: each needs a name of its own, in more than case, NAME=MODEL, but got {given}")
     return [_read(name, address, base, tokenizer, task) for name, address in pairs]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import ConfigError
+from experiments.common.paths import name_on_disk
 from experiments.config import ExperimentConfig, run_config
 from experiments.methods.config import ArmConfig, check_rates
 
@@ -22,8 +23,8 @@ def with_begun_arms(config: ExperimentConfig, folder: Path) -> ExperimentConfig:
     if not config.grows or not (folder / "config.yaml").is_file():
         return config
     known = [_begun(arm, folder) for arm in run_config(folder).arms]
-    begun = {arm.name.casefold(): arm for arm in known if arm}
-    given = {arm.name.casefold(): arm for arm in config.arms}
+    begun = {name_on_disk(arm.name): arm for arm in known if arm}
+    given = {name_on_disk(arm.name): arm for arm in config.arms}
     changed = [_changed(arm, begun[name], folder) for name, arm in given.items() if name in begun]
     if faults := [text for text in changed if text]:
         raise ConfigError("\n".join(faults))

@@ -20,6 +20,7 @@ from experiments.data.tables import kind
 from experiments.evaluation.flat_keys import place_of
 from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
+from experiments.methods.parts import part_name
 from experiments.methods.tuning import Control, Partial
 from experiments.training.optimizer_fields import unread as unread_arguments
 
@@ -67,6 +68,7 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
         )
     for arm in config.arms:
         yield from arm.notes
+        yield from _without_weight(arm)
         average = arm.build().average
         if isinstance(average, Mer) and average.every > steps:
             yield f"arm {arm.name}: mer averages nothing, since every={average.every} is beyond the {steps} steps"
@@ -147,6 +149,14 @@ def _arm(arm: ArmConfig) -> Iterator[str]:
         given = [name for name in changed_fields(arm.control) if name != "layers"]
         faults = (f"control.{name} has no effect: it needs method control" for name in given)
     yield from (f"arm {arm.name!r}: {fault}" for fault in faults)
+
+
+def _without_weight(arm: ArmConfig) -> Iterator[str]:
+    """Say which terms of the loss count 0 times and have more fields. A study may search weights from 0 on."""
+    for term in arm.build().losses:
+        given = [name for name in _given(term, type(term).model_fields) if name != "weight"]
+        if getattr(term, "weight", None) == 0 and given:
+            yield f"arm {arm.name}: {part_name(term)} has weight 0, so {', '.join(given)} has no effect"
 
 
 def _given(section: BaseModel, names: Collection[str]) -> list[str]:

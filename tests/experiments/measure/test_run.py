@@ -162,11 +162,13 @@ def test_the_command_prints_the_answer_first_and_ends_with_the_code_of_the_gate(
     measured: Measurement, models: dict[str, str], base: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    named = [f"{name}={models[name]}" for name in ("same", "perturbed")]  # of which the last report is from now on
+    measure(base, named, precision="fp32", root=root, changes=SMALL, say=lambda text: None)
     words = ["measure", "--base", base, "--model", f"same={models['same']}", "--root", str(root), *settings]
     words += ["--precision", "fp32", "--gate", "kl <= 0"]
     assert main(words) == 0  # all is on disk
     replaced, _, out = capsys.readouterr().out.partition("\n\n")
-    assert replaced.startswith("report and figures.json of perturbed, adapter in ")
+    assert replaced.startswith("report and figures.json of perturbed in ")
     assert out.startswith("same lost 0 of 7 kept answers that the base had right and won 0: retention 1.00 [")
     assert "pass  same: kl <= 0: .000 [.000,.000], bound 0.0000" in out
     assert main([*words, "--gate", "retention >= 1"]) == 3

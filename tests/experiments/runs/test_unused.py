@@ -108,6 +108,21 @@ def test_slow_weights_that_are_never_averaged_are_said(every: int, steps: int, i
         assert list(notes(config)) == [said] * idle
 
 
+@pytest.mark.parametrize(
+    ("kl", "said"),
+    [
+        ({"weight": 0.0, "budget": 0.01}, ["arm a: kl has weight 0, so budget has no effect"]),
+        ({"weight": 0.0, "budget": 0.01, "top": 5}, ["arm a: kl has weight 0, so top, budget has no effect"]),
+        ({"weight": 0.0}, []),
+        ({"weight": 0.1, "budget": 0.01}, []),
+    ],
+)
+def test_fields_of_a_loss_that_counts_0_times_are_said(kl: dict[str, Any], said: list[str]) -> None:
+    """Not refused: a study may search the weight from 0 on. The factor of a budget multiplies the weight."""
+    arm = {"name": "a", "learning_rates": [1e-3], "loss": [{"kl": kl}]}
+    assert list(notes(parse_config({"name": "x", "arms": [arm]}))) == said
+
+
 @pytest.mark.parametrize(("steps", "part"), [(10, "9/10"), (1, "0/1"), (5, "4/5")])  # 5 is the default
 def test_a_warm_up_of_all_steps_is_said(steps: int, part: str) -> None:
     def said(warmup: int) -> list[str]:
