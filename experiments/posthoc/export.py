@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.gap import MergeGap
+from ctrl.generation import keep_savable
 from experiments.common.errors import ConfigError
 from experiments.common.files import whole_folder
 from experiments.common.printable import escaped
@@ -119,6 +120,7 @@ def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     known = list(own) if isinstance(own, list | tuple) else [own] if own is not None else []
     if end_of_turn(tokenizer) not in known:
         settings.eos_token_id = [*known, end_of_turn(tokenizer)]
+        keep_savable(settings)
 
 
 def _plain(
