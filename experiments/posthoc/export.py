@@ -30,6 +30,7 @@ from experiments.methods.saving import is_peft, round_files
 from experiments.models.base import model_config
 from experiments.models.precision import DTYPES
 from experiments.models.quantised import dequantise
+from experiments.models.template import save_tokenizer
 from experiments.models.tokens import end_of_turn
 from experiments.posthoc.checks import check_kept
 from experiments.posthoc.operations import merged_in_place, plain_model
@@ -102,7 +103,7 @@ def export(
         model.save_pretrained(part)
         if form == "trained":
             round_files(part, dtype)
-        tokenizer.save_pretrained(part)
+        save_tokenizer(tokenizer, part)
         (part / CARD).write_text(card(config, result, form, gap, dtype), encoding="utf-8")
     return Exported(to, form, gap)
 
