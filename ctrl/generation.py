@@ -13,6 +13,8 @@ from ctrl.errors import warn
 # tokens, which trainers set (`ends` has those at which replies end), and what a pass returns
 OTHERS = re.compile(r"_.*|.*token_id|transformers_version|use_cache|output_.*|return_dict.*")
 
+AS_LOADED = "_original_object_hash"  # transformers' note of settings that were read from a file
+
 
 def ends(model: Any) -> list[int]:
     """List the tokens at which `generate` stops: trainers add the end of turn of a chat template to those of a base."""
@@ -53,6 +55,16 @@ def agree(model: Any, saved: dict[str, Any], named: bool) -> None:
         _agree_on_settings(model, saved["generation"], named)
 
 
+def keep_savable(config: Any) -> None:
+    """Let settings that were changed here be saved with all others as they are.
+
+    transformers refuses to save changed ones if it calls any invalid (do_sample: false next to a temperature), but not
+    those of a file: many published models have some.
+    """
+    if hasattr(config, AS_LOADED):
+        setattr(config, AS_LOADED, hash(config))
+
+
 def _agree_on_settings(model: Any, saved: dict[str, Any] | None, named: bool) -> None:
     """Let `generate` choose tokens as it did."""
     here = settings(model)
@@ -61,6 +73,7 @@ def _agree_on_settings(model: Any, saved: dict[str, Any] | None, named: bool) ->
         defaults = type(model.generation_config)()
         gone = {name: getattr(defaults, name, None) for name in here.keys() - saved.keys()}
         model.generation_config.update(**gone, **other)
+        keep_savable(model.generation_config)
     elif other:
         warn(
             f"the model was saved with other settings of generation than this base has: {other}. "
@@ -76,6 +89,7 @@ def _agree_on_ends(model: Any, saved: list[int] | None, named: bool) -> None:
         return
     if named:
         model.generation_config.eos_token_id = saved or None
+        keep_savable(model.generation_config)
         return
     warn(
         f"the model was saved with generation_config.eos_token_id={saved}, this base has {here}: generate stops at "

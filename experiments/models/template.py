@@ -21,6 +21,7 @@ from experiments.common.section import nearest
 
 Option = bool | int | float | str
 TODAY = datetime.date(2024, 7, 26)  # what Llama's templates write if they are given no date
+OWN_DAYS = "template_of_own_days"  # attribute of a tokenizer: its template as it is settled, but for TODAY
 TEMPLATES = {  # for tokenizers without a template; a base model learns their marks
     "chatml": (
         "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -73,7 +74,9 @@ def set_template(
             )
         return
     merge = MERGE_SYSTEM if merge_system else ""
-    tokenizer.chat_template = _system(system) + merge + _options(options or {}, chosen) + _dated(chosen)
+    start = _system(system) + merge + _options(options or {}, chosen)
+    tokenizer.chat_template = start + _dated(chosen)
+    setattr(tokenizer, OWN_DAYS, start + chosen)
     if not set_fields:
         return
     try:
@@ -85,6 +88,16 @@ def set_template(
             f"data.system={system!r}: this model's chat template leaves it out: data.merge_system: true puts it before "
             "the first question"
         )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save a tokenizer for others, with the date of the day in its template again: TODAY would stay for ever."""
+    settled = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = getattr(tokenizer, OWN_DAYS, settled)
+        tokenizer.save_pretrained(folder)
+    finally:
+        tokenizer.chat_template = settled
 
 
 def _named(tokenizer: PreTrainedTokenizerBase, name: str) -> str:

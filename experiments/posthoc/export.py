@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import ctrl
 from ctrl.control_model import ControlModel
 from ctrl.gap import MergeGap
+from ctrl.generation import keep_savable
 from experiments.common.errors import ConfigError
 from experiments.common.files import whole_folder
 from experiments.common.printable import escaped
@@ -29,6 +30,7 @@ from experiments.methods.saving import is_peft, round_files
 from experiments.models.base import model_config
 from experiments.models.precision import DTYPES
 from experiments.models.quantised import dequantise
+from experiments.models.template import save_tokenizer
 from experiments.models.tokens import end_of_turn
 from experiments.posthoc.checks import check_kept
 from experiments.posthoc.operations import merged_in_place, plain_model
@@ -101,7 +103,7 @@ def export(
         model.save_pretrained(part)
         if form == "trained":
             round_files(part, dtype)
-        tokenizer.save_pretrained(part)
+        save_tokenizer(tokenizer, part)
         (part / CARD).write_text(card(config, result, form, gap, dtype), encoding="utf-8")
     return Exported(to, form, gap)
 
@@ -119,6 +121,7 @@ def _stops(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     known = list(own) if isinstance(own, list | tuple) else [own] if own is not None else []
     if end_of_turn(tokenizer) not in known:
         settings.eos_token_id = [*known, end_of_turn(tokenizer)]
+        keep_savable(settings)
 
 
 def _plain(

@@ -22,6 +22,7 @@ from experiments.measure.base import Base
 from experiments.measure.files import content
 from experiments.measure.models import Model
 from experiments.models.base import stored_base
+from experiments.models.template import save_tokenizer
 from experiments.posthoc.operations import plain_model
 
 GATE_TOKENS = 1024  # of general text, for a gate that depends on the token
@@ -47,7 +48,7 @@ def endpoint(model: Model, base: Base, folder: Path, say: Callable[[str], None])
     dtype: Any = stored_base(str(base.folder), base.remote_code).dtype
     with whole_folder(target, "--out") as writing:
         plain.to(dtype).save_pretrained(writing)
-        model.tokenizer.save_pretrained(writing)
+        save_tokenizer(model.tokenizer, writing)
     write_json(note, {**made_from, "files": folder_digests(target)})
     return target
 

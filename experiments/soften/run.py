@@ -27,6 +27,7 @@ from experiments.measure.kinds import Kind
 from experiments.measure.models import Checkpoint, Model, read_base, read_models
 from experiments.measure.session import Session
 from experiments.measure.tokenizers import load_tokenizer
+from experiments.models.template import save_tokenizer
 from experiments.posthoc.checks import as_printed, check_distinct
 from experiments.posthoc.choice import Point
 from experiments.records import Estimate, Record, read_records
@@ -134,7 +135,7 @@ def _write_model(part: Path, path: WeightPath, alpha: float, chosen: Model) -> N
     """Write the model at a point with its tokenizer, which was above its checkpoints, or is that of the base."""
     path.write(alpha, part)
     if tokenizer_folder(part) != part:
-        chosen.tokenizer.save_pretrained(part)
+        save_tokenizer(chosen.tokenizer, part)
 
 
 def _note_chosen(folder: Path, note: Mapping[str, Any], files: Mapping[str, str]) -> None:

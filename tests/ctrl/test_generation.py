@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 import ctrl
 from ctrl.generation import ends, padding, settings
@@ -52,6 +52,19 @@ def test_settings_of_generation_travel_with_the_copies(tmp_path: Path) -> None:
         ctrl.load(base, folder)
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "generation"}))
     assert settings(ctrl.load(base, folder)) == SET  # a folder from before
+
+
+def test_settings_that_transformers_calls_invalid_can_be_saved_again(tmp_path: Path) -> None:
+    """Many published bases have a temperature next to do_sample: false; with an end of turn added they were refused."""
+    base, folder, plain = tmp_path / "base", tmp_path / "trained", tmp_path / "plain"
+    tiny().save_pretrained(base)
+    (base / "generation_config.json").write_text(json.dumps({"do_sample": False, "temperature": 0.6}))
+    model = ctrl.expand(AutoModelForCausalLM.from_pretrained(base), ctrl.ControlConfig(layers=1))
+    model.generation_config.eos_token_id = [5]  # type: ignore[union-attr]
+    ctrl.save(model, folder)
+    ctrl.merge_back(ctrl.load(base, folder)).save_pretrained(plain)
+    written = json.loads((plain / "generation_config.json").read_text())
+    assert (written["do_sample"], written["temperature"], written["eos_token_id"]) == (False, 0.6, [5])
 
 
 @pytest.mark.parametrize("pad", [None, 0, 7])

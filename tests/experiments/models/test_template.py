@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from experiments.common.errors import ModelError
 from experiments.data.items import Item
 from experiments.models.base import load_base
-from experiments.models.template import TEMPLATES, set_template, variables
+from experiments.models.template import TEMPLATES, save_tokenizer, set_template, variables
 from experiments.models.tokens import end_of_turn, prompt_ids
 from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
 from tests.helpers.encoded import encode
@@ -142,11 +142,15 @@ class TestOptions:
 
 class TestDates:
     @pytest.mark.parametrize("call", ['strftime_now("%d %b %Y")', "strftime_now( '%d %b %Y' )"])
-    def test_a_date_is_the_same_on_all_days(self, call: str) -> None:
+    def test_a_date_is_the_same_on_all_days_of_a_run(self, call: str, tmp_path: Path) -> None:
         day = f"{{% if strftime_now is defined %}}{{% set day = {call} %}}{{% endif %}}{{{{ day }}}}"
         tokenizer = byte_tokenizer(day + CHATML)
-        set_template(tokenizer)
-        assert prompt(tokenizer).startswith("26 Jul 2024<|im_start|>user")
+        set_template(tokenizer, system="Be brief.")
+        settled = tokenizer.chat_template
+        assert prompt(tokenizer).startswith("26 Jul 2024<|im_start|>system")
+        save_tokenizer(copy.deepcopy(tokenizer), tmp_path)  # as an exported model is served
+        assert AutoTokenizer.from_pretrained(tmp_path).chat_template == settled.replace('"26 Jul 2024"', call)
+        assert tokenizer.chat_template == settled
 
     def test_a_format_that_is_computed(self) -> None:
         with pytest.raises(ModelError, match="each day would give other chats"):

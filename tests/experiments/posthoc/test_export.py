@@ -124,6 +124,23 @@ def test_it_stops_where_trained_replies_end(own: object, ends: list[int], tokeni
     assert ends_of(model) == ends  # type: ignore[arg-type]
 
 
+def test_settings_of_a_base_that_transformers_calls_invalid_are_written(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses to save changed ones; an end of turn is added to those of a file."""
+    monkeypatch.setattr("experiments.posthoc.export.end_of_turn", lambda tokenizer: 7)
+    file = Path(run_config(run).base_model) / "generation_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps({**json.loads(before), "do_sample": False, "temperature": 0.6}))
+    try:
+        out = export(run, "full", 1e-2, tmp_path / "out", say=lambda text: None).folder
+    finally:
+        file.write_text(before)
+    written = json.loads((out / file.name).read_text())
+    assert (written["do_sample"], written["temperature"]) == (False, 0.6)
+    assert 7 in written["eos_token_id"]
+
+
 def test_an_expansion_stops_there_too(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.posthoc.export.end_of_turn", lambda tokenizer: 7)
     out = export(run, "control", 1e-2, tmp_path / "out", form="trained", say=lambda text: None).folder
