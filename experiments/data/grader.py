@@ -14,9 +14,9 @@ from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
 from experiments.data.items import Item, Scorer
-from experiments.data.matching import FRACTION, exact_match, normal
-from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, mixed_as_one, tidy
-from experiments.data.spelling import SPACED, bare, holds, straight, unmarked
+from experiments.data.matching import FRACTION, exact_match, normal, same
+from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, tidy
+from experiments.data.spelling import SPACED, bare, holds, straight, unmarked, without_tags
 from experiments.data.versions import other_versions
 
 NUMBERS = re.compile(rf"(?<!{SPACED})(?<!{SPACED}_)(?:{NUMBER.pattern})(?!{SPACED})(?!_{SPACED})")  # not inside a word
@@ -25,6 +25,7 @@ SEVERAL = re.compile(r"[-+]?\d[\d\s.,]*")  # digits and separators, maybe of sev
 PRODUCT = re.compile(r"\d\s?(?:\^|\*\*?|\u00d7|\\times|\\cdot)\s?\{?[-+]?\d[\d.^{}-]*\W*")  # 10^3, 3 * 10^2
 SCALE = re.compile(r"\d\s?(?:[km](?!\w)|bn\b|thousand|million|billion|trillion|lakh|crore|[\u4e07\u5104\u4ebf])", re.I)
 READ, BOTH, NUMBER_ONLY = "read", "option or number", "number"  # in the values of an item: how its answer can be read
+WORD = re.compile("[aiAI]")  # an option, or a word of any sentence
 SHOWN = 60  # characters of an answer in a remark
 
 
@@ -82,9 +83,10 @@ class Grader(Section):
 class Exact(Grader):
     """The reply, or its last line, is the answer.
 
-    Case, the number of spaces between words, commas between thousands, a final full stop, and marks around it (bold,
-    italics, quotes, backticks) do not count; quotes and backticks of the answer do. An answer that is a number may be
-    said as a fraction. Other spaces count: [1, 2] is not [1,2].
+    Case, the number of spaces between words, commas between thousands, punctuation after it, and marks around it do
+    not count: bold, italics, quotes, backticks and LaTeX's dollars, brackets and boxes. Quotes and backticks of the
+    answer do. An answer that is a number may be said as a fraction, and (B), B) and B. are the letter B. Other spaces
+    and brackets count: [1, 2] is not [1,2].
     """
 
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
@@ -95,27 +97,39 @@ class Contains(Grader):
     """The answer is somewhere in the reply, as whole words, in any case; a number as one of the reply's numbers.
 
     A final full stop of the answer, marks of bold type or italics, and tags of HTML around words do not count. In
-    scripts without spaces between words (Chinese, Japanese, Thai), the answer may be anywhere.
+    scripts without spaces between words (Chinese, Japanese, Thai), the answer may be anywhere. The answers A and I are
+    also in "a fraction" and "I think"; a run says so.
     """
 
     version = 2  # a final full stop, and marks of the answer
 
+    def remarks(self, items: Sequence[Item]) -> list[str]:
+        found = [item.answer for item in items if WORD.fullmatch(bare(item.answer))]
+        said = f"{len(found):,} of {len(items):,} answers are also words of English, such as"
+        return [f'{said} {found[0]!r}: "a fraction" or "I think" has it too; choose exact or regex'] if found else []
+
     def __call__(self, reply: str, entry: Mapping[str, Any]) -> float:
         reply, answer = (" ".join(straight(tidy(one)).casefold().split()) for one in (reply, str(entry["answer"])))
         plain = bare(answer)
-        if WHOLE.fullmatch(plain):
-            return float(normal(plain) in map(normal, NUMBERS.findall(in_one_spelling(reply))))
-        return float(any(holds(text, words) for text in (reply, unmarked(reply)) for words in (answer, plain)))
+        number = in_one_spelling(plain).strip()
+        if WHOLE.fullmatch(number) or FRACTION.fullmatch(number):
+            wanted, said = normal(number), set(NUMBERS.findall(in_one_spelling(reply)))
+            found = any(same(normal(one), wanted) for one in said)
+            if found or WHOLE.fullmatch(plain):
+                return float(found)
+        shown = reply if "<" in answer or "&" in answer else without_tags(reply)
+        return float(any(holds(text, words) for text in (shown, unmarked(reply)) for words in (answer, plain)))
 
 
 class Numeric(Grader):
     """The last number of the reply is that of the answer: |x - y| <= max(tolerance, relative |y|).
 
-    A number is 1234, 1,234.5, 1/2, 1 1/2, 1½, LaTeX's \\frac{1}{2} or 1e3, in the digits of any script; apostrophes and
-    spaces may be between thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them. Ambiguous
-    are 1,234, read as a thousand, and 1.234, read as one and a bit. 3 × 10^8 is read too; other powers, such as 2^10,
-    are not: for these write a function of your own. Powers of units (m^2) are no numbers. An answer in the data that
-    may be several numbers, such as 1, 2, is refused, and so is one that ends with a product or a power.
+    A number is 1234, 1,234.5, 1/2, 1 1/2, 1½, LaTeX's \\frac{1}{2} or 1e3, in the digits of any script; apostrophes
+    and spaces may be between thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them, but
+    for lists: (3,5), [3,5] and [1 234]. Ambiguous are 1,234, read as a thousand, and 1.234, read as one and a bit. Of
+    25% and 25 km the 25 is read. 3 × 10^8 is read too; other powers, such as 2^10, are not: for these write a
+    function of your own. Powers of units (m^2) are no numbers. An answer in the data that may be several numbers,
+    such as 1, 2, is refused, and so is one that ends with a product or a power.
     """
 
     main = "tolerance"
@@ -136,7 +150,7 @@ class Numeric(Grader):
 
     def remarks(self, items: Sequence[Item]) -> list[str]:
         answers = [item.answer for item in items]
-        several = [one for one in answers if len(NUMBER.findall(mixed_as_one(in_one_spelling(one)))) > 1]
+        several = [one for one in answers if len(NUMBER.findall(in_one_spelling(one))) > 1]
         scaled = [one for one in answers if SCALE.search(one) and one not in several]
         return [
             f"{len(found):,} of {len(answers):,} answers {what}, such as {shortened(found[0])!r}: read as "

@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from experiments.data.code_blocks import code_of
+from experiments.data.formulas import LIST, amount, as_formula, as_latex, last_box, last_formula
 from experiments.data.grader import Grader, refused, shortened
 from experiments.data.isolated import Isolated
 from experiments.data.items import Item, Scorer
 from experiments.data.matching import exact_match, last_line
-from experiments.data.numerals import UNIT, as_latex, in_other_base
+from experiments.data.numerals import UNIT, in_other_base, last_number
 from experiments.data.rights import ALLOWED, supported
 from experiments.data.spelling import UNSPACED
 
@@ -94,7 +95,8 @@ class Math(InIsolation):
 
     By math-verify: `pip install math-verify`. It finds formulas in $...$ or \\boxed{...} alone, so the last line is
     read as a formula too, and a reply that is the answer, as `exact` has it, is right. Units are not read: 5 m is right
-    if the answer is 5 km, and a run says how many answers have one. 1010_2 and 1010_8 differ; 1010 alone is right.
+    if the answer is 5 km, and a run says how many answers have one. 1010_2 and 1010_8 differ; 1010 alone is right. 3,5
+    is a list here, 25% is 25 and also 0.25, and 5! is 5 in a sentence, and 120 between dollars or in a box.
     """
 
     version = 3  # bases; the full stop after a fraction, spaces between thousands
@@ -118,7 +120,16 @@ class Math(InIsolation):
         found = [item.answer for item in items if UNIT.search(item.answer)]
         said = f"{len(found):,} of {len(items):,} answers have a unit, such as"
         why = "only their numbers are compared, so a reply with another unit is right too"
-        return [f"{said} {shortened(found[0])!r}: {why}"] if found else []
+        lists = [item.answer for item in items if LIST.fullmatch(item.answer.strip())]
+        of_lists = f"{len(lists):,} of {len(items):,} answers are read as lists, such as"
+        return [
+            *([f"{said} {shortened(found[0])!r}: {why}"] if found else []),
+            *(
+                [f"{of_lists} {lists[0]!r}: write 3.5, or choose numeric, if the comma is a decimal one"]
+                if lists
+                else []
+            ),
+        ]
 
     def ready(self) -> None:
         self("1", {"answer": "1"})
@@ -127,16 +138,21 @@ class Math(InIsolation):
         from math_verify import parse, verify
 
         def formulas(text: str) -> Any:
-            return parse(as_latex(text), parsing_timeout=None)  # its timeouts need signals; the process has its own
+            return parse(text, parsing_timeout=None)  # its timeouts need signals; the process has its own
 
-        wanted = formulas(f"${entry['answer']}$") or formulas(str(entry["answer"]))
+        answer = str(entry["answer"])
+        number = amount(answer)  # 5 of 5 km
+        wanted = formulas(f"${as_formula(number or answer)}$") or formulas(as_latex(answer))
         if exact_match(reply, entry):  # \\sqrt{2} without $, or a word
             return 1.0
-        if in_other_base(str(entry["answer"]), reply):
+        if in_other_base(answer, reply):
             return 0.0
-        last_box = reply[max(reply.rfind(BOX), 0) :]  # of several boxes math-verify makes a set
-        texts = (_plain(one) for one in (reply, last_box, f"${last_line(reply)}$"))
-        said = map(formulas, dict.fromkeys(texts))
+        if number and last_number(reply) == last_number(number):
+            return 1.0
+        plain = _plain(reply)
+        parts = (last_box(reply), last_formula(plain), last_line(plain))
+        texts = dict.fromkeys([*(f"${as_formula(one)}$" for one in parts if one.strip()), as_latex(plain)])
+        said = map(formulas, texts)
         return float(any(verify(wanted, one, timeout_seconds=None) and not _apart(wanted, one) for one in said))
 
 

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from decimal import Decimal
 
-from experiments.data.spelling import SPACED
+from experiments.data.spelling import SPACED, unboxed
 
 _THOUSANDS = r"(?!0)\d{1,3}(?:,\d{3})+(?!\d)|\d+"  # commas between thousands only: not in 0,125
 _DIGITS = rf"(?:(?:{_THOUSANDS})(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"  # 1,007  2.5  .5  1e-3
@@ -18,16 +18,15 @@ NUMBER = re.compile(rf"{_SIGNED}(?:{_LAKHS}|(?<![\d/]){_DIGITS}/\d+(?![\d/])|{_D
 COMMAS = re.compile(r"(?:(?<![\w.,])[-+])?\d+(?:[.,]\d+)*")  # 3,5 with a decimal comma, or the list 1,2,3
 _BASED = re.compile(r"(?<![\w.])[0-9A-F.]+_\{?(\d+)\}?(?!\w)")  # 1010_2, FF_{16}
 _NAMED = r"\\(?:text|mathrm|mbox|textrm|textbf|operatorname)\s*\{\s*[A-Za-z]|\^?\s?\{?\\circ|\u00b0|\\?%"
-_SPELLED = r"(?<=\s)(?:[a-z]{2,}|[mgshlVWAJNK](?=\W*$|\^|/))"
+_SPELLED = r"(?<=\s)(?:[a-z]{2,}|[mgshlVWAJNK](?=[23\u00b2\u00b3]?\W*$|\^|/))"
 # after a number: 5 km, 5\text{ m}, 5 m^2, 90^\circ, 50\%; a letter alone may be a variable
 UNIT = re.compile(rf"\d\)?\s*(?:\\[,;:! ]\s*)*(?:{_NAMED}|{_SPELLED})", re.I)
-_ONE_SIGN = "\u00bc-\u00be\u2150-\u215e\u2189"  # fractions in one sign
-_MINUS = re.compile(f"[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d|[{_ONE_SIGN}])")  # dashes, too
+_MINUS = re.compile("[\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d](?=\\.?\\d)")  # signs and dashes used for a minus
 _SEPARATOR = re.compile("(?<=\\d)[\uff0c\u066c\uff0e\u066b\uff0f\u2044](?=\\d)")  # , . / of other scripts
 _PLAIN = str.maketrans("\uff0c\u066c\uff0e\u066b\uff0f\u2044", ",,..//")
-_SIGN = re.compile(f"[{_ONE_SIGN}]")
+_SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # a fraction in one sign
 _ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
-    rf"(?<!{SPACED})(?:(?<![.,(\[{{])|(?<=\\[(\[])|(?<=[a-z]{{))(?<!\d )"  # but not in LaTeX's \(3,5\)
+    rf"(?<!{SPACED})(?<![.,(\[{{])(?<!\d )"
     r"(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}(?:[.,]\d{1,20})?|(?:\.\d{3}){2,9}(?:,\d{1,20})?)"  # 1 234,5  1.234.567
     r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
     r"(?!\d|[.,/]\d| \d)"
@@ -50,22 +49,9 @@ _UNIT = re.compile(  # a power of a unit is no number: m^2, \\text{cm}^3, s^{-2}
     r"(?<=[A-Za-z}])\s?\^\s?(?:\{\s?[-+]?\d+\s?\}|[-+]?\d+)|(?<=\d)\s?(?:[kdcm\u00b5]?m|ft|in|yd|mi)[23](?!\w|\.\d)"
 )
 
-_MIXED = re.compile(r"(?<![\d.,/^_}])(?<![\^_]\{)(\d{1,30}) (\d{1,30})/(\d{1,30})(?![\d/])")  # 1 1/2
-_STOP = re.compile(r"(?<=\d)\.(?=[\s\"'\u2019\u201d)*_`$}]|\\[)\]]|$)")  # after a number, at the end of a sentence
-_POWER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][-+]?\d{1,2}(?!\w|\.\d)")  # 1.6e-19
-_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")  # small digits above the line, and their minus
-_ROOT = re.compile(r"\u221a\s*(?:\(([^()]*)\)|(\w+))")
-
-
-def as_latex(text: str) -> str:
-    """Return `tidy` text in which 1 1/2 and 1\u00bd are 3/2, 1e-3 is 0.001, and x\u00b2, \u221a2, \u221e are LaTeX's.
-
-    The full stop of a sentence goes: with it, 5/6. would be a rounded number.
-    """
-    text = mixed_as_one(_STOP.sub("", _SIGN.sub(_written_out, tidy(text))))
-    text = _POWER.sub(lambda found: f"{Decimal(found[0]):f}", text)
-    text = _RAISED.sub(lambda found: f"^{{{unicodedata.normalize('NFKC', found[0]).replace(chr(0x2212), '-')}}}", text)
-    return _ROOT.sub(lambda found: rf"\sqrt{{{found[1] or found[2]}}}", text).replace("\u221e", r"\infty ")
+_MIXED = re.compile(  # 1 1/2; the limits keep it linear
+    r"(?<![\d.,/^_}])(?<![\^_]\{)((?!0)\d{1,3}(?:,\d{3}){1,9}|\d{1,30})[ \u00a0]+(\d{1,30})/(\d{1,30})(?![\d/])"
+)
 
 
 def in_other_base(answer: str, reply: str) -> bool:
@@ -81,31 +67,42 @@ def mixed_as_one(text: str) -> str:
 
 def _improper(mixed: re.Match[str]) -> str:
     """Return a mixed number as one fraction; the text as it is if the fraction is not below 1."""
-    whole, top, bottom = (int(part) for part in mixed.groups())
+    whole, top, bottom = (int(part.replace(",", "")) for part in mixed.groups())
     return f"{whole * bottom + top}/{bottom}" if top < bottom else mixed[0]
 
 
 def tidy(text: str) -> str:
-    """Return a text in one spelling: composed letters, -5 with a hyphen, nothing but commas between thousands.
+    """Return a text in one spelling: composed letters, -5 with a hyphen, 1 1/2, nothing but commas between thousands.
 
     Commas, points and strokes of other scripts between digits become ours. Spaces of a full width stay, since they may
     be between two numbers.
     """
     text = unicodedata.normalize("NFC", text).replace("{,}", ",")  # LaTeX's comma without a space after it
+    text = _SIGN.sub(_written_out, text)
     text = _SEPARATOR.sub(lambda found: found[0].translate(_PLAIN), text)
     return _GROUP.sub("", _MINUS.sub("-", text))
+
+
+def _written_out(sign: re.Match[str]) -> str:
+    number_before = sign.start() > 0 and sign.string[sign.start() - 1].isdecimal()
+    return " " * number_before + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/")
 
 
 def in_one_spelling(text: str) -> str:
     """Return `tidy` text with the numbers of other countries as 1234.5: from 1 234,5, 1.234,5, 1.234.567, 3,5, 1,00.
 
-    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit. \\frac{1}{2} becomes 1/2, -$5 becomes -5,
-    3 \u00d7 10^8 becomes 3e8, and powers of units go.
+    1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit. \\frac{1}{2} becomes 1/2, 1 1/2 becomes 3/2,
+    -$5 becomes -5, 3 \u00d7 10^8 becomes 3e8, and boxes of LaTeX and powers of units go.
     """
-    text = _SCIENTIFIC.sub(_with_exponent, _FRACTION.sub(_with_stroke, tidy(text)))
+    text = _SCIENTIFIC.sub(_with_exponent, _FRACTION.sub(_with_stroke, unboxed(tidy(text))))
     text = _UNIT.sub("", text)
-    text = _APART.sub(r"\1-", _AMOUNT.sub("-", text))
-    return _ELSEWHERE.sub(lambda found: _digits(found[0]), text)
+    text = _APART.sub(r"\1-", amounts_signed(text))
+    return mixed_as_one(_ELSEWHERE.sub(lambda found: _digits(found[0]), text))
+
+
+def amounts_signed(text: str) -> str:
+    """Return a text in which -$5 is -5."""
+    return _AMOUNT.sub("-", text)
 
 
 def _with_stroke(found: re.Match[str]) -> str:
@@ -132,28 +129,6 @@ def last_number(text: str) -> Decimal | None:
 
     The minus of 12-5 is no sign.
     """
-    text = _SIGN.sub(_written_out, in_one_spelling(text))
-    found = list(NUMBER.finditer(text))
-    value = _value(found[-1][0]) if found else None
-    if value is None or len(found) < 2 or not _is_mixed(*found[-2:]):
-        return value
-    whole = Decimal(found[-2][0].replace(",", ""))
-    return whole + value.copy_sign(whole)
-
-
-def _written_out(sign: re.Match[str]) -> str:
-    apart = "" if sign.string[: sign.start()].endswith(("-", "+")) else " "
-    return apart + unicodedata.normalize("NFKC", sign[0]).replace("\u2044", "/")
-
-
-def _value(number: str) -> Decimal | None:
-    top, _, bottom = number.replace(",", "").partition("/")
+    found = NUMBER.findall(in_one_spelling(text))
+    top, _, bottom = found[-1].replace(",", "").partition("/") if found else ("0", "", "0")
     return Decimal(top) / Decimal(bottom or 1) if Decimal(bottom or 1) else None
-
-
-def _is_mixed(whole: re.Match[str], part: re.Match[str]) -> bool:
-    """Whether two numbers are one, such as 1 1/2: a whole number, a space and a fraction below 1."""
-    top, stroke, bottom = part[0].partition("/")
-    between = whole.string[whole.end() : part.start()]
-    below = bool(stroke) and top.isdecimal() and Decimal(top) < Decimal(bottom)
-    return below and between.strip(" \u00a0") == "" and re.fullmatch(r"[-+]?[\d,]+", whole[0]) is not None

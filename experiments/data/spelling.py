@@ -13,7 +13,7 @@ _UNSPACED = (  # letters of scripts without spaces between words, without their 
 SPACED = rf"[^\W_{_UNSPACED}{_HANGUL}]"  # a letter or digit next to which no other word can begin
 UNSPACED = re.compile(f"[{_UNSPACED}{_HANGUL}]")
 _AFTER_ANY = re.compile(f"[{_UNSPACED}]")
-_AMOUNT = re.compile(r"[\d$\u20ac\u00a3\u00a5]")
+_AMOUNT = re.compile(r"[\d\\$\u20ac\u00a3\u00a5]")
 _NUMBER = re.compile(r"[-+]?[\d,]*(?:\.\d+|\d)")
 _STRAIGHT = str.maketrans(  # curly ones, angles and corners
     "\u2018\u2019\u201a\u201b\u2039\u203a\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d\u300e\u300f",
@@ -24,12 +24,46 @@ _TAG = re.compile(
     rf"</?(?:{_NAMES}|strong|sub|sup|table|tbody|td|th|thead|tr|tt|u|ul)(?:\s+[\w-]+=(?:\"[^\"<>]*\"|'[^'<>]*'|\w+))*\s*/?>",
     re.I,
 )
+_BOXES = r"f?box|boxed|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|mbox|emph|underline|boldsymbol"
+BOXED = re.compile(rf"\\(?:{_BOXES})\s*\{{")  # begins what LaTeX sets in a box, or as text
+_BRACE = re.compile(rf"{BOXED.pattern}|\\?[{{}}]")
+_DELIMITER = re.compile(r"(?<!\\)\\[()\[\]]")
 _EMPHASIS = re.compile(r"(?<![^\W_])[*_`]+(?=\S)|(?<=\S)[*_`]+(?![^\W_])")  # not in snake_case, a*b or 2 * 3
 
 
 def straight(text: str) -> str:
     """Return a text with straight quotes and apostrophes in place of those of other countries."""
     return text.translate(_STRAIGHT)
+
+
+def unboxed(text: str) -> str:
+    """Return a text without LaTeX's boxes, \\boxed{5} or \\text{ m}, and without \\( \\) and \\[ \\]: spaces are there.
+
+    $ stays, since it may be that of an amount.
+    """
+    if "\\" not in text:
+        return text
+    parts, after = [], 0
+    boxes: list[bool] = []  # of each brace that is open: whether it is a box's
+    for brace in _BRACE.finditer(text):
+        if brace[0] in (r"\{", r"\}"):
+            continue
+        if brace[0] != "}":
+            boxes.append(brace[0] != "{")
+        if boxes and (boxes.pop() if brace[0] == "}" else boxes[-1]):
+            parts.append(text[after : brace.start()])
+            after = brace.end()
+    return _DELIMITER.sub(" ", " ".join([*parts, text[after:]]))
+
+
+def closed(text: str, start: int) -> int:
+    """Return where a brace that was opened before `start` is closed: the index after it; -1 if it is not."""
+    depth = 1
+    for brace in _BRACE.finditer(text, start):
+        depth += 0 if brace[0] in (r"\{", r"\}") else -1 if brace[0] == "}" else 1
+        if not depth:
+            return brace.end()
+    return -1
 
 
 def without_tags(text: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.data.files import LocalFile
-from experiments.data.grader import Choice, Numeric
+from experiments.data.grader import Choice, Contains, Numeric
 from experiments.data.items import Item
 from tests.helpers.question_files import write
 
@@ -109,6 +109,13 @@ def test_an_answer_of_which_only_a_part_is_read_is_said(answers: list[str], said
     found = Numeric().remarks([Item(f"q{i}", one) for i, one in enumerate(answers)])
     assert len(found) == len(said)
     assert all(re.match(expected, line) for expected, line in zip(said, found, strict=True))
+
+
+def test_answers_that_sentences_hold_anyway_are_said() -> None:
+    items = [Item(f"q{i}", one) for i, one in enumerate(["A", "B", "(A)", "i.", "Ai"])]
+    (said,) = Contains().remarks(items)
+    assert said.startswith("2 of 5 answers are also words of English, such as 'A': ")
+    assert Contains().remarks(items[1:2]) == []
 
 
 def chosen_of(folder: Path, *rows: tuple[str, str]) -> list[Item]:

@@ -96,6 +96,10 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
     ),
     "number with spaces and a point": ("numeric", "1000000.5", {}, ("1 000 000.5",), ("1 000 000",)),
     "math after words without spaces": ("math", "-5", {}, ("\u7b54\u6848\u662f-5",), ("\u7b54\u6848\u662f5",)),
+    "math of a factorial": ("math", "5!", {}, ("120", "$5!$", r"\boxed{5!}"), ("5", "The answer is 5!")),
+    "math of an equation": ("math", "x = 1/2", {}, ("x = \\frac12, so it is", "0.5.", "$x=.5$"), ("x = 2", "x = -1/2")),
+    "math of a list": ("math", "3,5", {}, ("It is 3, 5.", "x = 3 or x = 5", r"\{5, 3\}"), ("3.5", "3", "5")),
+    "math of a number with a unit": ("math", "10 apples", {}, ("It is 10.", "10 pears"), ("11 apples", "1")),
     "math at the end of a sentence": (
         "math",
         "5/6",

@@ -126,6 +126,13 @@ def test_math_says_which_answers_have_a_unit() -> None:
     assert said.startswith(f"{len(units)} of {len(items)} answers have a unit, such as '5 km': only their numbers")
 
 
+def test_math_says_which_answers_are_lists_of_two() -> None:
+    """To `numeric` 3,5 is 3.5."""
+    items = [Item(f"q{i}", one) for i, one in enumerate(["3,5", "1,234", "3, 5", "0,25", "(1,2)", "7"])]
+    (said,) = read_grader("math").remarks(items)
+    assert said.startswith("2 of 6 answers are read as lists, such as '3,5': write 3.5, or choose numeric")
+
+
 def test_a_math_verify_that_breaks_is_no_wrong_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else every reply would be wrong, of the base and of all arms, without a word."""
     (tmp_path / "math_verify.py").write_text("raise RuntimeError('another version of antlr')")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.data.matching import exact_match, last_line, normal, plain
+from experiments.data.matching import exact_match, last_line, normal, peeled
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,16 @@ from experiments.data.matching import exact_match, last_line, normal, plain
         ("`5`", ("`5`", "**`5`**"), ("5", '"5"')),
         ("-5", ("**Answer:** -5", "Answer: **-5**", "**Answer: -5**", "\u22125"), ("5", "Answer: 5")),
         ("a*b", ("a*b",), ("ab",)),
+        (
+            "B",
+            ("(B)", "b)", "**B.**", "$(B)$", r"\boxed{\text{(B)}}", "Answer: (B)!"),
+            ("[B]", "AB", "(C)", "B) or C)"),
+        ),
+        ("(B)", ("B", "B."), ("A",)),
+        ("42", (r"\boxed{42}", r"\[42\]", r"\(\boxed{42}.\)", "$$42$$", "42!"), (r"\boxed{4}2", r"\boxed{42", "$4$2")),
+        (r"$\boxed{42}$", ("42", "**42**"), ("24",)),
+        ("what?", ("what?", "*What?*"), ("what",)),  # of a sign of the answer
+        (r"\boxed{" * 50 + "5" + "}" * 50, (), ("5",)),  # not looked into without an end
     ],
 )
 def test_a_reply_that_is_the_answer(answer: str, right: tuple[str, ...], wrong: tuple[str, ...]) -> None:
@@ -40,4 +50,4 @@ def test_a_reply_that_is_the_answer(answer: str, right: tuple[str, ...], wrong: 
 def test_parts() -> None:
     assert last_line("a\n**Answer:** b\n\n") == "b"
     assert normal("7.") == normal("7.0") == 7
-    assert plain("'*x*'") == "*x*"  # each mark once, the outer ones last
+    assert list(peeled("'*x*'.")) == ["'*x*'.", "'*x*'", "*x*", "x"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.data.numerals import as_latex, in_one_spelling, last_number, tidy
+from experiments.data.numerals import in_one_spelling, last_number, tidy
 
 
 @pytest.mark.parametrize(
@@ -44,6 +44,9 @@ def test_one_spelling(text: str, expected: str) -> None:
         ("none", None), ("1/0", None),
         (r"\frac{1}{2}", Decimal("0.5")), (r"-\dfrac{ 3 }{4}", Decimal("-0.75")), (r"1\frac12", Decimal("1.5")),
         (r"2\cdot\frac{3}{4}", Decimal("0.75")), (r"\frac{-3}{4}", Decimal("-0.75")),
+        (r"\boxed{3,5}", Decimal("3.5")), (r"\(12 500\)", 12_500), (r"$$\boxed{\text{1.234,5}}$$", Decimal("1234.5")),
+        (r"is\boxed{-5}", -5),
+        ("[3,5]", 5), ("{3,5}", 5),
         ("-$7", -7), (r"it is -\$1,200", -1200), ("\u2212\u20ac5", -5), ("$12 - $5", 5), ("x = - 7", -7), ("12 - 7", 7),
     ],
 )  # fmt: skip
@@ -71,8 +74,8 @@ def test_a_whole_number_and_a_fraction_below_one_are_one_number(said: str, value
         ("1 234,5 and 12 345.", "1234.5 and 12345."),
         ("1.234.567,8; 1.234,5; 3,5; 1,00; 0,125", "1234567.8; 1234.5; 3.5; 1.00; 0.125"),
         ("1,234 1.234 10,00,000", "1,234 1.234 10,00,000"),  # ambiguous, or plain already
-        (r"\boxed{12 500} \text{1.234,5} \(3,5\) \[0,25\]", r"\boxed{12500} \text{1234.5} \(3.5\) \[0.25\]"),
-        (r"\boxed{(3,5)} \{3,5\} x_{3,5}", r"\boxed{(3,5)} \{3,5\} x_{3,5}"),  # lists
+        (r"\boxed{12 500} \text{1.234,5} \(3,5\) \[0,25\]", " 12500   1234.5   3.5   0.25 "),
+        (r"\boxed{(3,5)} \{3,5\} x_{3,5}", r" (3,5)  \{3,5\} x_{3,5}"),  # lists
         ("1,2,3 (1,2) [3,5] 1 23 1 2345 5 100 7", "1,2,3 (1,2) [3,5] 1 23 1 2345 5 100 7"),  # lists
         ("a1 234 2012 345 10.5 300", "a1 234 2012 345 10.5 300"),
         ("v1.2.3 192.168.0.1 1,5/2", "v1.2.3 192.168.0.1 1,5/2"),
@@ -81,20 +84,3 @@ def test_a_whole_number_and_a_fraction_below_one_are_one_number(said: str, value
 def test_numbers_of_other_countries(text: str, expected: str) -> None:
     assert in_one_spelling(text) == expected
     assert in_one_spelling(expected) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("-1 1/2 and 12 3/4 m", "-3/2 and 51/4 m"),
-        ("1 3/2, 2,1 1/2, x^2 1/2", "1 3/2, 2,1 1/2, x^2 1/2"),  # no mixed numbers
-        ("{1 1/2} x_{1 1/2} 1\u00bd \u22122 1\\,000", "{3/2} x_{1 1/2} 3/2 -2 1000"),
-        ("5/6. (5/6.) $5/6.$ 1.5 1.\\overline{3}", "5/6 (5/6) $5/6$ 1.5 1.\\overline{3}"),
-        ("1.60e-3, 2E+3.", "0.00160, 2000"),
-        ("2e, 2e3x, a1e3", "2e, 2e3x, a1e3"),
-        ("x\u00b2 + 10\u207b\u00b3", "x^{2} + 10^{-3}"),
-        ("2\u221a3 \u221a(x+1) \u221e", r"2\sqrt{3} \sqrt{x+1} \infty "),
-    ],
-)
-def test_signs_in_latex(text: str, expected: str) -> None:
-    assert as_latex(text) == expected

@@ -15,6 +15,7 @@ import pytest
 from experiments.common.errors import ConfigError
 from experiments.common.printable import printable
 from experiments.data.code_blocks import code_of
+from experiments.data.formulas import as_formula, last_box, last_formula
 from experiments.data.grader import Contains
 from experiments.data.matching import exact_match
 from experiments.data.numerals import last_number
@@ -33,6 +34,7 @@ LENGTH, SECONDS = 200_000, 1.0
 PARTS = (
     "a", "1", " ", "\n", "\n \n", ",", "1,", "11,", "1,111,", ".", "1e1", "```", "```a", "#### \n", "://", "://a:@",
     "?", "?pass", "&key=", "'", '")', "a>", ">1", "[Errno 1] ", "_", "{% generation", "strftime_now(", "word", "é",
+    "\\boxed{", "{", "\\(", "1 1/", "$",
 )  # fmt: skip
 STARTS = {"1": "a>", " ": "a>1", "\n": "1."}  # what must come first, so that a pattern gets as far as the part
 TEXTS = [f"{start}{part * (LENGTH // len(part))}x" for part in PARTS for start in {"", STARTS.get(part, "")}]
@@ -94,6 +96,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "exact": lambda text: exact_match(text, ENTRY),
     "contains": lambda text: Contains()(text, ENTRY),
     "options": lambda text: named_first(text, ["word", "1,111"]),
+    "formula": lambda text: (last_formula(text), as_formula(text), last_box(text)),
     "code": code_of,
     "language": language_of,
     "words": words,
