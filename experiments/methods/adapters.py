@@ -122,6 +122,11 @@ class Peft(Tuning):
             if lacking := [one for one in wanted if not any(f".{name}".endswith(before + one) for name in names)]:
                 known = sorted({name.rpartition(".")[2] for name in names} - {""})
                 raise ConfigError(f"peft: {field}: no module is called {lacking[0]!r}: {nearest(lacking[0], known)}")
+        held = [name for name, _ in model.named_parameters()]
+        for one in extra.get("target_parameters") or ():
+            if not any(f".{name}".endswith(f".{one}") for name in held):
+                known = sorted({".".join(name.split(".")[-2:]) for name in held})
+                raise ConfigError(f"peft: target_parameters: no parameter is called {one!r}: {nearest(one, known)}")
         for field in ("rank_pattern", "alpha_pattern"):
             for key in extra.get(field) or {}:
                 if not any(re.match(rf"(?:.*\.)?(?:{key})$", name) for name in names):  # as PEFT looks for it

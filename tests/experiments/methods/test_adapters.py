@@ -160,6 +160,8 @@ def test_what_the_model_cannot_have_is_refused_with_the_error_of_peft() -> None:
         Peft.model_validate({"type": "lora", "target_modules": ["q_proj", "k_prjo"]}).prepare(tiny(), context())
     with pytest.raises(ConfigError, match=r"exclude_modules: no module is called 'v_porj': did you mean 'v_proj'\?"):
         Peft.model_validate({"type": "lora", "exclude_modules": ["q_proj", "v_porj"]}).prepare(tiny(), context())
+    with pytest.raises(ConfigError, match=r"target_parameters: no parameter is called 'up_porj.weight'"):
+        Peft.model_validate({"type": "lora", "target_parameters": ["up_porj.weight"]}).prepare(tiny(), context())
     for layers in (99, [0, 99]):
         with pytest.raises(ConfigError, match=r"layers_to_transform=99: the model has \d+ layers, 0 to"):
             Peft.model_validate({"type": "lora", "layers_to_transform": layers}).prepare(tiny(), context())
