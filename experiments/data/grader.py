@@ -128,8 +128,9 @@ class Numeric(Grader):
     and spaces may be between thousands too, and 1.234,5, 1.234.567 and 3,5 are read as many countries write them, but
     for lists: (3,5), [3,5] and [1 234]. Ambiguous are 1,234, read as a thousand, and 1.234, read as one and a bit. Of
     25% and 25 km the 25 is read. 3 × 10^8 is read too; other powers, such as 2^10, are not: for these write a
-    function of your own. Powers of units (m^2) are no numbers. An answer in the data that may be several numbers,
-    such as 1, 2, is refused, and so is one that ends with a product or a power.
+    function of your own. Powers of units (m^2) are no numbers, but the digits of CO2 are, and "minus 5" in words is
+    5. An answer in the data that may be several numbers, such as 1, 2, is refused, and so is one that ends with a
+    product or a power.
     """
 
     main = "tolerance"

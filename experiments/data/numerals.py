@@ -26,7 +26,7 @@ _SEPARATOR = re.compile("(?<=\\d)[\uff0c\u066c\uff0e\u066b\uff0f\u2044](?=\\d)")
 _PLAIN = str.maketrans("\uff0c\u066c\uff0e\u066b\uff0f\u2044", ",,..//")
 _SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # a fraction in one sign
 _ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
-    rf"(?<!{SPACED})(?<![.,(\[{{])(?<!\d )"
+    rf"(?<!{SPACED})(?<![.,(\[{{^])(?<!\d )"
     r"(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}(?:[.,]\d{1,20})?|(?:\.\d{3}){2,9}(?:,\d{1,20})?)"  # 1 234,5  1.234.567
     r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
     r"(?!\d|[.,/]\d| \d)"
@@ -42,13 +42,14 @@ _GROUP = re.compile(r"(?<=\d)(?:[\u00a0\u2007\u2009\u202f'\u2019]|\\[,;])(?=\d{3
 
 _UP = "\u2070\u00b9\u00b2\u00b3\u2074-\u2079"
 _SCIENTIFIC = re.compile(  # 3 \u00d7 10^8, 10^{-3}, 5\\cdot10\u2076
-    r"(?:(?<![\w.,])(\d+(?:\.\d+)?)\s?(?:\\times|\\cdot|[\u00d7\u00b7*x])\s?|(?<![\w.,^]))10"
+    r"(?:(?<![\w.,])((?:\d{1,3}(?:,\d{3}){1,9}|\d+)(?:\.\d+)?)\s?(?:\\times|\\cdot|[\u00d7\u00b7*x])\s?|(?<![\w.,^]))10"
     rf"(?:\s?\^\s?(?:\{{\s?([-+]?\d{{1,3}})\s?\}}|([-+]?\d{{1,3}}))(?!\d|\.\d)|(\u207b?[{_UP}]{{1,3}}))"
 )
 _UNIT = re.compile(  # a power of a unit is no number: m^2, \\text{cm}^3, s^{-2}; after a number, m2 too
     r"(?<=[A-Za-z}])\s?\^\s?(?:\{\s?[-+]?\d+\s?\}|[-+]?\d+)|(?<=\d)\s?(?:[kdcm\u00b5]?m|ft|in|yd|mi)[23](?!\w|\.\d)"
 )
 
+_STROKE = re.compile(r"(?<=\d) / (?=\d)")
 _MIXED = re.compile(  # 1 1/2; the limits keep it linear
     r"(?<![\d.,/^_}])(?<![\^_]\{)((?!0)\d{1,3}(?:,\d{3}){1,9}|\d{1,30})[ \u00a0]+(\d{1,30})/(\d{1,30})(?![\d/])"
 )
@@ -94,10 +95,11 @@ def in_one_spelling(text: str) -> str:
     1,234 and 1.234 are ambiguous, and stay a thousand and one and a bit. \\frac{1}{2} becomes 1/2, 1 1/2 becomes 3/2,
     -$5 becomes -5, 3 \u00d7 10^8 becomes 3e8, and boxes of LaTeX and powers of units go.
     """
-    text = _SCIENTIFIC.sub(_with_exponent, _FRACTION.sub(_with_stroke, unboxed(tidy(text))))
+    text = _STROKE.sub("/", _FRACTION.sub(_with_stroke, unboxed(tidy(text))))
+    text = _SCIENTIFIC.sub(_with_exponent, _ELSEWHERE.sub(lambda found: _digits(found[0]), text))
     text = _UNIT.sub("", text)
     text = _APART.sub(r"\1-", amounts_signed(text))
-    return mixed_as_one(_ELSEWHERE.sub(lambda found: _digits(found[0]), text))
+    return mixed_as_one(text)
 
 
 def amounts_signed(text: str) -> str:
@@ -114,7 +116,7 @@ def _with_stroke(found: re.Match[str]) -> str:
 def _with_exponent(found: re.Match[str]) -> str:
     factor, braced, bare, raised = found.groups()
     power = braced or bare or unicodedata.normalize("NFKC", raised).replace("\u2212", "-")
-    return f"{factor or 1}e{power}"
+    return f"{(factor or '1').replace(',', '')}e{power}"
 
 
 def _digits(number: str) -> str:
