@@ -102,7 +102,8 @@ def config_digest(fields: Mapping[str, Any]) -> str:
 
     fields: `computes` and `trains`.
     """
-    known = {name: fields[name] for name in fields if name in COMPUTES or re.fullmatch(TRAINING, name)}
+    stable = (*COMPUTES, "rope_parameters")
+    known = {name: fields[name] for name in fields if name in stable or re.fullmatch(TRAINING, name)}
     return json_digest(known)
 
 

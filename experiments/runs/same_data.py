@@ -21,6 +21,7 @@ from experiments.data.procedural import ReasoningGym
 from experiments.data.source import Source
 from experiments.evaluation.cache import tokenizer_digest
 from experiments.models.generation import reply_ends
+from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
 from experiments.runs.base_records import TIMING, config_digest
 from experiments.runs.prepared import Inputs
@@ -42,6 +43,7 @@ def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
         "tokenizer": tokenizer_digest(inputs.tokenizer),
         "ends": reply_ends(inputs.model, inputs.tokenizer),
         "config": config_digest(computes(inputs.model.config) | trains(inputs.model.config)),
+        "precision": Precision(inputs.config.precision).name,  # `auto` depends on the machine
     }
     tags = process_tags()
     return _digests(inputs.config, sources, inputs.digests, base, tags.get("machine_id", tags["host"]))
@@ -81,11 +83,13 @@ def _digests(
         "tokenizer": "the tokenizer or chat template of",
         "ends": "the ends of replies of",
         "config": "the config of",
+        "precision": "the precision of",
     }
     for part, name in names.items():
         if part in base and not (part == "weights" and config.quantised):  # packed in the way of a device
-            chats = None if part in ("weights", "config") else config.data.chat_settings
-            found[_key(f"{name} {config.base_model}", [config.base_model, chats])] = str(base[part])
+            reads: dict[str, Any] = {"weights": None, "config": None, "precision": config.precision}
+            given = [config.base_model, reads.get(part, config.data.chat_settings)]
+            found[_key(f"{name} {config.base_model}", given)] = str(base[part])
     return found
 
 

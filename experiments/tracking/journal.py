@@ -141,7 +141,13 @@ class Journal:
         return Delivered(**self._notes().get(without_password(store), {}))
 
     def note(self, store: str, delivered: Delivered) -> None:
-        write_json(self._notes_path, self._notes() | {without_password(store): asdict(delivered)})
+        """Note what a store has. An id that it gave before is kept, by which those know the run who have not sent it:
+        a store may be lost and made anew."""
+        name, notes = without_password(store), self._notes()
+        before = notes.get(name, {}).get("run_id") or delivered.run_id
+        if before != delivered.run_id:
+            notes[f"earlier {before}"] = asdict(Delivered(before))
+        write_json(self._notes_path, notes | {name: asdict(delivered)})
 
     def missing_in(self, store: str) -> bool:
         """Whether a store lacks lines of this journal. False if only other stores have seen it: `sync` sends it."""

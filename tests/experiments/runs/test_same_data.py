@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from experiments.common.errors import RunError
 from experiments.data import procedural
+from experiments.models.precision import bf16_pays
 from experiments.runs.prepared import read_inputs
 from experiments.runs.run import run_experiment
 from experiments.runs.same_data import digests_noted, digests_of, named
@@ -28,7 +29,7 @@ def rows(file: Path, answer: str) -> str:
     return str(file)
 
 
-def test_digests_follow_the_content_of_files_and_of_the_base(tmp_path: Path) -> None:
+def test_digests_follow_the_content_of_files_and_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, file, kept = byte_base(tmp_path / "base"), tmp_path / "own.jsonl", tmp_path / "kept.jsonl"
     data = {"new": {"source": "file", "path": rows(file, "")}, "length": 128}
     evaluation: dict[str, Any] = {"suites": ["kept"], "kept_tasks": [rows(kept, "")], "kept_items": 4, "new_items": 2}
@@ -38,10 +39,19 @@ def test_digests_follow_the_content_of_files_and_of_the_base(tmp_path: Path) -> 
         config = small_config(base, data=data, evaluation=evaluation, arms=arms, **changes)
         return digests_of(read_inputs(config, tmp_path / "root", quiet), tmp_path / "root")
 
-    first = digests()
-    words = f"the tokenizer or chat template of {base}, the ends of replies of {base}, the config of {base}"
+    first, before = digests(), digests(precision="auto")
+    words = f"the tokenizer or chat template of {base}, the ends of replies of {base}, the config of {base}, "
+    words += f"the precision of {base}"
     assert named(list(first)) == f"{file}, {kept}, base_model {base}, {words}"
     assert digests(seed=1, training={"steps": 2, "batch_size": 4}) == first
+    with monkeypatch.context() as elsewhere:  # a machine with other instructions, and a file that was edited
+        elsewhere.setattr("experiments.models.precision.bf16_pays", lambda: (not bf16_pays()[0], "here"))
+        assert len(digests(precision="auto").items() - before.items()) == 1
+        config = Path(base, "config.json")
+        text = config.read_text()
+        config.write_text(json.dumps(json.loads(text) | {"rms_norm_eps": 1e-2, "attention_dropout": 0.5}))
+        assert len(digests().items() - first.items()) == 1
+        config.write_text(text)
     rows(file, "1")
     rows(kept, "1")
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -50,12 +60,12 @@ def test_digests_follow_the_content_of_files_and_of_the_base(tmp_path: Path) -> 
     model.save_pretrained(base)
     second = digests()
     assert second.keys() == first.keys()
-    assert [key for key in first if first[key] == second[key]] == list(first)[-3:]
+    assert [key for key in first if first[key] == second[key]] == list(first)[-4:]
 
     def refuses(found: Any) -> None:
         raise RunError(f"{len(found)} digests")
 
-    with pytest.raises(RunError, match="6 digests"):
+    with pytest.raises(RunError, match="7 digests"):
         run_experiment(
             small_config(base, data=data, evaluation=evaluation, arms=arms), tmp_path / "new", say=quiet, agree=refuses
         )

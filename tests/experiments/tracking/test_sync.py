@@ -156,3 +156,19 @@ def test_a_folder_without_a_journal_is_named_though_others_have_one(root: Path, 
     )
     with pytest.raises(TrackingError, match=r"no journal in \S*/mistyped: give run folders"):
         sync([tmp_path / "run", tmp_path / "mistyped"], root)
+
+
+def test_a_run_goes_on_as_one_after_it_was_deleted_in_the_store_and_sync_sent_it_again(root: Path) -> None:
+    """The run's folder knows it by the id that the store gave it first. A store that was lost is the same."""
+    folder, tracker, ids = root / "runs" / "a", Tracker(root, "demo"), list[str]()
+    with tracker.run("a", folder=folder, note=ids.append):
+        pass
+    first = ids[-1]
+    tracker.client.delete_run(first)
+    (again,) = sync([folder], root).values()
+    with Tracker(root, "demo").run("a", folder=folder, run_id=first, note=ids.append):
+        pass
+    assert first != again == ids[-1]
+    assert len(journals(folder)) == 1
+    (found,) = tracker.client.search_runs([tracker.experiment_id])
+    assert (found.info.run_id, found.info.status) == (again, "FINISHED")
