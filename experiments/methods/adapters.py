@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import re
+from collections import Counter
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
@@ -99,6 +100,7 @@ class Peft(Tuning):
             adapted: PreTrainedModel = get_peft_model(model, self._config(model))
         if not base.is_meta:  # `control-llm plan` has no values
             self._check_start(adapted, base)
+        _check_tied(adapted)
         _check_merge(adapted)
         return adapted
 
@@ -200,6 +202,22 @@ def probe(model: Any) -> Tensor:
 def _apart(model: Any, base: Tensor) -> float:
     """Return the largest difference of a model's logits from the base's, as a share of the largest one."""
     return float((probe(model) - base).abs().max() / base.abs().max())
+
+
+def _check_tied(model: Any) -> None:
+    """Raise ConfigError for an adapter on one of several layers that share a weight: folded in, it is on all of them.
+
+    Trainable tokens are the exception: PEFT knows the other layer.
+    """
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        weight = getattr(getattr(module, "base_layer", None), "weight", None)
+        if weight is not None and owners[id(weight)] > 1 and "Token" not in type(module).__name__:
+            raise ConfigError(
+                f"peft: target_modules: {name.rpartition('.')[2]} shares its weight with another layer (tied "
+                "embeddings), and an adapter on one of them could not be merged: leave it out, or train it whole by "
+                "modules_to_save"
+            )
 
 
 def _check_merge(model: Any) -> None:

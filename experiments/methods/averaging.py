@@ -90,7 +90,7 @@ class Wise(Average):
     active: ClassVar[type[Any]] = MixWithStart
 
     def refusal(self, tuning: Tuning) -> str | None:
-        if not tuning.adapts:
+        if not tuning.draws:  # copies may be adapters too
             return None
         return (
             "wise interpolates weights, and the factors of an adapter are none: train the arm without it, then "

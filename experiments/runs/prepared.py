@@ -15,6 +15,9 @@ from experiments.common.files import read_json, write_json
 from experiments.common.hashing import json_digest
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.config import ExperimentConfig
+from experiments.data.base_text import BaseText
+from experiments.data.source import Source
+from experiments.data.stages import Earlier
 from experiments.evaluation.cache import Elsewhere
 from experiments.evaluation.evaluate import Suites, alone
 from experiments.evaluation.suite import SuiteContext
@@ -138,7 +141,8 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     check_suites(config, model, suites)
     for line in (*beyond_training(config, model, suites), *unread_loss(config, data.tasks)):
         say(line)
-    for source in (*data.new, *data.old):
+    sources = (*data.new, *(data.old or _only_read(config)))
+    for source in sources:
         for note in (*source.notes, *source.test_notes):
             say(f"source {source.label}: {note}")
     for line in (note for suite in suites.suites.values() for note in suite.notes):
@@ -150,12 +154,20 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     for line in data.counted():
         say(line)
     digests = {f"{i} {one['name']}": str(one["digest"]) for i, one in enumerate(data.describe())}
-    named = {f"{i} the files of {one.label}": one.origin for i, one in enumerate((*data.new, *data.old))}
+    digests |= {f"{i} {one.label}": one.digest() for i, one in enumerate(sources) if i >= len(digests)}
+    named = {f"{i} the files of {one.label}": one.origin for i, one in enumerate(sources)}
     digests |= {name: origin for name, origin in named.items() if origin}  # earlier versions noted none
     digests |= {f"kept {one.task}": one.digest() for one in config.evaluation.kept_files}
     if config.data.template is not None:  # maybe a file, which may have changed
         digests["the data.template"] = json_digest(tokenizer.chat_template)
     return Inputs(config, model, tokenizer, data, suites, digests)
+
+
+def _only_read(config: ExperimentConfig) -> list[Source]:
+    """Return the sources of old text that methods read (ewc, corda) though no arm replays it."""
+    if not any(arm.build().reads_old for arm in config.arms):
+        return []
+    return [source for source in config.data.old if not isinstance(source, BaseText | Earlier)]
 
 
 def _not_packed(regime: str) -> str:

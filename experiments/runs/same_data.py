@@ -36,7 +36,7 @@ def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
     Trials may search these, so only equal settings must give equal digests. root: of the cache. What the base model
     writes is left out, since it depends on the machine; so do the digests of `datasets`, which are compared on one.
     """
-    sources = (*inputs.data.new, *inputs.data.old)
+    sources = (*inputs.data.new, *(inputs.data.old or inputs.config.data.old))  # a method may read these too
     weights = weights_digest(inputs.model, root / "cache" / "base" / "weights.json")
     base = {
         "weights": weights,
@@ -73,7 +73,7 @@ def _digests(
             found[_key(source.path, settings)] = json_digest(own)
         elif isinstance(source, ReasoningGym) and own[0]:  # of the version of its package too
             found[_key(f"task {source.name}", settings)] = json_digest(own)
-        elif isinstance(source, HuggingFace) and machine:
+        elif isinstance(source, HuggingFace) and machine and any(own):
             found[_key(source.name, [settings, machine])] = json_digest(own)
     for one in config.evaluation.kept_files:
         if digest := noted.get(f"kept {one.task}"):

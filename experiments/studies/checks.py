@@ -122,6 +122,33 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
         raise ConfigError(f"{source}: report.law {study.report.law!r} sets no share of replayed text: name data.replay")
 
 
+def check_dimensions(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str) -> None:
+    """Raise ConfigError for a dimension without effect of which one pick is the field's default, which has no fault.
+
+    configs: of `probes`. A pick with a fault is tried with each pick of the other dimensions, which it may need.
+    """
+    picks = list(probes(study.search))
+    for key, dimension in study.search.items():
+        if dimension.kind == "arms":
+            continue
+        name = (dimension.path or key).rpartition(".")[2]
+        own = [{**one, key: picks[0][key]} == picks[0] for one in picks]
+        found = [(p, _idle_field(name, c)) for p, c, here in zip(picks, configs, own, strict=True) if here]
+        faulty = [p[key] for p, fault in found if fault]
+        if not faulty or len(found) - len(faulty) > 1:
+            continue
+        others = [{**one, key: faulty[0]} for one in picks if one[key] == picks[0][key]]
+        faults = [_idle_field(name, study.run_config(one, 0, study.seeds[0])) for one in others]
+        if all(faults):
+            raise ConfigError(f"{source}: search: {key!r} changes nothing in any trial: {faults[0]}")
+
+
+def _idle_field(name: str, config: ExperimentConfig) -> str:
+    """Return why the field of this name has no effect; an empty text if it has."""
+    said = re.compile(rf"(?:^|\W){re.escape(name)} has no effect")
+    return next((fault for fault in unused_fields(config) if said.search(fault)), "")
+
+
 def _against(objective: Objective) -> Iterator[str]:
     """Describe the figures of an objective that would become worse; a sum may not mix both directions."""
     for name in parts(objective.figure):

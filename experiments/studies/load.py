@@ -36,7 +36,12 @@ def parse_study(
     """
     from experiments.config import load_config
     from experiments.evaluation.flat_keys import replaces
-    from experiments.studies.checks import check_fields, check_settings, check_trials  # loads torch, as the lines above
+    from experiments.studies.checks import (  # loads torch, as the lines above
+        check_dimensions,
+        check_fields,
+        check_settings,
+        check_trials,
+    )
 
     study = stored_study(values, source)
     check_fields(study, source)
@@ -55,6 +60,7 @@ def parse_study(
     check_trials(study, configs, source)
     if not begun:
         check_settings(study, given, configs, source)
+        check_dimensions(study, configs, source)
     return study
 
 

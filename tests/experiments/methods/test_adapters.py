@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from experiments.methods.tables import TUNINGS
 from experiments.methods.weights import trainable
 from experiments.models.precision import Precision
 from experiments.posthoc.operations import plain_model
+from tests.helpers.byte_level import byte_llama
 from tests.helpers.engine import collate, context
 from tests.helpers.tiny_llama import sequences, tiny
 
@@ -171,6 +173,17 @@ def test_what_the_model_cannot_have_is_refused_with_the_error_of_peft() -> None:
     fine = {"target_modules": ["q_proj", "mlp.up_proj"], "layers_to_transform": [0], "rank_pattern": {"mlp.*proj": 2}}
     Peft.model_validate({"type": "lora", **fine}).prepare(tiny(), context())
     Peft.model_validate({"type": "lora", "target_modules": "all-linear"}).prepare(tiny(), context())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_one_of_two_tied_layers_is_refused(tied: bool) -> None:
+    """Merged, it was on both: an exported model had other answers than the one that was measured."""
+    for values in ({"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["embed_tokens"]}):
+        said = r"target_modules: (lm_head|embed_tokens) shares its weight with another layer \(tied embeddings\)"
+        with pytest.raises(ConfigError, match=said) if tied else nullcontext():
+            Peft.model_validate({"type": "lora", **values}).prepare(byte_llama(96, tie_word_embeddings=tied), context())
+    for more in ({"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1, 2]}):
+        Peft.model_validate({"type": "lora", **more}).prepare(byte_llama(96, tie_word_embeddings=tied), context())
 
 
 @pytest.mark.parametrize("start", [True, "gaussian", "pissa", "olora", "orthogonal", "mica"])

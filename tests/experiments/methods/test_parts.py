@@ -139,6 +139,10 @@ def test_a_run_of_products_names_and_keeps_them(tmp_path: Path) -> None:
         ({"train": "full", "options": {}, "control": {}}, r"arms\.0: got options, control and train: give either "),
         ({}, r"arms\.0: nothing says how to train: give either method .* or train, loss and average"),
         ({"train": "lora", "average": "wise"}, r"arms\.0: wise interpolates weights"),
+        (
+            {"train": {"control": {"layers": 2, "expanded": "lora"}}, "average": "wise"},
+            r"arms\.0: wise interpolates weights",
+        ),
         ({"trian": "lora"}, r"arms\.0\.trian: unknown key; did you mean 'train'"),
     ],
 )

@@ -22,7 +22,7 @@ from experiments.models.tokens import IGNORED
 from experiments.records import ArmResult, Record
 from experiments.runs.base_records import check_tokenizer
 from experiments.runs.baseline import cut_off, without_room
-from experiments.runs.prepared import _check_sources, prepare
+from experiments.runs.prepared import _check_sources, prepare, read_inputs
 from experiments.runs.result_file import write_result
 from experiments.runs.run import run_experiment, run_folder
 from tests.helpers.byte_level import CHATML, QWEN3, byte_base, byte_tokenizer
@@ -61,6 +61,21 @@ def test_a_source_that_has_changed_is_found(base: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sums has changed since small-.* began, .* start anew with --fresh"):
         run_experiment(config(), tmp_path / "mlruns")
     assert run_experiment(config(), tmp_path / "mlruns", fresh=True).folder == outcome.folder
+
+
+@pytest.mark.parametrize("method", ["ewc", "full"])
+def test_old_text_that_a_method_reads_without_replay_is_in_the_digests(method: str, base: str, tmp_path: Path) -> None:
+    """Its rows decide what ewc holds: arms that went on with others would not compare."""
+    arm = {**small_values(base)["arms"][0], "name": "x", "method": method, "control": None}
+    data = {**small_values(base)["data"], "old": {"source": "file", "path": str(tmp_path / "old.jsonl")}}
+    digests = []
+    for answer in "ab":
+        rows = [{"question": f"q{i}", "answer": answer} for i in range(9)]
+        (tmp_path / "old.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        config = small_config(base, data=data, arms=[{k: v for k, v in arm.items() if v is not None}])
+        digests.append(read_inputs(config, tmp_path, lambda text: None).digests)
+    assert ("1 old" in digests[0]) == (method == "ewc")
+    assert (digests[0] != digests[1]) == (method == "ewc")
 
 
 @pytest.mark.parametrize("written", [None, {}, {"0 sums": "other"}], ids=["gone", "emptied", "of others"])

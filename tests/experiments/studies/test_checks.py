@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.studies.checks import _against, _idle, check_inputs
 from experiments.studies.config import Constraint, Objective
+from experiments.studies.load import parse_study
 from tests.helpers.byte_level import byte_base
-from tests.helpers.tiny_study import ARMS, tiny_study
+from tests.helpers.tiny_study import ARMS, study_values, tiny_study
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,35 @@ def test_each_base_model_is_loaded_once(base: str, tmp_path: Path, monkeypatch: 
     )
     check_inputs(study, tmp_path, lambda text: None)
     assert loaded == [base, other]
+
+
+RATIO = {"kind": "float", "path": "training.min_lr_ratio", "low": 0.1, "high": 0.5, "step": 0.1}  # .1 is the default
+MARGIN = {"kind": "choice", "path": "arms.0.control.margin", "values": [0.0, 0.1, 0.2]}
+CONTROL = {"kind": "arms", "arms": {"control": ARMS["control"]}}
+COSINE = {"kind": "arms", "arms": {"cosine": {**ARMS["control"], "arms.0.control.divergence": "cosine"}}}
+
+
+@pytest.mark.parametrize(
+    ("search", "idle"),
+    [
+        ({"x": RATIO}, True),
+        ({"x": {**RATIO, "low": 0.2}}, None),  # refused as a field without effect in all trials
+        ({"x": RATIO, "y": {"kind": "choice", "path": "training.schedule", "values": ["constant", "cosine"]}}, False),
+        ({"x": RATIO, "y": {"kind": "choice", "path": "training.schedule", "values": ["constant", "linear"]}}, True),
+        ({"a": CONTROL, "x": MARGIN}, True),
+        ({"a": {"kind": "arms", "arms": CONTROL["arms"] | COSINE["arms"]}, "x": MARGIN}, False),  # type: ignore[operator]
+        ({"x": {"kind": "choice", "path": "training.schedule", "values": ["constant", "cosine"]}}, False),
+    ],
+)
+def test_a_dimension_that_changes_nothing_is_refused_if_a_pick_is_the_default(
+    search: dict[str, Any], idle: bool | None, base: str
+) -> None:
+    """All trials would be alike, and the report would show noise as its effect."""
+    said = "in all trials" if idle is None else r"search: 'x' changes nothing in any trial: .* has no effect"
+    with pytest.raises(ConfigError, match=said) if idle is not False else nullcontext():
+        tiny_study(base, search=search)
+    if idle:
+        parse_study(study_values(base, search=search), begun=True)
 
 
 @pytest.mark.parametrize(
