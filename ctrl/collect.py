@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ctrl.control_model import ControlModel, require_expanded
 from ctrl.errors import ConfigError, warn
 from ctrl.initial import warn_of_reference
-from ctrl.losses import reads_total
+from ctrl.losses import loss_is_a_mean, reads_total
 from ctrl.outputs import tensors
 from ctrl.passes import ForwardPass, mean_divergence, unpacked_ids
 from ctrl.training import check_gradients, refuse_options, warn_of_unmarked_padding
@@ -194,8 +194,13 @@ def _ignores_total(trainer: Any, collected: Collected) -> bool:
         return True
     if getattr(trainer, "loss_is_scaled_for_ga", None) is not None:  # the trainer itself says it
         return False
-    losses = (trainer.compute_loss.without_divergence, getattr(trainer, "compute_loss_func", None))
-    return not all(map(reads_total, filter(None, losses)))
+    compute, function = trainer.compute_loss.without_divergence, getattr(trainer, "compute_loss_func", None)
+    of_model = (
+        compute.__module__ == "transformers.trainer" and not function and not getattr(trainer, "label_smoother", 0)
+    )
+    if of_model and not isinstance(trainer.model, ControlModel):  # a wrapper, which may have a loss of its own
+        return loss_is_a_mean(type(trainer.model))
+    return not all(map(reads_total, filter(None, (compute, function))))
 
 
 def _as_passes(decoder: nn.Module, expanded: ControlModel) -> list[RemovableHandle]:

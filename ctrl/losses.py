@@ -16,6 +16,8 @@ from torch import nn
 
 # what a forward calls that computes its loss
 OWN_LOSS = re.compile(r"self\.loss_function\(|CrossEntropyLoss\(|cross_entropy\(|MSELoss\(|BCEWithLogitsLoss\(")
+# what a loss reads that micro-batches add up by
+SCALES = ("num_items_in_batch", "gradient_accumulation_steps", "current_gradient_accumulation_steps")
 
 
 def loss_is_a_mean(cls: type[Any]) -> bool:
@@ -53,8 +55,8 @@ def _names(call: ast.AST) -> Iterator[str]:
 def reads_total(function: Any) -> bool:
     """Whether a compute_loss, or compute_loss_func, reads Trainer's number of labels: else its loss is a mean.
 
-    Many have the argument and leave it; others hand it on with all keywords. Of an object its __call__ is looked at,
-    of a module its forward. What has no code in Python is believed.
+    Many have the argument and leave it; others hand it on with all keywords, or divide by the number of micro-batches
+    themselves. Of an object its __call__ is looked at, of a module its forward. What has no code in Python is believed.
     """
     while isinstance(function, functools.partial):
         function = function.func
@@ -71,4 +73,4 @@ def _loads_total(code: types.CodeType) -> bool:
     rest = code.co_varnames[named : named + bool(code.co_flags & inspect.CO_VARKEYWORDS)]  # **kwargs
     loaded = [one.argval for one in dis.get_instructions(code) if one.opname.startswith("LOAD")]
     read = {name for one in loaded for name in (one if isinstance(one, tuple) else (one,)) if isinstance(name, str)}
-    return not read.isdisjoint(("num_items_in_batch", *rest))
+    return not read.isdisjoint((*SCALES, *rest))

@@ -65,7 +65,7 @@ def warn_of_what_trains(model: Any) -> None:
 def warn_of_unmarked_padding(model: Any, current: ForwardPass) -> None:
     """Warn once of rows that end in padding which nothing marks: the divergence would count it as real tokens.
 
-    Seen by two equal tokens without labels at the end of a row, in the first passes.
+    Seen by two equal tokens without labels at the end of a row, or three at its start, in the first passes.
     """
     control, labels, ids = model.control, current.labels, current.ids
     if torch.compiler.is_compiling():  # to look is to break the graph
@@ -75,14 +75,15 @@ def warn_of_unmarked_padding(model: Any, current: ForwardPass) -> None:
     if type(ids) is not torch.Tensor or ids.dim() != 2 or ids.shape != labels.shape:  # fake tensors have no values
         return
     control.unmasked += 1
-    unlabelled = (labels[:, -2:] == -100).all(1)
-    padded = int((unlabelled & (ids[:, -1] == ids[:, -2]).to(labels.device)).sum()) if ids.shape[1] > 1 else 0
+    ends = [(labels[:, part], ids[:, part]) for part in (slice(-2, None), slice(3))]
+    alike = [(own == -100).all(1) & (some == some[:, :1]).all(1).to(own.device) for own, some in ends]
+    padded = int((alike[0] | alike[1]).sum()) if ids.shape[1] > 2 else 0
     if padded and control.config.divergence_tokens == "real":
         control.unmasked = SEARCHED
         warn(
-            f"{padded} of {len(ids)} rows end in equal tokens without a label, which look like padding, and the model "
-            "got no attention_mask: the divergence counts them as real tokens. Put an attention_mask (0 for padding) "
-            "into the rows, as tokenizer.pad does, or expand with divergence_tokens='labels'",
+            f"{padded} of {len(ids)} rows begin or end in equal tokens without a label, which look like padding, and "
+            "the model got no attention_mask: the divergence counts them as real tokens. Put an attention_mask (0 for "
+            "padding) into the rows, as tokenizer.pad does, or expand with divergence_tokens='labels'",
             stacklevel=5,
         )
 

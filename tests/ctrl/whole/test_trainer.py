@@ -103,6 +103,44 @@ def test_with_a_loss_function_of_ones_own_both_parts_grow_alike(
     assert found == pytest.approx(times * (parts.lm_loss.item() + 5.0 * parts.divergence.item()), rel=1e-4)
 
 
+class Scored(torch.nn.Module):
+    """An expanded model in a module of one's own that computes the loss."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Any, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return {"loss": mean_loss(logits, labels, 96), "logits": logits}
+
+
+class DividesItself(Trainer):
+    """The usual remedy for a mean, which Trainer does not divide by the number of micro-batches."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+        return mean_loss(logits, inputs["labels"], 96) / self.args.gradient_accumulation_steps
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize(("cls", "wrap"), [(Trainer, Scored), (DividesItself, lambda model: model)])
+def test_with_a_loss_outside_of_the_model_both_parts_grow_alike(
+    cls: Any, wrap: Any, steps: int, tmp_path: Path
+) -> None:
+    row = {name: value[:6] for name, value in sequences()[0].items()}
+    model = expanded().train()
+    parts = model(**{name: value[None] for name, value in row.items()})
+    args = arguments(
+        tmp_path, learning_rate=0.0, per_device_train_batch_size=8 // steps, gradient_accumulation_steps=steps
+    )
+    found = ctrl.attach(cls(wrap(model), args, train_dataset=[row] * 8)).train().training_loss
+    times = steps if cls is Trainer else 1
+    assert found == pytest.approx(times * (parts.lm_loss.item() + 5.0 * parts.divergence.item()), rel=1e-4)
+
+
 @pytest.mark.parametrize("taken", ["label_smoothing_factor", "compute_loss_func", None])
 def test_labels_that_trainer_keeps_to_itself_are_missed_aloud(tmp_path: Path, taken: str | None) -> None:
     """Without labels the model computes no loss, so its divergence would vanish without a word."""
