@@ -50,9 +50,10 @@ def parse_study(
     if profile is not None:
         if profile not in study.profiles:
             raise ConfigError(f"{source}: no profile {profile!r}: {nearest(profile, study.profiles)}")
-        given = last = study.profiles[profile]
+        last = study.profiles[profile]
         before = {key: v for key, v in study.overrides.items() if not any(replaces(one, key) for one in last)}
         changes |= {"name": f"{study.name}-{profile}", "overrides": {**before, **last}}
+        given = last if any(replaces(one, "evaluation.suites") for one in last) else {**before, **last}
     if isinstance(study.base, str):
         changes["base"] = load_config(study.base).to_flat()
     study = study.model_copy(update=changes)

@@ -120,6 +120,9 @@ def test_a_profile_may_leave_out_a_suite_that_the_study_has_settings_for() -> No
     assert parse_study(study.to_dict(), begun=True).overrides == study.overrides  # to resume it
     with pytest.raises(ConfigError, match=r"'evaluation\.reply_tokens' has no effect: add drift to the suites of the"):
         parse_study(values(search=STEPS, overrides=given, profiles=profiles), "idle")
+    given = {"arms": ARM, "evaluation.suites": ["new", "kept"], "evaluation.replies": 9}
+    with pytest.raises(ConfigError, match=r"'evaluation\.replies' has no effect: add drift to the suites of the"):
+        parse_study(values(search=STEPS, overrides=given, profiles={"p": {"evaluation.every": 5}}), "p")
 
 
 @pytest.mark.parametrize(
