@@ -86,7 +86,7 @@ changes = {
     "evaluation.perplexity_tokens": text_tokens,
 }
 picker = Picker(load_config("sums", changes), root, own_arms=False)
-if "control" not in picker.arms:  # else an earlier Run All of this notebook has begun them
+if "control" not in picker.arms:  # else an earlier Run All has begun them, with its own layers and rate
     picker.add("control", rate=learning_rate, layers=layers, interpolation="lerp", divergence="mse")
     picker.clone("control", "no-penalty", divergence="none")
     picker.clone("control", "alpha-per-token", interpolation="dlerp")

@@ -93,7 +93,7 @@ model.train()
 for step in range(steps):
     batch = {name: values[step * batch_size : (step + 1) * batch_size] for name, values in data.items()}
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * min(1.0, step / max(1, warmup))
+        group["lr"] = learning_rate * (min(1.0, step / warmup) if warmup else 1.0)
     out = model(**batch, num_items_in_batch=(batch["labels"] != -100).sum())
     out.loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
