@@ -19,7 +19,7 @@ from experiments.models.base import SHIPPED, shipped_folder
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-PICKLED = ("pytorch_model.bin", "adapter_model.bin")
+PICKLED = re.compile(r"(pytorch|adapter)_model(-\d+-of-\d+)?\.bin")
 INDEXES = tuple(f"{name}.index.json" for name in WEIGHTS)
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 REPOSITORY = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
@@ -82,7 +82,7 @@ def check_last(folder: Path, steps: Mapping[int, Path]) -> None:
 
 def weights_in(folder: Path) -> dict[str, list[Any]]:
     """Return size and digest of each file of weights, also of an adapter."""
-    files = [path for path in folder.iterdir() if path.suffix == ".safetensors" or path.name in PICKLED]
+    files = [path for path in folder.iterdir() if path.suffix == ".safetensors" or PICKLED.fullmatch(path.name)]
     return {path.name: file_stamp(path)[::2] for path in files if path.is_file()}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import ctrl
 from experiments.common.errors import ConfigError
-from experiments.measure.files import check_weights, checkpoints, folder_of, stamp, tokenizer_folder
+from experiments.measure.files import check_last, check_weights, checkpoints, folder_of, stamp, tokenizer_folder
 from experiments.soften.path import WeightPath
 from tests.helpers.measured import model_folder, tiny_model
 
@@ -101,3 +101,19 @@ def test_the_stamp_changes_with_a_file(copied: Path) -> None:
     values = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**values, "more": 1}))
     assert stamp(copied) != before
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin"],
+)
+def test_a_training_folder_with_another_model_than_its_last_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    last = tmp_path / "checkpoint-2"
+    last.mkdir()
+    for folder in (tmp_path, last):
+        (folder / name).write_bytes(b"weights")
+        (folder / "training_args.bin").write_bytes(folder.name.encode())
+    check_last(tmp_path, {2: last})
+    (last / name).write_bytes(b"others!")
+    with pytest.raises(ConfigError, match="of which the last, checkpoint-2, is another model"):
+        check_last(tmp_path, {2: last})
