@@ -3,7 +3,7 @@
     python docs/examples/train_elsewhere.py FOLDER        # 5 minutes on two CPU cores
 
 It writes FOLDER/train.jsonl, FOLDER/test.jsonl (the same facts, asked in other words) and FOLDER/model. `--people`,
-`--steps` and `--base` (a folder) make it shorter.
+`--steps` and `--base` (a folder or a name) make it shorter.
 """
 
 from __future__ import annotations

@@ -70,6 +70,10 @@ class DataConfig(Section):
         for name in value:
             if not name.isidentifier() or name in GIVEN:
                 raise ValueError(f"{name!r} is not a variable that can be set: {', '.join(GIVEN)} are given")
+            if isinstance(option := value[name], str) and option.lower() in ("true", "false"):
+                raise ValueError(
+                    f"{name}: {option!r} is a text, and a template asks for true or false: leave out the quotes"
+                )
         return value
 
     @model_validator(mode="after")
