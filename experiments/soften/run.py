@@ -86,6 +86,11 @@ def soften(
     points, wanted = _points(alphas), read_conditions(conditions, config, "--until")
     if new is None and not wanted:
         raise ConfigError('without --new no gain is measured: add --new FILE, or a condition, --until "kl <= .05"')
+    if not wanted and "nfr" not in config.figures():
+        raise ConfigError(
+            "lost answers choose the point, and no kept task is measured: add kept to --suites, or give a condition, "
+            '--until "kl <= .05"'
+        )
     target = _target(to)
     found = read_base(base, allow_other_base, config.loading)
     tokenizer = load_tokenizer(found.folder, found.remote_code)
