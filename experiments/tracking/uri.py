@@ -90,7 +90,7 @@ def _user(word: re.Match[str]) -> str:
 
 
 def _kept(found: re.Match[str]) -> str:
-    """Keep what stands before a secret: the first group that was found."""
+    """Keep the text before a secret: the first group that was found."""
     return next(group for group in found.groups() if group) + "***"
 
 

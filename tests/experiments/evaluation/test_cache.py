@@ -82,7 +82,7 @@ def test_results_of_another_gpu_are_others(base: str, tmp_path: Path, monkeypatc
 
 
 def test_results_in_another_arithmetic_are_others(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`precision: fp32` is no fp32 if torch or a library below it was told to shorten the mantissa of products."""
+    """With `precision: fp32`, a setting of torch or of a library below it may shorten the mantissa of products."""
     found = [places(base, tmp_path)["kept"]]
     try:
         for how in ("high", "medium", "highest"):
