@@ -58,6 +58,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "reply_tokens": 2,
         "text_tokens": 256,
         "alphas": [0.5],
-        "condition": "retention >= 0",
+        "condition": "retention >= .01",
     },
 }
