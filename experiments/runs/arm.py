@@ -157,6 +157,7 @@ class ArmRun:
         run.log_inputs(self.prepared.inputs(self.arm))
         training = self.prepared.config.training
         run.log_note(escaped(f"{self.arm.method_name}, {training.steps} steps of {training.step_rows}; not ended yet"))
+        run.log_new({name: figure.value for name, figure in self.prepared.base_headline.items()}, 0)
 
     def _drop_unmeasured(self) -> None:
         """Go back to before the first evaluation whose records are gone or were changed, and measure it again."""
@@ -179,8 +180,6 @@ class ArmRun:
     def _hooks(self, result: ArmResult, run: Run, evaluated: Callable[[int], None]) -> Hooks:
         def record(step: int, records: list[Record]) -> None:
             figures = self.records.write(step, records)
-            if step == self.prepared.config.evaluation_steps[0]:  # before, MLflow would list the base's as the arm's
-                run.log_new({name: figure.value for name, figure in self.prepared.base_headline.items()}, 0)
             run.log_new({name: figure.value for name, figure in headline(figures).items()}, step)
             evaluated(step)
             if self.session.observe:

@@ -80,12 +80,6 @@ def test_a_nan_stops_its_arm_alone(base: str, tmp_path: Path) -> None:
     assert "lower the learning rate" in results["full-1000"]["reason"]
     assert {r["status"] for name, r in results.items() if name != "full-1000"} == {"finished"}
     assert statuses(tmp_path / "mlruns")["full 1000"] == "FAILED"
-    tracker = Tracker(tmp_path / "mlruns", "small")
-    figures = {run.info.run_name: run.data.metrics for run in tracker.client.search_runs([tracker.experiment_id])}
-    assert "retention" not in figures["full 1000"]  # those of the base, as if nothing was forgotten
-    [arm] = tracker.client.search_runs([tracker.experiment_id], "attributes.run_name = 'full 0.001'")
-    points = tracker.client.get_metric_history(arm.info.run_id, "retention")
-    assert [(one.step, one.value) for one in points] == [(0, 1.0), (6, figures["full 0.001"]["retention"])]
     report = next((tmp_path / "mlruns").glob("runs/*/report.html")).read_text()
     assert "loss became" in report
 
