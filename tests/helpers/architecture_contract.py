@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +71,8 @@ class Base:
         return cls(model, inputs, logits(model, inputs), gap)
 
 
-def verdicts(name: str) -> dict[str, str]:
-    """Return for each of CONFIGS `right`, `right; merge_back refused: why`, `refused: why`, `WRONG: what` or `not run`.
+def verdicts(name: str, kinds: Iterable[str] = CONFIGS) -> dict[str, str]:
+    """Return for each of the kinds of CONFIGS `right`, `right; merge_back refused: why`, `refused: why`, `WRONG: what` or `not run`.
 
     `not run` is for a base that cannot be built small or does not run on text.
     """
@@ -80,8 +81,8 @@ def verdicts(name: str) -> dict[str, str]:
         try:
             base = Base.of(name)
         except Exception as error:
-            return dict.fromkeys(CONFIGS, f"not run: {NOT_RUN.get(name, type(error).__name__)}")
-        return {kind: _verdict(base, kind) for kind in CONFIGS}
+            return dict.fromkeys(kinds, f"not run: {NOT_RUN.get(name, type(error).__name__)}")
+        return {kind: _verdict(base, kind) for kind in kinds}
 
 
 def _verdict(base: Base, kind: str) -> str:
