@@ -164,8 +164,7 @@ def test_a_copy_made_inside_the_block_is_no_part_of_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["model", "decoder", "layers"])
-@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize(("part", "before"), [("model", False), ("model", True), ("decoder", True), ("layers", True)])
 def test_a_compiled_part_gives_its_divergence_or_says_why_not(part: str, before: bool) -> None:
     """Trainers compile the model and run its decoder alone. What was compiled before the block has no hooks."""
     torch.compiler.reset()

@@ -67,8 +67,16 @@ def test_a_compiled_loop_that_loses_the_divergence_is_warned() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("moved", [lambda model: model, copy.deepcopy, lambda model: model.to("cpu")])
+@pytest.mark.parametrize(
+    ("moved", "training"),
+    [
+        (lambda model: model, True),
+        (lambda model: model, False),
+        (copy.deepcopy, True),
+        (lambda model: model.to("cpu"), True),
+    ],
+    ids=["train", "eval", "copied", "moved"],
+)
 def test_a_compiled_loop_that_takes_the_logits_is_warned_once(moved: Callable[[Any], Any], training: bool) -> None:
     """The model has the labels, and its loss with the divergence is not used."""
     compiled = torch.compile(moved(expanded(layers=1, depth=2)).train(training), fullgraph=True, backend="aot_eager")
