@@ -149,6 +149,9 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
     stops, others = meta["ends"], noted.get("ends")
     if stops is not None and others is not None and set(stops) != set(others):
         _refuse_two_saves(folder, "ends", stops, others)
+    for field in ("generation", "pad"):
+        if None not in (meta[field], noted.get(field)) and meta[field] != noted[field]:
+            _refuse_two_saves(folder, field, meta[field], noted[field])
     sums = noted.get("tensors", {})  # earlier versions noted none
     if odd := [name for name, tensor in tensors.items() if name in sums and byte_sum(tensor) != sums[name]]:
         warn(

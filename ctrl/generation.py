@@ -68,18 +68,20 @@ def keep_savable(config: Any) -> None:
 def _agree_on_settings(model: Any, saved: dict[str, Any] | None, named: bool) -> None:
     """Let `generate` choose tokens as it did."""
     here = settings(model)
-    other = {name: value for name, value in (saved or {}).items() if here.get(name) != value}
-    if named and saved is not None and here != saved:
-        defaults = type(model.generation_config)()
-        gone = {name: getattr(defaults, name, None) for name in here.keys() - saved.keys()}
-        model.generation_config.update(**gone, **other)
+    if saved is None or here == saved:
+        return
+    defaults = type(model.generation_config)()
+    gone = {name: getattr(defaults, name, None) for name in here.keys() - saved.keys()}
+    other = {**gone, **{name: value for name, value in saved.items() if here.get(name) != value}}
+    if named:
+        model.generation_config.update(**other)
         keep_savable(model.generation_config)
-    elif other:
-        warn(
-            f"the model was saved with other settings of generation than this base has: {other}. "
-            f"model.generation_config.update(**{other}) gives the saved model's replies",
-            stacklevel=4,
-        )
+        return
+    warn(
+        f"the model was saved with other settings of generation than this base has: {other}. "
+        f"model.generation_config.update(**{other}) gives the saved model's replies",
+        stacklevel=4,
+    )
 
 
 def _agree_on_ends(model: Any, saved: list[int] | None, named: bool) -> None:

@@ -118,7 +118,9 @@ class Control(Tuning):
         return {name: value for name, value in fields.items() if name != "structure" or not default}
 
     def prepare(self, model: PreTrainedModel, context: MethodContext) -> PreTrainedModel:
-        return ctrl.expand(model, self.config)
+        with torch.random.fork_rng():
+            torch.manual_seed(context.seed)  # gates and low-rank copies start at random numbers
+            return ctrl.expand(model, self.config)
 
     @property
     def draws(self) -> bool:

@@ -13,7 +13,14 @@ from typing import Any, cast
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ctrl.quantised import is_quantised
 from experiments.common.errors import ModelError
@@ -72,6 +79,9 @@ def load_weights(
     """Load a model alone. Parameters and errors: see `load_whole`."""
     folder = Path(source)
     _check_indexes(name, folder)
+    if (folder / GENERATION).is_file():
+        with _explained(name, folder, GENERATION):
+            GenerationConfig.from_pretrained(folder)
     with _explained(name, folder, "config.json"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -84,8 +94,6 @@ def load_weights(
         )
     model: PreTrainedModel
     model, report = loaded
-    if (folder / GENERATION).is_file() and not readable(folder / GENERATION):
-        raise ModelError(f"base_model {name!r}: {folder / GENERATION} is damaged: {_again(folder)}")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
             f"base_model {name!r} is an adapter of PEFT, of which only a part would be saved: merge it "
@@ -189,7 +197,8 @@ def _reason(name: str, folder: Path, suspect: str, error: Exception) -> str:
             suspect = "config.json" if type(error).__name__.startswith("Strict") else suspect
             pickled = next(folder.glob("*.bin"), None) if short_text(error) == CODE else None
             file = damaged or pickled or folder / suspect
-            return f"{start}: {file} cannot be used ({short_text(error)}): {_again(folder)}"
+            correct = "" if damaged or pickled else "correct it, or "
+            return f"{start}: {file} cannot be used ({short_text(error)}): {correct}{_again(folder)}"
     return (
         f"{start} could not be loaded: {short_text(error)}\n"
         "It is neither 'smollm2-135m-instruct' (shipped), nor a folder saved by save_pretrained, nor a model that "

@@ -25,6 +25,7 @@ from experiments.training.checkpointing import why_not
 from experiments.training.launcher import deepspeed, shards, world_size
 from experiments.training.lm_loss import why_unweighted
 
+ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_apex_fused")
 MUCH = 0.1  # of the weights of the layers
 
 
@@ -207,6 +208,12 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
         faults.append(
             f"method {arm.method_name} changes the optimizer's steps, and FSDP and DeepSpeed have weights or states in "
             "shards: launch it without them, or leave the arm out"
+        )
+    optim = config.training.arguments.get("optim", "adamw_torch")
+    if method.hooks_optimizer and optim not in ADAM:
+        faults.append(
+            f"method {arm.method_name} reads Adam's means of gradients, whole and in floats, which optim {optim!r} of "
+            "training.arguments has not: leave optim out, or leave the arm out"
         )
     if method.writes_weights and deepspeed():
         faults.append(

@@ -19,7 +19,7 @@ from experiments.runs.unused import unused_fields
 from experiments.scorecard.figure import Figure
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Constraint, Objective, ReportConfig, StudyConfig, parts
-from experiments.studies.space import probes
+from experiments.studies.space import Float, probes
 
 DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
 SHARE = re.compile(r"data\.replay|arms\.\d+\.replay")
@@ -141,6 +141,22 @@ def check_dimensions(study: StudyConfig, configs: Sequence[ExperimentConfig], so
         faults = [_idle_field(name, study.run_config(one, 0, study.seeds[0])) for one in others]
         if all(faults):
             raise ConfigError(f"{source}: search: {key!r} changes nothing in any trial: {faults[0]}")
+
+
+def check_numbers(study: StudyConfig, source: str) -> None:
+    """Raise ConfigError for a range of real numbers over a field that takes whole ones: its ends alone may be whole."""
+    first = next(probes(study.search))
+    for key, dimension in study.search.items():
+        if isinstance(dimension, Float):
+            between = {**first, key: dimension.low + (dimension.step or 0.5)}
+            try:
+                study.run_config(between, 0, study.seeds[0])
+            except ConfigError as error:
+                if "fractional part" in str(error):  # other faults may be of this number alone
+                    raise ConfigError(
+                        f"{source}: search: {dimension.path or key!r} takes whole numbers, and most of a float range "
+                        "are none: write kind: int"
+                    ) from None
 
 
 def _idle_field(name: str, config: ExperimentConfig) -> str:

@@ -39,6 +39,7 @@ def parse_study(
     from experiments.studies.checks import (  # loads torch, as the lines above
         check_dimensions,
         check_fields,
+        check_numbers,
         check_settings,
         check_trials,
     )
@@ -60,6 +61,7 @@ def parse_study(
     configs = [_checked(study, picks, source) for picks in probes(study.search)]
     check_trials(study, configs, source)
     if not begun:
+        check_numbers(study, source)
         check_settings(study, given, configs, source)
         check_dimensions(study, configs, source)
     return study

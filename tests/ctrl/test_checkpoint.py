@@ -148,13 +148,14 @@ def test_a_save_that_was_killed_between_two_files_is_refused(
         assert ctrl.load(base, tmp_path)(IDS).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("what", ["ends", "base.frozen"])
+@pytest.mark.parametrize("what", ["ends", "base.frozen", "generation"])
 @pytest.mark.parametrize("first", [0, 1])
 def test_what_two_saves_of_one_expansion_differ_in_is_compared_too(what: str, first: int, tmp_path: Path) -> None:
-    """Where generation stops, and what does not train: of a later save into the same folder."""
+    """Where generation stops, its settings, and what does not train: of a later save into the same folder."""
     model, config = disturbed(), []
     for one in (first, 1 - first):
         model.generation_config.eos_token_id = [7, 9] if one and what == "ends" else 2
+        model.generation_config.repetition_penalty = 1.8 if one and what == "generation" else None
         frozen = one == 1 and what == "base.frozen"
         expanded_layers(model)[0].expanded.mlp.requires_grad_(not frozen)
         ctrl.save(model, tmp_path)

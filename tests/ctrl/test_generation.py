@@ -37,10 +37,15 @@ def test_settings_of_generation_travel_with_the_copies(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"saved with other settings of generation .*'temperature': 0.5"):
         assert settings(ctrl.load(tiny(), folder)) == {}  # the caller's own
     held: Any = tiny()
-    held.generation_config.update(**SET, top_k=3)
+    held.generation_config.update(**SET)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ctrl.load(held, folder)
+    held = tiny()
+    held.generation_config.update(**SET, top_k=3, num_beams=2)
+    with pytest.warns(UserWarning, match=r"saved with other settings .*: \{[^}]*'num_beams': ") as seen:
+        ctrl.load(held, folder)  # those that only the base has
+    assert "temperature" not in str(seen[0].message)
     held = tiny()
     held.generation_config.update(**SET)
     held.save_pretrained(base)

@@ -52,3 +52,10 @@ def test_it_is_refused_where_states_are_in_shards(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checks, "shards", lambda: True)
     with pytest.raises(ConfigError, match=r"method mofo changes the optimizer's steps, and FSDP and DeepSpeed have"):
         check_run(config(arm_config("mofo")), tiny())
+
+
+@pytest.mark.parametrize("optim", ["muon", "adafactor", "sgd", "adamw_torch_8bit"])
+def test_it_is_refused_with_an_optimizer_without_adams_means(optim: str) -> None:
+    with pytest.raises(ConfigError, match=rf"method mofo reads Adam's means .* optim '{optim}' .* leave optim out"):
+        check_run(config(arm_config("mofo"), arguments={"optim": optim}), tiny())
+    check_run(config(arm_config("mofo"), arguments={"optim": "adamw_torch"}), tiny())

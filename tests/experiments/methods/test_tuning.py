@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,6 +55,21 @@ def test_it_trains_something_and_in_the_layers_it_chooses(name: str) -> None:
     else:
         assert place(tuning.layer_choice, 4) == [1, 3]
         assert all(".layers.1." in n or ".layers.3." in n for n in names)
+
+
+@pytest.mark.parametrize("name", ["moe", "moe_soft", "copies", "lora"])
+def test_the_seed_alone_decides_where_it_starts(name: str) -> None:
+    drawn = {"copies": {"expanded": "lora"}}.get(name, {"interpolation": name})
+
+    def start(seed: int, before: int) -> Any:
+        model = tiny()
+        torch.manual_seed(before)
+        tuning = read(name) if name in TUNINGS else read_part(TUNINGS, {"control": LAYERS | drawn})
+        found = tuning.prepare(model, replace(context(), seed=seed)).state_dict()
+        return torch.cat([values.flatten().float() for values in found.values()])
+
+    assert torch.equal(start(0, 0), start(0, 5))
+    assert not torch.equal(start(0, 0), start(1, 0))
 
 
 @pytest.mark.parametrize("name", TUNINGS)

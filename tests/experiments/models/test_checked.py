@@ -101,7 +101,11 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "tokenizer": (written("tokenizer.json", b"{x"), r"/tokenizer\.json cannot be used"),
     "tokenizer empty": (written("tokenizer.json", b""), r"/tokenizer\.json cannot be used"),
     "tokenizer's config": (written("tokenizer_config.json", b"{x"), r"tokenizer_config\.json cannot be used"),
-    "generation config": (written("generation_config.json", b"{x"), r"generation_config\.json is damaged"),
+    "generation config": (written("generation_config.json", b"{x"), r"generation_config\.json cannot be used"),
+    "two replies": (
+        written("generation_config.json", b'{"num_return_sequences": 2}'),
+        r"generation_config\.json cannot be used \(Greedy .*num_return_sequences.*\): correct it, or save",
+    ),
     "template empty": (written("chat_template.jinja", b""), r"its chat template leaves out a question and a reply"),
     "template NUL": (written("chat_template.jinja", bytes(40)), r"chat template leaves out|template fails"),
     "NaN": (weights(not_a_number), r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"),

@@ -30,6 +30,10 @@ STUDIES = sorted((SHIPPED / "studies").glob("*.yaml"))
         ({"training.steps.x": {"kind": "choice", "values": [1]}}, "'steps' is not a section"),
         ({"training.steps": {"kind": "int", "low": 0, "high": 2}}, "with training.steps=0:\n  training.steps: "),
         ({"arm": {"kind": "arms", "arms": {"a": {"arms.0.method": "full"}, "b": {"arms.0.method": "ful"}}}}, "arm=b"),
+        (
+            {"n": {"kind": "float", "path": "training.batch_size", "low": 1, "high": 4, "step": 0.5}},
+            "search: 'training.batch_size' takes whole numbers, and most of a float range are none: write kind: int",
+        ),
         ({"arms.0.learning_rates": {"kind": "choice", "values": [[1e-3, 1e-4]]}}, "the base has 1 arms with 2"),
     ],
 )
