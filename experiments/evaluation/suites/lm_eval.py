@@ -88,7 +88,9 @@ class HarnessSuite(Suite):
     """
 
     name = "lm_eval"
-    version = 3  # requests in parts, replies that stop at each end, and that the task's settings alone decide
+    version = (
+        4  # right answers that are digits; replies that stop at each end, and that the task's settings alone decide
+    )
     Settings = HarnessSettings
     settings: HarnessSettings
 
