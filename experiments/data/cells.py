@@ -34,7 +34,7 @@ def cell_text(cell: Any, column: str, place: str) -> str:
         raise BadRow(f"{place}: column {column!r} holds a {type(cell).__name__}, which is no text")
     if isinstance(cell, float) and not math.isfinite(cell):
         raise BadRow(f"{place}: column {column!r} is empty" if math.isnan(cell) else f"{place}: {column!r} is {cell}")
-    return _whole(written(cell), column, place)
+    return whole(written(cell), column, place)
 
 
 def written(value: Any) -> str:
@@ -73,10 +73,21 @@ def blank(text: str) -> bool:
     return not (text[:1].isalnum() or any(char.isprintable() and not char.isspace() for char in text))
 
 
-def _whole(text: str, column: str, place: str) -> str:
+def whole(text: str, column: str, place: str) -> str:
+    """Return a text. Raises BadRow if it holds half of a character, which no tokenizer and no file takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = f"U+{ord(text[error.start]):04X}"
         raise BadRow(f"{place}: column {column!r} holds half of a character ({half} of a surrogate pair)") from None
     return text
+
+
+def whole_texts(value: Any, column: str, place: str) -> Any:
+    """Return a value. Raises BadRow, as `whole` does, for the texts inside of it."""
+    if isinstance(value, str):
+        whole(value, column, place)
+    elif isinstance(value, Mapping | list | tuple):
+        for one in (*value, *value.values()) if isinstance(value, Mapping) else value:
+            whole_texts(one, column, place)
+    return value

@@ -43,6 +43,7 @@ from tests.helpers.question_files import write
         (["Lyon"], "Lyon", r"two or more different options"),
         (["Lyon", "Lyon"], "Lyon", r"two or more different options"),
         ("Lyon", "Lyon", r"a list of texts"),
+        (["Lyon", "\ud83d"], "Lyon", r"column 'options' holds half of a character"),
     ],
 )
 def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) -> None:
