@@ -124,6 +124,8 @@ class Chooser:
     def _scores(self, source: Source) -> list[float]:
         """Return a score for each candidate, from the cache if it is there. Of two processes one computes them."""
         of = [source.digest(), *(one.digest() for one in self.new if self.choice.by == "gradient")]
+        of += self._read(source, self.choice.of)
+        of += [one for new in self.new if self.choice.by == "gradient" for one in self._read(new, NEW_EXAMPLES)]
         base = [self.context.base_model, repr(weight_files(self.context.base_model)), self.context.precision]
         base += self.context.otherwise.values()
         drawn = [str(self.seed), *sorted(self.held_out_ids), self.encoder.key, self.choice.model_dump_json()]
@@ -137,6 +139,15 @@ class Chooser:
                 note = {"scores": self._computed(source), "base": content}
                 write_json(file, note | {"digest": json_digest(note | {"of": file.stem})})
         return [float(score) for score in note["scores"]]
+
+    def _read(self, source: Source, count: int) -> list[str]:
+        """Return the digest of a table as it is read, or the first examples of a stream.
+
+        The digests of such sources may know their settings and files alone. Nothing for other sources.
+        """
+        if source.table is not None:
+            return [source.table.digest]
+        return [repr(example) for example, _ in self._usable(source, count)] if source.streamed else []
 
     def _computed(self, source: Source) -> list[float]:
         model = self.context.base()

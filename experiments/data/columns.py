@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import later_field, nearest
-from experiments.data.cells import BadRow, blank, cell_text
+from experiments.data.cells import BadRow, blank, cell_text, whole_texts
 from experiments.data.items import Example, Item, Text
 from experiments.data.shapes import MORE, Shape, conversation, recognised
 from experiments.data.stored import Found, packed
@@ -142,6 +142,8 @@ class Columns(Measured):
                 answer, metadata = self.grader.values(row, item.answer, row.get(column, item.answer))
             except ValueError as error:
                 raise BadRow(f"{place}: {error}") from None
+            for name, value in metadata.items():
+                whole_texts(value, name, place)
             return dataclasses.replace(item, answer=answer, metadata={**item.metadata, **metadata})
 
         reads = self.grader.reads if self.grader else ()

@@ -6,11 +6,11 @@ import random
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
-from experiments.data.invented import KINDS, Subject, invent
+from experiments.data.invented import KINDS, Subject, invent, names_of
 from experiments.data.items import Example, Item, NewTask, Text
 from experiments.data.matching import exact_match
 from experiments.data.source import Source
@@ -35,6 +35,15 @@ class Facts(Source):
     train: Literal["questions", "texts", "both"] = Field(
         "questions", description="train on questions, on texts about the subjects, or on both"
     )
+
+    @model_validator(mode="after")
+    def _enough_names(self) -> Facts:
+        fewest = min(self.kinds, key=names_of)
+        if self.number > names_of(fewest):
+            raise ValueError(
+                f"number={self.number}: there are {names_of(fewest)} names of {fewest}, give that or fewer"
+            )
+        return self
 
     @property
     def label(self) -> str:

@@ -13,6 +13,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
 from experiments.common.hashing import short_digest
 from experiments.common.section import Section
+from experiments.data.cells import written
 from experiments.data.items import Item, Scorer
 from experiments.data.matching import FRACTION, exact_match, normal, same
 from experiments.data.numerals import NUMBER, WHOLE, in_one_spelling, last_number, tidy
@@ -229,13 +230,13 @@ def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
     """Return the options of a cell and the index of the answer. raw: cell of the answer. Raises ValueError."""
     cell = _parsed(cell) if isinstance(cell, str) else cell
     texts = cell.get("text") if isinstance(cell, Mapping) else cell
-    labels = [str(label) for label in cell.get("label", ())] if isinstance(cell, Mapping) else []
+    labels = [written(label) for label in cell.get("label", ())] if isinstance(cell, Mapping) else []
     if not isinstance(texts, list | tuple) or not all(isinstance(one, str | int | float) for one in texts):
         raise ValueError("the options must be a list of texts")
-    options = tuple(str(one).strip() for one in texts)
+    options = tuple(written(one).strip() for one in texts)
     if len(options) < 2 or len(set(options)) < len(options) or not all(options):
         raise ValueError(f"two or more different options are needed, but got {list(options)}")
-    numbered = type(raw) is int and not any(type(one) is int for one in texts)  # 1 of ["3", "4"] is the second
+    numbered = type(raw) is int and not any(type(one) in (int, float) for one in texts)  # 1 of ["3", "4"] is the second
     names = [labels] if numbered else [labels, options]  # label 3 of 3, 4, 5 is the last, as in ARC
     letters, numbers = [chr(ord("A") + i) for i in range(len(options))], [str(i) for i in range(len(options))]
     numbers = [] if labels and all(map(str.isdigit, labels)) else numbers  # 0 is none of the labels 1, 2, 3
@@ -248,10 +249,11 @@ def chosen(cell: Any, answer: str, raw: Any) -> tuple[tuple[str, ...], int]:
 def _unclear(cell: Any, options: Sequence[str], answer: str, raw: Any) -> dict[str, str]:
     """Say of an answer that is digits in a text, as all cells of CSV are, whether it is an option or a number, or both.
 
-    Nothing if it is an option and can be no number of another.
+    So is 1.0, which is an option 1, or the number 1 in a column with empty cells. Nothing if it is an option and can be
+    no number of another.
     """
     labels = isinstance(_parsed(cell) if isinstance(cell, str) else cell, Mapping)
-    if labels or not isinstance(raw, str) or not answer.isdecimal() or int(answer) >= len(options):
+    if labels or not isinstance(raw, str | float) or not answer.isdecimal() or int(answer) >= len(options):
         return {}
     if answer not in options:
         return {READ: NUMBER_ONLY}

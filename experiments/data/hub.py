@@ -15,7 +15,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.common.section import later_field
 from experiments.common.spread import spread
-from experiments.data.cells import as_stored
+from experiments.data.cells import as_stored, inexact
 from experiments.data.columns import PART, BadRow, Chunk, Columns
 from experiments.data.files import LocalFile, missing_parts
 from experiments.data.hub_loading import files_digest, load
@@ -142,7 +142,7 @@ class HuggingFace(Columns):
     def _part(self, start: int) -> Found:
         """Convert the rows from `start` on. Raises BadRow, and TypeError for examples that cannot be stored."""
         rows = self.loaded.select_columns(self._read).select(range(start, min(start + PART, len(self.loaded))))
-        numbered: list[Row] = [(f"row {n}", self._cells(row)) for n, row in enumerate(rows, start=start + 1)]
+        numbered = list(self._numbered(rows, start + 1))
         return self.packed_part(Chunk(Part(Path(self.name), read=numbered), self._place, self.loaded.column_names))
 
     def stored(self) -> Iterable[Example]:
@@ -166,7 +166,9 @@ class HuggingFace(Columns):
         """Convert rows. Those of a stream are checked here, because they are not known before."""
         for row in rows:
             try:
-                cells = self._cells(row)
+                cells = self._cells(row, self._place)
+                if isinstance(cells, BadRow):
+                    raise cells
                 example = self._shape.example(cells, self._place)
                 if self.streaming and (words := words_of(self._shape, cells)):
                     warnings.warn(said_empty(Counter(words))[0], stacklevel=2)
@@ -183,7 +185,7 @@ class HuggingFace(Columns):
     @functools.cached_property
     def _usable(self) -> tuple[Any, list[str], Mapping[str, int]]:
         """The usable rows of a dataset that is not streamed; faults of the others and words as in `columns.Usable`."""
-        rows = ((f"row {n}", self._cells(row)) for n, row in enumerate(self.loaded.select_columns(self._read), start=1))
+        rows = self._numbered(self.loaded.select_columns(self._read), 1)
         examples, faults, words = self.usable(rows, self._place)
         return self.loaded.select([number - 1 for number in examples]) if faults else self.loaded, faults, words
 
@@ -201,10 +203,26 @@ class HuggingFace(Columns):
         """How its rows are read. The columns of some streams are those of their first row."""
         return self.shape(self.loaded.column_names or next(iter(self.loaded), {}), self._place)
 
-    def _cells(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        features = self.loaded.features or {}  # not known of some streams
-        types = {name: getattr(features.get(name), "dtype", "") for name in row}
-        return {name: as_stored(filled(cell), types[name]) for name, cell in row.items()}
+    def _numbered(self, rows: Iterable[Mapping[str, Any]], first: int) -> Iterator[Row]:
+        return ((f"row {n}", self._cells(row, f"{self._place}, row {n}")) for n, row in enumerate(rows, start=first))
+
+    def _cells(self, row: Mapping[str, Any], place: str) -> dict[str, Any] | BadRow:
+        """Return the cells of a row, or why it cannot be read: 2.5 in a column of JSON makes floats of its numbers."""
+        cells = {name: as_stored(filled(cell), self._types.get(name)) for name, cell in row.items()}
+        read = [*self._shape.columns, *self._shape.also] if self.loaded.info.builder_name == "json" else []
+        for name in read:
+            if (found := inexact(cells.get(name))) is not None:
+                return BadRow(
+                    f"{place}: column {name!r} holds {found}, a number above 2^53, of which the package datasets "
+                    "may have lost digits: read the files with {source: file, path: ...}"
+                )
+        return cells
+
+    @functools.cached_property
+    def _types(self) -> dict[str, Any]:
+        """Arrow's types of the columns; of some streams they are not known."""
+        schema = self.loaded.features.arrow_schema if self.loaded.features else ()
+        return {field.name: field.type for field in schema}
 
     @functools.cached_property
     def loaded(self) -> Any:

@@ -181,6 +181,7 @@ ENDS = {
     "places": ("ovar", "ulm", "aster", "ineth"),
     "products": ("ex", "ola", "ix"),
 }
+WORDS = {"people": 2, "places": 1, "products": 1}  # of a name
 
 
 @dataclass(frozen=True)
@@ -215,8 +216,14 @@ def invent(kind: str, number: int, seed: int) -> list[Subject]:
     return subjects
 
 
+def names_of(kind: str) -> int:
+    """Return how many different names there are."""
+    one = len(STARTS) * len(MIDDLES) * len(CONSONANTS) * len(ENDS[kind])
+    return one ** WORDS[kind]
+
+
 def _name(kind: str, rng: random.Random) -> str:
-    words = 2 if kind == "people" else 1
     return " ".join(
-        rng.choice(STARTS) + rng.choice(MIDDLES) + rng.choice(CONSONANTS) + rng.choice(ENDS[kind]) for _ in range(words)
+        rng.choice(STARTS) + rng.choice(MIDDLES) + rng.choice(CONSONANTS) + rng.choice(ENDS[kind])
+        for _ in range(WORDS[kind])
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.common.files import parse_json
-from experiments.data.cells import BadRow, blank, cell_text
+from experiments.data.cells import BadRow, blank, cell_text, whole_texts
 from experiments.models.conversation import WEIGHT
 
 CALL = "function_call"  # role, or field, of a tool call in older tables
@@ -76,7 +76,7 @@ def tools(cell: Any, column: str, place: str) -> list[Message]:
     made = [_function(one) for one in found if isinstance(one, Mapping)]
     if len(made) < len(found) or not all(_named(one["function"]) for one in made):
         raise BadRow(f"{place}: column {column!r} holds no list of tools, which are objects with a name")
-    return made
+    return list(whole_texts(made, column, place))
 
 
 def has_nulls(cell: Any) -> bool:
@@ -120,6 +120,8 @@ def _message(value: Any, place: str) -> Message:
         made |= {key: value[key] for key in KEPT if value.get(key)}
         made |= {WEIGHT: 0} if made["role"] == "assistant" and _unlearned(value, place) else {}
         calls = _calls(value, name, place)
+        for key, one in {**made, "tool_calls": calls}.items():
+            whole_texts(one, key, place)
         made |= {"tool_calls": calls} if calls else {}
     if blank(made["content"]) and not calls and made["role"] in ("user", "assistant"):
         raise BadRow(f"{place} ({name}) is empty")
@@ -144,7 +146,7 @@ def _content(message: Mapping[str, Any], role: str, place: str) -> str:
             raise BadRow(f"{place} holds a part of type {other[0]!r}; only text can be read")
         content = "".join(cell_text(part.get("text"), "text", place) for part in content)
     if role == "tool" and isinstance(content, list | Mapping):
-        return json.dumps(content, ensure_ascii=False)
+        return json.dumps(whole_texts(content, "content", place), ensure_ascii=False)
     return cell_text(content, "content", place)
 
 

@@ -234,7 +234,7 @@ def _batch_rows(batches: Iterable[Any], first: int) -> Iterator[Row]:
     cells = ((row, batch.schema) for batch in batches for row in batch.to_pylist())
     for number, (row, schema) in enumerate(cells, start=first):
         types = zip(row.items(), schema.types, strict=True)
-        yield f"row {number}", {name: as_stored(filled(cell), str(dtype)) for (name, cell), dtype in types}
+        yield f"row {number}", {name: as_stored(filled(cell), dtype) for (name, cell), dtype in types}
 
 
 def filled(value: Any) -> Any:

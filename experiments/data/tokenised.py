@@ -54,7 +54,8 @@ def encode_of(source: Source, encoder: Encoder) -> Encode:
 
 
 def _cache(source: Source, encoder: Encoder) -> TokenCache:
-    return TokenCache(cache_folder() / "tokens" / f"{short_digest(source.digest(), encoder.key)}.db")
+    content = source.digest() if source.table is None else source.table.digest  # its numbers are of the rows as read
+    return TokenCache(cache_folder() / "tokens" / f"{short_digest(content, encoder.key)}.db")
 
 
 def _parts(source: Source, number: int, seed: int, held_out_ids: frozenset[str]) -> Iterator[Part] | None:

@@ -5,10 +5,12 @@ The files are written by `lm_eval --log_samples` for any model, so two such runs
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -50,7 +52,7 @@ def read_samples(path: str | Path, new: Sequence[str] = ()) -> Samples:
         try:
             samples = [json.loads(line) for _, line in json_lines(file.read_text(encoding="utf-8"))]
             check_whole(task, file, samples)
-            records += to_records(task, samples, side)
+            records += _with_indices(to_records(task, samples, side))
         except NoVerdict as error:
             left_out.append(str(error))
         except (KeyError, TypeError, json.JSONDecodeError, RecursionError) as error:
@@ -85,6 +87,20 @@ def to_records(task: str, samples: Iterable[Mapping[str, Any]], side: Side) -> l
             )
         )
     return records
+
+
+def _with_indices(records: Sequence[Record]) -> list[Record]:
+    """Return the records of a task of a file with the index of the right option, which is digits in a text there.
+
+    Digits are an option's text if that fits the verdicts better: those of lm_eval are of the one or the other.
+    """
+    digits = [(r, r.options, r.choice or 0) for r in records if r.options and str(r.answer).isdigit()]
+    by_index = sum((choice == int(r.answer or 0)) != r.correct for r, _, choice in digits)
+    by_text = sum(
+        (options[choice] == r.answer) != r.correct or r.answer not in options for r, options, choice in digits
+    )
+    indexed = {id(r) for r, options, _ in digits if by_index <= by_text and int(r.answer or 0) < len(options)}
+    return [dataclasses.replace(r, answer=int(r.answer or 0)) if id(r) in indexed else r for r in records]
 
 
 def _metric(task: str, sample: Mapping[str, Any]) -> str:
@@ -125,7 +141,7 @@ def _answered(sample: Mapping[str, Any], metric: str) -> dict[str, Any]:
     sizes = [max(len(option), 1) if metric == "acc_norm" else 1 for option in options]
     return {
         "choice": max(range(len(scores)), key=lambda i: scores[i] / sizes[i]),
-        "answer": int(target) if str(target).isdigit() else str(target),
+        "answer": int(target) if isinstance(target, Integral) else str(target),
         "options": options,
         "scores": scores,
     }

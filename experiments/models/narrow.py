@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
@@ -36,9 +38,19 @@ def widen_rest(model: nn.Module) -> None:
     for parameter in model.parameters():
         if id(parameter) not in narrow:
             parameter.data = parameter.data.float()
-    for buffer in model.buffers():
+    half = {name for name, buffer in model.named_buffers() if buffer.dtype == torch.bfloat16}
+    computed = _computed(model) if half - model.state_dict().keys() else {}
+    for name, buffer in model.named_buffers():
         if buffer.is_floating_point():
-            buffer.data = buffer.data.float()
+            wide = computed.get(name, buffer) if name in half else buffer
+            same = torch.equal(wide.to(buffer), buffer)  # else it is no longer what the config gives
+            buffer.data = (wide if same else buffer).to(buffer.device).float()
+
+
+def _computed(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the buffers that a model computes from its config (Gemma's scale of embeddings), in fp32; no weights."""
+    with init_empty_weights(include_buffers=False):
+        return dict(type(model)(copy.deepcopy(model.config)).named_buffers())
 
 
 def _dtypes(file: Path) -> set[str]:

@@ -36,7 +36,8 @@ TEMPLATES = {  # for tokenizers without a template; a base model learns their ma
 # Start of a template: the text of a system turn begins the user's first turn, or is that turn if another role is next.
 MERGE_SYSTEM = (
     '{%- if messages[0]["role"] == "system" %}{%- if messages | length > 1 and messages[1]["role"] == "user" %}'
-    '{%- set messages = [{"role": "user", "content": messages[0]["content"] + "\n\n" + messages[1]["content"]}]'
+    '{%- set messages = [{"role": "user", "content": (messages[0]["content"] + "\n\n" if messages[0]["content"] | trim'
+    ' else "") + messages[1]["content"]}]'
     " + messages[2:] %}{%- else %}"
     '{%- set messages = [{"role": "user", "content": messages[0]["content"]}] + messages[1:] %}{%- endif %}{%- endif %}'
 )

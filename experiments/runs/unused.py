@@ -102,6 +102,10 @@ def _data(config: ExperimentConfig) -> Iterator[str]:
         given = {"test": getattr(source, "test", None), "grader": None if grader and grader.by_choice else grader}
         for name in (name for name, value in given.items() if value is not None):
             yield f"data.old: source {source.label}: {name} has no effect: the sources of data.new are measured"
+    for source in data.new if "new" not in config.evaluation.suites else ():
+        grader = getattr(source, "grader", None)
+        if grader and not grader.by_choice:
+            yield f"data.new: source {source.label}: grader has no effect: add suite new, or leave it out"
     for source in (*data.new, *data.old):
         read = next((name for name in INSTEAD_OF if isinstance(source, Columns) and getattr(source, name)), None)
         if read and (unread := _given(source, INSTEAD_OF[read])):

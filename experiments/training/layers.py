@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,15 +38,22 @@ class LayerFigures:
             self.control.log = before
             self.tokens[self.log.step] = tokens
 
-    def take(self) -> dict[str, float]:
-        """Return the means since the last call: `layers/divergence_07`, `layers/alpha_07`, `layers/closed_07`."""
+    def take(self, summed: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Return the means since the last call: `layers/divergence_07`, `layers/alpha_07`, `layers/closed_07`.
+
+        summed: sums a tensor over all processes, so that each token counts the same wherever it was.
+        """
         counts = torch.stack([torch.as_tensor(count) for count in self.tokens.values()]).tolist() if self.tokens else []
         tokens = dict(zip(self.tokens, counts, strict=True))  # read here, all at once: passes do not wait for the GPU
-        figures = {
-            f"layers/{name}_{layer:02d}": value
-            for name, means in self.log.means(FIGURES, tokens).items()
-            for layer, value in means.items()
-        }
+        sums: dict[str, list[float]] = {}  # of the values by their tokens, and of these
+        for name, row in itertools.product(FIGURES, self.log.rows):
+            total = sums.setdefault(f"layers/{name}_{row.layer:02d}", [0.0, 0.0])
+            value, weight = getattr(row, name), tokens.get(row.step, 0)
+            if value == value:
+                total[:] = total[0] + value * weight, total[1] + weight
         self.log.raw.clear()
         self.tokens.clear()
-        return figures
+        if not sums:
+            return {}
+        every = summed(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        return {name: total / weight for name, (total, weight) in zip(sums, every, strict=True) if weight}

@@ -161,16 +161,16 @@ class ArmTrainer(Trainer):
 
     def _over_processes(self, values: Tensor, how: str) -> Tensor:
         """Sum or average the values over all processes."""
-        return values if self.accelerator.num_processes == 1 else self.accelerator.reduce(values, how)
+        if self.accelerator.num_processes == 1:
+            return values
+        reduced: Tensor = self.accelerator.reduce(values.to(self.args.device), how)
+        return reduced
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             how = "sum" if self.model_accepts_loss_kwargs else "mean"
             parts = self._over_processes(torch.stack(list(self.parts.values())), how).tolist()
-            layers = self.layers.take()
-            if layers:
-                means = self._over_processes(torch.tensor(list(layers.values()), device=self.args.device), "mean")
-                layers = dict(zip(layers, means.tolist(), strict=True))
+            layers = self.layers.take(lambda sums: self._over_processes(sums, "sum"))
             logs = {**logs, **dict(zip(self.parts, parts, strict=True)), **layers, **self.meter.rates()}
             self.parts = {}
         super().log(logs, *args, **kwargs)

@@ -88,7 +88,9 @@ class HarnessSuite(Suite):
     """
 
     name = "lm_eval"
-    version = 3  # requests in parts, replies that stop at each end, and that the task's settings alone decide
+    version = (
+        4  # right answers that are digits; replies that stop at each end, and that the task's settings alone decide
+    )
     Settings = HarnessSettings
     settings: HarnessSettings
 
@@ -177,8 +179,16 @@ class HarnessSuite(Suite):
 
 
 def _plain(value: Any) -> str:
-    """Return the code that defines a function, which is equal in all processes; other values as text."""
-    return _code_of(value) if inspect.isfunction(value) else str(value)
+    """Return the code that defines a function, a class or what is called as one; other values as text.
+
+    The code is equal in all processes. That of a class is found by a function of it: its module may not be imported.
+    """
+    if isinstance(value, functools.partial):
+        return "\n".join(map(_plain, (value.func, value.args, value.keywords)))
+    cls = value if inspect.isclass(value) else type(value)
+    inside = [one for one in vars(cls).values() if inspect.isfunction(one)] if callable(value) else []
+    function = value if inspect.isfunction(value) else next(iter(inside), None)
+    return _code_of(function) if function else str(value)
 
 
 def _code_of(value: Any) -> str:

@@ -113,6 +113,32 @@ def test_scores_are_computed_once(chooser: Chooser) -> None:
         choose(replace(again, context=replace(again.context, loaded="4bit")), by="loss")
 
 
+class Stream(LocalFile):
+    """A stream, whose digest knows its settings alone."""
+
+    @property
+    def streamed(self) -> bool:
+        return True
+
+    def digest(self) -> str:
+        return "settings"
+
+
+def test_the_scores_of_a_stream_are_those_of_its_examples(chooser: Chooser, tmp_path: Path) -> None:
+    def choose_again(words: str, old: bool, base: Any) -> None:
+        rows = [{"question": f"{words} {i}", "answer": "a"} for i in range(3)]
+        stream = Stream(path=str(write(tmp_path / "old.jsonl", rows)))
+        choice = ReplayChoice(of=2, keep=1, by="loss" if old else "gradient")
+        own = replace(chooser, choice=choice, new=[stream], context=replace(chooser.context, base=base))
+        own.chosen(stream if old else OLD)
+
+    for old in (True, False):
+        choose_again("How many are", old, chooser.context.base)
+        choose_again("How many are", old, never)
+        with pytest.raises(AssertionError, match="the base model was asked for"):
+            choose_again("In which year,", old, never)
+
+
 def of_another_model(file: Path) -> None:
     note: dict[str, Any] = {"scores": [0.0] * 8, "base": "another"}
     file.write_text(json.dumps(note | {"digest": json_digest(note | {"of": file.stem})}))

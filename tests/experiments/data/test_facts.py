@@ -9,6 +9,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.data.facts import Facts
+from experiments.data.invented import invent, names_of
 from experiments.data.items import Item, Text
 
 NONE: frozenset[str] = frozenset()
@@ -68,3 +69,13 @@ def test_more_facts_than_there_are_cannot_be_measured() -> None:
         ConfigError, match=r"has 8 facts to measure, but 9 are to be held out: set evaluation.new_items"
     ):
         Facts(number=2).held_out(9, 0)
+
+
+def test_more_subjects_than_names_are_refused() -> None:
+    """They would be looked for without end. Of each kind there are as many as parts of a name can be combined."""
+    for kind in ALL:
+        assert len({subject.name for subject in invent(kind, 2000, 0)}) == 2000
+    assert names_of("places") == 20 * 8 * 14 * 4
+    assert Facts(kinds=["places"], number=8960).number == 8960
+    with pytest.raises(ValueError, match="number=8960: there are 6720 names of products, give that or fewer"):
+        Facts(kinds=ALL, number=8960)

@@ -26,6 +26,10 @@ from tests.helpers.question_files import write
         (["3", "1"], "3", "3"),
         (["1", "0"], 0, "1"),
         ([3, 1], 1, "1"),  # options that are numbers
+        ([3.0, 1.0, 2.5], 1, "1"),  # as Parquet has them, and JSON by the package datasets: of one type
+        ([3.0, 1.0, 2.5], 1.0, "1"),
+        ([3, 1], 1.0, "1"),
+        ({"text": ["Lyon", "Paris"], "label": [1.0, 2.0]}, 2, "Paris"),
         ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, "2", "Paris"),
         ({"text": ["Lyon", "Paris"], "label": ["1", "2"]}, 1, "Lyon"),  # its label, not its number from 0
         ({"text": ["Lyon", "Paris"], "label": [1, 2]}, 2, "Paris"),
@@ -39,6 +43,7 @@ from tests.helpers.question_files import write
         (["Lyon"], "Lyon", r"two or more different options"),
         (["Lyon", "Lyon"], "Lyon", r"two or more different options"),
         ("Lyon", "Lyon", r"a list of texts"),
+        (["Lyon", "\ud83d"], "Lyon", r"column 'options' holds half of a character"),
     ],
 )
 def test_options_of_a_row(cell: Any, answer: Any, right: str, tmp_path: Path) -> None:
@@ -136,6 +141,13 @@ def test_a_number_in_csv_that_may_be_an_option_is_said_or_refused(tmp_path: Path
         items = chosen_of(tmp_path, *clear)
         Choice().check(items)
         assert Choice().remarks(items) == []
+
+
+def test_a_whole_float_may_be_an_option_too_or_a_number_in_a_column_with_empty_cells(tmp_path: Path) -> None:
+    row = {"question": "q", "options": ["1", "3", "0"], "answer": 1.0}
+    (item,) = LocalFile(path=str(write(tmp_path / "a.jsonl", [row])), grader="choice").examples
+    assert isinstance(item, Item)
+    assert "each answer is an option, and also the number of another" in Choice().remarks([item])[0]
 
 
 def test_another_version_of_a_grader_has_another_digest() -> None:

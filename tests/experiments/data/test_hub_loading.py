@@ -12,6 +12,8 @@ import pytest
 from datasets import Dataset, DatasetDict, load_from_disk
 
 from experiments.common.errors import ConfigError
+from experiments.data.cells import BadRow
+from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
 from experiments.data.items import Item
 from tests.helpers.question_files import write
@@ -29,6 +31,28 @@ def test_numbers_are_the_decimals_that_were_meant(tmp_path: Path, monkeypatch: p
         source = HuggingFace(name=str(tmp_path / kind), skip_bad_rows=True)
         found = source.epoch(0, 0, frozenset())
         assert {e.answer for e in found if isinstance(e, Item)} == expected
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_whole_numbers_of_json_keep_their_digits_or_are_refused(
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package makes a column one type: of 2.5 in another row, 9007199254740993 becomes 9007199254740992.0."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    big = {"ints": [2**53 + 1, 3], "mixed": [2**53 + 1, 2.5]}
+    for name, answers in big.items():
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.jsonl", [{"question": f"q{n}", "answer": n} for n in answers])
+        source = HuggingFace(name=str(tmp_path / name), streaming=streaming)
+        if name == "ints":
+            assert {e.answer for e in source.stored() if isinstance(e, Item)} == set(map(str, answers))
+            continue
+        with pytest.raises(
+            BadRow, match=r"'answer' holds \d.*, a number above 2\^53, .*: read the files with \{source"
+        ):
+            list(source.stored())
+        file = LocalFile(path=str(tmp_path / name))
+        assert [e.answer for e in file.examples if isinstance(e, Item)] == list(map(str, answers))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

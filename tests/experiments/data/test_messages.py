@@ -83,6 +83,15 @@ def test_a_reply_that_is_not_learned(flag: dict[str, Any]) -> None:
             r"has train 'false': a reply is learned \(1 or true",
         ),
         ([{"role": "user", "content": "\ud83d"}], r"half of a character"),
+        (
+            [{"role": "assistant", "content": "x", "reasoning_content": "\ud83d"}],
+            r"'reasoning_content' holds half of a",
+        ),
+        (
+            [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"a": ["\ud83d"]}}]}],
+            r"'tool_calls' holds h",
+        ),
+        ([{"role": "tool", "content": [{"\ud83d": 1}]}], r"column 'content' holds half of a character"),
         ([{"role": "assistant", "tool_calls": ["f"]}], r"tool calls that are no list of objects"),
         ([{"role": "assistant", "tool_calls": [{"function": "f"}]}], r"a tool call without a name"),
         ([{"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}], r"whose arguments are no object"),
@@ -121,3 +130,5 @@ def test_tools(form: Any) -> None:
     for wrong in (3, {"function": "f"}, {"description": "no name"}):
         with pytest.raises(BadRow, match="holds no list of tools"):
             tools(form([wrong]), "tools", "here")
+    with pytest.raises(BadRow, match="here: column 'tools' holds half of a character"):
+        tools(form([{**tool["function"], "description": "\ud83d"}]), "tools", "here")

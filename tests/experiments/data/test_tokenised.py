@@ -7,6 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from experiments.data.hub import HuggingFace
 from experiments.data.items import Example, Item
 from experiments.data.mixture import Mixture, Part, Rows
 from experiments.data.token_cache import size_of
-from experiments.data.tokenised import encoded_epoch, sizes_of_epoch
+from experiments.data.tokenised import _cache, encoded_epoch, sizes_of_epoch
 from tests.helpers.byte_level import CHATML, byte_tokenizer
 from tests.helpers.chat_families import FAMILIES, family_tokenizer
 from tests.helpers.question_files import write
@@ -116,6 +117,13 @@ def test_what_decides_the_tokens_is_in_the_key() -> None:
     keys = {encoder(**one).key for one in ({}, {"length": 99}, {"loss": "last_turn"}, {"overlong": "cut"})}
     assert len(keys | {Encoder(other, "sft", 120).key, Encoder(byte_tokenizer(), "cpt", 120).key}) == 6
     assert Encoder(byte_tokenizer(), "sft", 120, packed=True).key == encoder().key
+
+
+def test_tokens_of_a_table_are_those_of_its_examples_as_read_now(tmp_path: Path) -> None:
+    """The digest of a data set of the Hub knows its settings and files alone: read in another way, its tokens stay."""
+    one, other = (SimpleNamespace(digest=lambda: "settings", table=SimpleNamespace(digest=d)) for d in ("a", "b"))
+    memory = SimpleNamespace(digest=lambda: "settings", table=None)
+    assert len({_cache(found, encoder()).path for found in (one, other, memory)}) == 3  # type: ignore[arg-type]
 
 
 def test_a_row_that_the_template_refuses_is_not_kept(tmp_path: Path) -> None:

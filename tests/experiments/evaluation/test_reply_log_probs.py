@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from experiments.evaluation.reply_log_probs import Reply, fp32_head, kl_per_token, reply_log_probs
 from tests.helpers.option_scores import BF16, expanded, sharp
@@ -51,6 +53,28 @@ def test_kl_of_impossible_tokens() -> None:
     assert kl_per_token(p, q) == pytest.approx(math.log(2))
     assert kl_per_token(q, p) == math.inf
     assert math.isnan(kl_per_token(q, torch.full((1, 2), math.nan)))
+
+
+@pytest.mark.parametrize("more", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_an_adapter_that_changes_nothing_has_no_kl(more: dict[str, Any]) -> None:
+    """Its head is no Linear: in bf16 it was compared with the fp32 logits of the base."""
+    replies, config = some_replies(), LoraConfig(**{"r": 4, "target_modules": ["q_proj"], **more})
+    adapted: Any = get_peft_model(sharp(), config).eval()
+    with BF16.autocast():
+        base, tuned = (dict(reply_log_probs(model, replies)) for model in (sharp(), adapted))
+        assert [kl_per_token(base[i], tuned[i]) for i in base] == [0.0] * 4
+        assert adapted(torch.arange(8)[None]).logits.dtype == torch.bfloat16
+
+
+def test_what_was_called_in_place_of_the_head_is_again() -> None:
+    model = sharp()
+    own: Any = model.lm_head
+    called = own.forward = lambda hidden: torch.nn.functional.linear(hidden, own.weight) + 1
+    with fp32_head(model):
+        shifted = model(torch.arange(8)[None]).logits
+    assert own.forward is called
+    del own.forward
+    torch.testing.assert_close(shifted, model(torch.arange(8)[None]).logits + 1)
 
 
 def test_fp32_head_inside_autocast() -> None:

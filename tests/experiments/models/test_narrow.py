@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from experiments.methods import MethodContext
 from experiments.methods.saving import facts_of
 from experiments.models.base import load_base
-from experiments.models.narrow import stored_in_bf16
+from experiments.models.narrow import stored_in_bf16, widen_rest
 from experiments.models.precision import Precision
 from tests.helpers.engine import OPTIONS, arm_config, old_text
 from tests.helpers.small_run import tiny_base
@@ -50,6 +50,18 @@ def test_matrices_are_narrow_and_all_else_is_fp32(half: Path) -> None:
         assert torch.equal(p, q.to(p.dtype))
     assert {b.dtype for b in narrow.buffers()} == {b.dtype for b in wide.buffers()}
     assert facts_of(narrow) == facts_of(wide)
+
+
+def test_numbers_that_a_model_computes_are_not_rounded(tmp_path: Path) -> None:
+    """Gemma multiplies its embeddings by the root of their size: 4.899 of 24, which in bf16 is 4.906."""
+    shape = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 97, "head_dim": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
+    Gemma3ForCausalLM(Gemma3TextConfig(**shape, **heads)).to(torch.bfloat16).save_pretrained(tmp_path)
+    wide, narrow = (AutoModelForCausalLM.from_pretrained(tmp_path, dtype=d) for d in (torch.float32, torch.bfloat16))
+    widen_rest(narrow)
+    scale = dict(narrow.named_buffers())["model.embed_tokens.embed_scale"]
+    assert float(scale) == pytest.approx(24**0.5, rel=1e-6)
+    assert all(torch.equal(b, other) for b, other in zip(narrow.buffers(), wide.buffers(), strict=True))
 
 
 @pytest.mark.filterwarnings("error")

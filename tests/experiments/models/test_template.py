@@ -196,10 +196,16 @@ class TestChosen:
 class TestMergedSystem:
     @pytest.mark.parametrize(
         ("roles", "merged"),
-        [("su", "[user]s\n\nu"), ("sa", "[user]s[assistant]a"), ("s", "[user]s"), ("ua", "[user]u[assistant]a")],
+        [
+            ("su", "[user]s\n\nu"),
+            ("sa", "[user]s[assistant]a"),
+            ("s", "[user]s"),
+            ("ua", "[user]u[assistant]a"),
+            (" u", "[user]u"),
+        ],
     )
     def test_it_begins_the_question(self, roles: str, merged: str) -> None:
-        names = {"s": "system", "u": "user", "a": "assistant"}
+        names = {"s": "system", " ": "system", "u": "user", "a": "assistant"}
         tokenizer = byte_tokenizer("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
         set_template(tokenizer, merge_system=True)
         turns = [{"role": names[one], "content": one} for one in roles]

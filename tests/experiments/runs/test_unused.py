@@ -143,6 +143,16 @@ def test_old_text_is_not_measured() -> None:
     assert not faults({"replay": 0.1}, data={"old": {**old, "grader": "choice", "test": None}})
 
 
+def test_a_grader_that_nothing_asks() -> None:
+    """That of multiple choice decides what is learned: a letter becomes the text of its option."""
+    new, kept = {"source": "file", "path": "x.jsonl"}, {"evaluation": {"suites": ["kept"]}}
+    said = ["data.new: source x: grader has no effect: add suite new, or leave it out"]
+    assert faults({}, data={"new": {**new, "grader": "contains"}}, **kept) == said
+    assert not faults({}, data={"new": {**new, "grader": "contains"}})
+    assert not faults({}, data={"new": {**new, "grader": "choice"}}, **kept)
+    assert not faults({}, data={"new": new}, **kept)
+
+
 def test_a_config_that_a_run_wrote_has_the_same_faults() -> None:
     """All defaults are in it, also those of fields without effect."""
     config = parse_config({"name": "x", "arms": [ARM, {**ARM, "name": "b", "method": "stack"}]})

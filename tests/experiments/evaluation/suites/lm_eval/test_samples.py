@@ -119,3 +119,26 @@ def test_the_choice_is_the_one_that_the_metric_judges(metric: str, choice: int) 
     given = {"filtered_resps": [[-4.0, False], [-5.0, False]], metric: float(choice == 1)}
     (record,) = to_records("task", [{**sample, **asked, **given}], "kept")
     assert (record.choice, record.correct, record.scores) == (choice, int(choice == 1), (-4.0, -5.0))
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_digits_are_the_text_of_an_option_or_its_number(texts: bool, tmp_path: Path) -> None:
+    """lm_eval takes a text of a column as that of an option, and an int as its number; its files hold both as text."""
+    options, samples = ["1", "2", "3", "4"], []
+    for i, said in enumerate([0, 1, 3, 3]):  # the last is wrong
+        right = min(said, 2) if i == 3 else said
+        scores = [[0.0 if j == said else -1.0, False] for j in range(4)]
+        target: Any = options[right] if texts else right
+        own = {"doc_id": i, "doc_hash": f"{i}" * 40, "prompt_hash": "b" * 40, "filter": "none", "metrics": ["acc"]}
+        asked = {"arguments": [["q", f" {one}"] for one in options], "target": target, "resps": [], "doc": {}}
+        samples.append({**own, **asked, "filtered_resps": scores, "acc": float(said == right)})
+    live = to_records("task", samples, "kept")
+    assert [r.options[r.answer] if isinstance(r.answer, int) else r.answer for r in live if r.options] == list("1243")
+    for one in samples:
+        rows = {
+            f"gen_args_{i}": dict(zip(("arg_0", "arg_1"), row, strict=True)) for i, row in enumerate(one["arguments"])
+        }
+        one |= {"arguments": rows, "target": str(one["target"])}
+    file = tmp_path / "samples_task_2026-01-01T00-00-00.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in samples))
+    assert read_samples(file).records == live

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.config import parse_config
 from experiments.evaluation.lm_eval_model import halve_batches, wrapped
-from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings
+from experiments.evaluation.suites.lm_eval import PRESETS, HarnessSettings, _plain
 from experiments.models.tokens import prompt_ids
 from tests.helpers.byte_level import R1, byte_llama, byte_tokenizer
 from tests.helpers.lm_eval_suite import config_of, harness
@@ -22,6 +23,22 @@ from tests.helpers.lm_eval_tasks import write_tasks
 from tests.helpers.small_run import small_values
 
 pytestmark = pytest.mark.slow
+
+
+def test_code_of_a_class_is_known_by_its_file(tmp_path: Path) -> None:
+    """A filter of one's own is a class, which lm_eval imports without a name: as text it would be equal in any code."""
+    found = set[str]()
+    for i, says in enumerate(("x", "y")):
+        file = tmp_path / f"utils_{i}.py"
+        file.write_text(f"class Own:\n    def __call__(self, said): return {says!r}\n")
+        names: dict[str, Any] = {"__name__": "utils"}
+        exec(compile(file.read_text(), str(file), "exec"), names)
+        own = names["Own"]
+        assert _plain(own) == _plain(own()) == _plain(own.__call__) == file.read_text()
+        assert _plain(functools.partial(own(), 1)) == f"{file.read_text()}\n(1,)\n{{}}"
+        found.add(_plain(own))
+    assert len(found) == 2
+    assert _plain(3) == "3"
 
 
 class TestConfig:
