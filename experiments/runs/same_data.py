@@ -1,4 +1,4 @@
-"""Digests of what the trials of a study must have in common: files of data, kept tasks, the template, the base model.
+"""Digests of what the trials of a study must have in common: files of data, what suites ask, the template, the base.
 
 Each trial is a run of its own, with a folder of its own. So a file that is edited between two of them is nobody's
 change: both runs are whole, and their figures would be compared.
@@ -19,11 +19,11 @@ from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
 from experiments.data.procedural import ReasoningGym
 from experiments.data.source import Source
-from experiments.evaluation.cache import tokenizer_digest
+from experiments.evaluation.cache import own_code, tokenizer_digest
 from experiments.models.generation import reply_ends
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
-from experiments.runs.base_records import TIMING, config_digest
+from experiments.runs.base_records import TIMING, asked, config_digest
 from experiments.runs.prepared import Inputs
 from experiments.tracking.machine import process_tags
 
@@ -44,7 +44,8 @@ def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
         "ends": reply_ends(inputs.model, inputs.tokenizer),
         "config": config_digest(computes(inputs.model.config) | trains(inputs.model.config)),
         "precision": Precision(inputs.config.precision).name,  # `auto` depends on the machine
-    }
+        "suites": asked(inputs.suites),
+    } | own_code(inputs.model)
     tags = process_tags()
     return _digests(inputs.config, sources, inputs.digests, base, tags.get("machine_id", tags["host"]))
 
@@ -84,13 +85,25 @@ def _digests(
         "ends": "the ends of replies of",
         "config": "the config of",
         "precision": "the precision of",
+        "code": "the Python files of",
     }
     for part, name in names.items():
         if part in base and not (part == "weights" and config.quantised):  # packed in the way of a device
-            reads: dict[str, Any] = {"weights": None, "config": None, "precision": config.precision}
+            reads: dict[str, Any] = {"weights": None, "config": None, "precision": config.precision, "code": None}
             given = [config.base_model, reads.get(part, config.data.chat_settings)]
             found[_key(f"{name} {config.base_model}", given)] = str(base[part])
+    for suite, digest in base.get("suites", {}).items():
+        found[_key(f"what suite {suite} asks", _asked_by(config, suite))] = str(digest)
     return found
+
+
+def _asked_by(config: ExperimentConfig, suite: str) -> list[Any]:
+    """Return the settings on which the items of a suite may depend (`DrawnSuite.draw`)."""
+    of_arms = {"old", "replay", "choose", "order"}
+    data = config.data.model_dump(mode="json", exclude={**dict.fromkeys(of_arms, True), "new": {"__all__": {"share"}}})
+    evaluation = config.evaluation
+    settings = evaluation.settings(suite).model_dump(mode="json")
+    return [config.base_model, config.trust_remote_code, config.seed, data, evaluation.new_items, settings]
 
 
 def _key(name: str, settings: Any) -> str:
