@@ -159,12 +159,19 @@ def _against(objective: Objective) -> Iterator[str]:
 
 
 def _idle(constraint: Constraint) -> Iterator[str]:
-    """Describe a bound that only worse trials keep to, and one that all or none do: a share in percent."""
+    """Describe a bound that only worse trials keep to, and one that all or none do: a share in percent.
+
+    One end of a range may be the figure's own.
+    """
     yield from _worse_side(constraint)
     figure = _figure(constraint.figure)
-    sign, key, limit = ("<=", "max", constraint.max) if constraint.min is None else (">=", "min", constraint.min)
-    if figure and limit is not None and (why := figure.beyond(sign, limit)):
-        yield f"  constraints: {key}={limit:g} on {constraint.figure!r}: {why}"
+    ends = {"min": (">=", constraint.min), "max": ("<=", constraint.max)}
+    given = {key: (sign, limit) for key, (sign, limit) in ends.items() if limit is not None}
+    idle = {key: why for key, end in given.items() if figure and (why := figure.beyond(*end))}
+    for key, why in idle.items():
+        limit = given[key][1]
+        if len(idle) == len(given) or (figure and limit not in figure.bounds):
+            yield f"  constraints: {key}={limit:g} on {constraint.figure!r}: {why}"
 
 
 def _worse_side(constraint: Constraint) -> Iterator[str]:

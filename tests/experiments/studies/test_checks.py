@@ -105,6 +105,14 @@ def test_an_objective_points_to_what_is_better(figure: str, direction: str, faul
         ({"figure": "retention", "min": -0.02}, r"min=-0.02 on 'retention': it is at least 0, so this always holds$"),
         ({"figure": "kept_accuracy", "min": 0}, "it is at least 0, so this always holds"),
         ({"figure": "kl", "max": -1}, "it is at least 0, so this never holds"),
+        (
+            {"figure": "parse_failures", "max": 5},
+            "max=5 on 'parse_failures': it is at most 1, so this always holds; for",
+        ),
+        (
+            {"figure": "nfr", "min": 0.01, "max": 5},
+            "max=5 on 'nfr': it is at most 1, so this always holds; for 5 % write",
+        ),
         ({"figure": "kl", "max": 0}, ""),
         ({"figure": "forgetting", "max": -0.1}, ""),
         ({"figure": "kept_accuracy", "min": 0.5, "max": 1}, ""),
