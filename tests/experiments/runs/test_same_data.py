@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from experiments.common.errors import RunError
+from experiments.config import ExperimentConfig
 from experiments.data import procedural
 from experiments.models.precision import bf16_pays
+from experiments.runs import same_data
 from experiments.runs.prepared import read_inputs
 from experiments.runs.run import run_experiment
 from experiments.runs.same_data import digests_noted, digests_of, named
@@ -92,6 +94,23 @@ def test_a_run_notes_the_digests_that_it_began_with(tmp_path: Path) -> None:
     config = small_config(base, data=data, evaluation={**evaluation, "kept_items": 4}, arms=arms, training=training)
     done = run_experiment(config, tmp_path / "root", say=quiet, agree=seen.update)
     assert digests_noted(done.folder) == seen
+
+
+def test_data_of_any_source_and_a_packed_base_have_digests() -> None:
+    config = small_config("no-model", data={"new": {"source": "python"}, "regime": "cpt"})
+    packed = config.model_copy(update={"quantised": "8bit"})
+    label = f"0 {config.data.new[0].label}"
+
+    def found(of: ExperimentConfig, data: str = "a", weights: str = "w", machine: str = "m") -> dict[str, str]:
+        base = {"weights": weights, "device": "cpu"}
+        return same_data._digests(of, of.data.new, {label: data}, base, machine)
+
+    assert named(list(found(config))) == "the data of source python, base_model no-model"
+    for of in (config, packed):
+        first, *others = found(of), found(of, data="b"), found(of, weights="x")
+        assert [sum(one[key] != first[key] for key in first) for one in others] == [1, 1]
+    assert found(packed).keys() - found(packed, machine="other").keys()  # packed in the way of a device
+    assert named(list(found(packed, machine=""))) == "the data of source python"
 
 
 def test_another_version_of_a_generator_asks_other_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
