@@ -111,11 +111,26 @@ def common_items(runs: Sequence[ComparedRun], result: Comparison) -> list[Compar
     if any(_digest(run.base) != _digest(found[0].base) for run in found):
         result.notes.append("the base models answer differently: each run is measured from its own base")
     graded = {run.name: run.graded for run in runs if run.graded}
-    if result.items.get("new") and len(set(graded.values())) > 1:
+    named = result.items.get("new") and len(set(graded.values())) > 1
+    if named:
         by = ", ".join(f"{name} by {grader}" for name, grader in graded.items())
         result.notes.append(f"replies to the new task are graded in several ways, so gains do not compare: {by}")
-    result.notes += _cut_in_several_ways(runs, {(key[0], key[1]) for key in shared})
+    tasks = {(key[0], key[1]) for key in shared}
+    result.notes += _graded_in_several_ways(runs, [one for one in tasks if one[0] != "new" or not named])
+    result.notes += _cut_in_several_ways(runs, tasks)
     return found
+
+
+def _graded_in_several_ways(runs: Sequence[ComparedRun], tasks: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Say of which tasks, (suite, task), other replies count as right in one run than in another."""
+    for suite, task in sorted(tasks):
+        ways: dict[str, list[str]] = {}
+        for run in runs:
+            if (suite, task) in run.grading:
+                ways.setdefault(run.grading[suite, task], []).append(run.name)
+        if len(ways) > 1:
+            said = f"replies to {suite} task {task} are graded in several ways, so they do not compare"
+            yield f"{said} (another grader, or another version of its code): {'; '.join(map(', '.join, ways.values()))}"
 
 
 def _cut_in_several_ways(runs: Sequence[ComparedRun], tasks: Iterable[tuple[str, str]]) -> Iterator[str]:

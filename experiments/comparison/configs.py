@@ -71,6 +71,12 @@ def room_of(folder: Path) -> dict[tuple[str, str], int]:
     return {(suite, task): most for suite, tasks in noted.items() for task, most in tasks.items()}
 
 
+def grading_of(folder: Path) -> dict[tuple[str, str], str]:
+    """Return digests of what decides which replies are right, by suite and task; nothing of earlier versions."""
+    noted = read_note(folder / "base" / "timing.json").get("graded", {})
+    return {(suite, task): digest for suite, tasks in noted.items() for task, digest in tasks.items()}
+
+
 def read_stages(folder: Path) -> dict[str, int]:
     """Find the last step of each stage; none if the run is no stream, or its config is of another version.
 

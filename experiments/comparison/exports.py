@@ -11,7 +11,7 @@ from typing import Any
 from experiments.common.errors import CompareError
 from experiments.common.files import parse_json, read_json
 from experiments.common.printable import from_csv_cell
-from experiments.comparison.folders import ComparedRun, read_arm, read_base, read_stages
+from experiments.comparison.folders import ComparedRun, of_run, read_arm, read_base
 from experiments.records import ArmResult, Estimate
 
 TABLES = (".csv", ".parquet", ".json")
@@ -108,8 +108,8 @@ def _row(
         arms = root / str(folder) / "arms" / arm
         if arms.is_dir():
             _check_same(path, name, arms, figures)
-            found = read_arm(arms, read_base(root / str(folder)))
-            return replace(found, name=name, stages=read_stages(root / str(folder)))
+            (found,) = of_run(root / str(folder), [read_arm(arms, read_base(root / str(folder)))])
+            return replace(found, name=name)
     return ComparedRun(name, figures=figures, fault=fault)
 
 

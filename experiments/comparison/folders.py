@@ -11,7 +11,7 @@ from typing import Any
 from experiments.common.errors import CompareError
 from experiments.common.files import read_json, read_note
 from experiments.common.hashing import same_file
-from experiments.comparison.configs import MODEL, graders_of, named_arms, read_stages, room_of
+from experiments.comparison.configs import MODEL, graders_of, grading_of, named_arms, read_stages, room_of
 from experiments.records import MEASURED, Estimate, Record, read_records
 from experiments.runs.result_file import MADE_FROM, check_files
 
@@ -29,7 +29,8 @@ class ComparedRun:
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
     method: empty if it is not known. remark: what else a reader must know of it. kept: the step of the weights that
     are there, if it is not the last one (`training.keep: best`). graded: by which graders the replies to the new task's
-    questions were, if that is known. room: most tokens of a reply by suite and task, if that is known.
+    questions were; grading: a digest of all that grades, by suite and task; room: most tokens of a reply by suite and
+    task; each if it is known.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ComparedRun:
     remark: str = ""
     kept: int | None = None
     graded: str = ""
+    grading: Mapping[tuple[str, str], str] = field(default_factory=dict)
     room: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
@@ -65,18 +67,23 @@ def is_run(folder: Path) -> bool:
 def read_arms(folder: Path) -> list[ComparedRun]:
     try:
         base = read_base(folder)
-        stages = read_stages(folder)
         named = named_arms(folder)
         found = sorted((folder / "arms").glob("*"), key=lambda arm: (_place(arm.name, named), arm.name))
-        runs = [replace(read_arm(arm, base), stages=stages) for arm in found if arm.is_dir()]
+        runs = [read_arm(arm, base) for arm in found if arm.is_dir()]
         runs += [read_arm(made.parent, base) for made in sorted(folder.glob("posthoc/*/result.json"))]
+        runs = of_run(folder, runs)
     except ValueError as error:
         raise CompareError(str(error)) from error
     if not runs:
         raise CompareError(f"{folder} has no arms yet: run it first")
-    begun, graded, room = {run.name for run in runs}, graders_of(folder), room_of(folder)
-    runs = [replace(run, graded=graded, room=room) for run in runs]
+    begun = {run.name for run in runs}
     return runs + [ComparedRun(name, fault=NOT_BEGUN) for name in named if name not in begun]
+
+
+def of_run(folder: Path, arms: Iterable[ComparedRun]) -> list[ComparedRun]:
+    """Add what their run says of all of them to arms, and to what was made of these."""
+    stages, graded, grading, room = read_stages(folder), graders_of(folder), grading_of(folder), room_of(folder)
+    return [replace(arm, stages=stages, graded=graded, grading=grading, room=room) for arm in arms]
 
 
 def _place(arm: str, named: Sequence[str]) -> int:

@@ -82,7 +82,7 @@ class BaseCache:
             | gpu_of(model)
             | _products(model)
             | _attention(model)
-            | _own_code(model)
+            | own_code(model)
         )
         self.ends = reply_ends(model, tokenizer)
         if len(self.ends) > 1:  # one alone is part of what is asked
@@ -158,7 +158,7 @@ def _attention(model: PreTrainedModel) -> dict[str, Any]:
     return {} if how in (None, default) else {"attention": how}
 
 
-def _own_code(model: PreTrainedModel) -> dict[str, Any]:
+def own_code(model: PreTrainedModel) -> dict[str, Any]:
     """Return a digest of a model's own code (`trust_remote_code`), which may change while its weights stay."""
     wrappers = ("torch", "accelerate")  # whose classes are made around a model's
     kind = next(one for one in type(model).__mro__ if one.__module__.partition(".")[0] not in wrappers)

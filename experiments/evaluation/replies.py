@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.common.hashing import text_id
+from experiments.common.hashing import short_digest, text_id
+from experiments.data.grader import Exact
 from experiments.data.items import Form, NewTask
 from experiments.data.numerals import COMMAS, NUMBER, in_one_spelling, tidy
 from experiments.evaluation.suite import Ask
@@ -19,6 +20,11 @@ from experiments.records import Record
 GREEDY = "generate"  # form of a record
 GRADING = 8  # in the key of cached records: raise it when a change of the code changes which replies are right
 ROOM = 24  # tokens that a reply may be longer than the longest answer
+
+
+def grading_of(task: NewTask) -> str:
+    """Return a digest of what decides which replies to a task are right: the grader with its code, and the bench's."""
+    return short_digest(task.grader or Exact().digest(), task.verifier, str(GRADING))
 
 
 def room_for(tokenizer: PreTrainedTokenizerBase, task: NewTask) -> int:

@@ -119,6 +119,11 @@ class DrawnSuite:
         """Those of `room`, without tasks that the bench invents: no base knows an answer that could be cut off."""
         return {}
 
+    @property
+    def grading(self) -> Mapping[str, str]:
+        """What decides which replies are right, by the task whose answers are read out of replies."""
+        return {}
+
     def answered(self, ask: Ask) -> Iterable[Record]:
         """Return those records of `PreparedSuite.measure` that greedy replies alone give, in its order."""
         raise NotImplementedError

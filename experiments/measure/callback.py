@@ -16,6 +16,7 @@ import ctrl
 from ctrl.control_model import ControlModel
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_note
+from experiments.comparison.gate import NOTHING
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure.best import check_best
@@ -40,7 +41,7 @@ from experiments.models.template import set_template
 from experiments.models.weights_digest import frozen_digest, weights_digest
 from experiments.records import ArmResult
 from experiments.runs.base_records import STATE
-from experiments.runs.baseline import headline
+from experiments.runs.baseline import cut_off, headline, without_room
 
 logger = logging.getLogger(__name__)
 PREFIX = "forgetting/"
@@ -133,13 +134,16 @@ class ForgettingCallback(TrainerCallback):
             else:
                 said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder, precision, model)
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output), whole, weights)
-                said.append(said_moved(earlier, self._watch.base))
+                known = self._watch.base
+                said += [said_moved(earlier, known), *without_room(known), *cut_off(known, suites, _tokenizer(kwargs))]
         for line in filter(None, said):
             logger.warning("%s", line)
         if self.limits:
             measured = self._watch.card(self._watch.base)
-            for limit in (one for one in self.limits if one.figure not in measured):
-                raise ConfigError(f"limits: {limit.text} would never be broken: no {limit.figure} is measured here")
+            for limit in self.limits:
+                if limit.figure not in measured or limit.is_empty(measured):
+                    why = NOTHING if limit.figure in measured else f"no {limit.figure} is measured here"
+                    raise ConfigError(f"limits: {limit.text} would never be broken: {why}")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step % self.every or state.global_step >= state.max_steps:

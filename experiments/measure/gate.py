@@ -52,6 +52,11 @@ class Condition:
         found = card.get(self.figure)
         return found is None or SIGNS[self.sign](found.value, self.limit)
 
+    def is_empty(self, card: Mapping[str, Estimate]) -> bool:
+        """Whether it is on forgetting, and the base has nothing to forget."""
+        row = figure_of(self.figure)
+        return row.suite in ("kept", "floor") and row.unchanged is not None and knows_nothing(card)
+
     def judge(self, result: ArmResult, left_out: Mapping[str, str]) -> tuple[bool, str]:
         """Return whether a model fulfils it, and one line. A figure that was not measured fails."""
         found = result.scorecard.get(self.figure)
@@ -59,7 +64,7 @@ class Condition:
             why = "; ".join(f"suite {suite} is left out: {reason}" for suite, reason in left_out.items())
             return False, f"FAIL  {result.arm}: {self.text}: not measured{f' ({why})' if why else ''}"
         row = figure_of(self.figure)
-        if row.suite in ("kept", "floor") and row.unchanged is not None and knows_nothing(result.scorecard):
+        if self.is_empty(result.scorecard):
             return False, f"FAIL  {result.arm}: {self.text}: {NOTHING}"
         bound = self.bound(found)
         holds = math.isfinite(bound) and SIGNS[self.sign](bound, self.limit)

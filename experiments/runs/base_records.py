@@ -160,7 +160,9 @@ class BaseFolder:
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
             noted = {"seconds": found.seconds, "measured": found.measured, "precision": self.precision.name}
-            noted |= {"with": self._with(), "room": {n: dict(s.room) for n, s in self.suites.suites.items() if s.room}}
+            suites = self.suites.suites.items()
+            noted |= {"with": self._with(), "room": {name: dict(one.room) for name, one in suites if one.room}}
+            noted |= {"graded": {name: dict(one.grading) for name, one in suites if one.grading}}
             self._keep(STATE, ITEMS, suites=asked(self.suites), **noted)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)

@@ -1,4 +1,4 @@
-"""Digests of what the trials of a study must have in common: files of data, kept tasks, the template, the base model.
+"""Digests of what the trials of a study must have in common: files of data, what suites ask, the template, the base.
 
 Each trial is a run of its own, with a folder of its own. So a file that is edited between two of them is nobody's
 change: both runs are whole, and their figures would be compared.
@@ -15,18 +15,22 @@ from experiments.common.files import read_note
 from experiments.common.hashing import json_digest
 from experiments.common.owner import SOURCES
 from experiments.config import ExperimentConfig, run_config
+from experiments.data.base_text import BaseText, SampledText
+from experiments.data.chosen import ChosenExamples
 from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
 from experiments.data.procedural import ReasoningGym
 from experiments.data.source import Source
-from experiments.evaluation.cache import tokenizer_digest
+from experiments.data.stages import Earlier
+from experiments.evaluation.cache import own_code, tokenizer_digest
 from experiments.models.generation import reply_ends
 from experiments.models.precision import Precision
 from experiments.models.weights_digest import weights_digest
-from experiments.runs.base_records import TIMING, config_digest
+from experiments.runs.base_records import TIMING, asked, config_digest
 from experiments.runs.prepared import Inputs
 from experiments.tracking.machine import process_tags
 
+OF_THE_BASE = (BaseText, SampledText, ChosenExamples, Earlier)  # written or chosen by it, or of `data.new`
 Agree = Callable[[Mapping[str, str]], None]  # gets `digests_of`; raises RunError if another trial has others
 
 
@@ -40,11 +44,13 @@ def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
     weights = weights_digest(inputs.model, root / "cache" / "base" / "weights.json")
     base = {
         "weights": weights,
+        "device": inputs.model.device.type,
         "tokenizer": tokenizer_digest(inputs.tokenizer),
         "ends": reply_ends(inputs.model, inputs.tokenizer),
         "config": config_digest(computes(inputs.model.config) | trains(inputs.model.config)),
         "precision": Precision(inputs.config.precision).name,  # `auto` depends on the machine
-    }
+        "suites": asked(inputs.suites),
+    } | own_code(inputs.model)
     tags = process_tags()
     return _digests(inputs.config, sources, inputs.digests, base, tags.get("machine_id", tags["host"]))
 
@@ -73,8 +79,11 @@ def _digests(
             found[_key(source.path, settings)] = json_digest(own)
         elif isinstance(source, ReasoningGym) and own[0]:  # of the version of its package too
             found[_key(f"task {source.name}", settings)] = json_digest(own)
-        elif isinstance(source, HuggingFace) and machine and any(own):
-            found[_key(source.name, [settings, machine])] = json_digest(own)
+        elif isinstance(source, HuggingFace):
+            if machine and any(own):
+                found[_key(source.name, [settings, machine])] = json_digest(own)
+        elif not isinstance(source, OF_THE_BASE) and own[0]:
+            found[_key(f"the data of source {source.source}", [settings, config.seed])] = json_digest(own)
     for one in config.evaluation.kept_files:
         if digest := noted.get(f"kept {one.task}"):
             found[_key(one.path, one.model_dump(mode="json"))] = digest
@@ -84,13 +93,27 @@ def _digests(
         "ends": "the ends of replies of",
         "config": "the config of",
         "precision": "the precision of",
+        "code": "the Python files of",
     }
     for part, name in names.items():
-        if part in base and not (part == "weights" and config.quantised):  # packed in the way of a device
-            reads: dict[str, Any] = {"weights": None, "config": None, "precision": config.precision}
+        packed = part == "weights" and config.quantised  # in the way of a device
+        if part in base and (machine or not packed):
+            reads: dict[str, Any] = {"weights": None, "config": None, "precision": config.precision, "code": None}
+            reads |= {"weights": [config.quantised, base["device"], machine]} if packed else {}
             given = [config.base_model, reads.get(part, config.data.chat_settings)]
             found[_key(f"{name} {config.base_model}", given)] = str(base[part])
+    for suite, digest in base.get("suites", {}).items():
+        found[_key(f"what suite {suite} asks", _asked_by(config, suite))] = str(digest)
     return found
+
+
+def _asked_by(config: ExperimentConfig, suite: str) -> list[Any]:
+    """Return the settings on which the items of a suite may depend (`DrawnSuite.draw`)."""
+    of_arms = {"old", "replay", "choose", "order"}
+    data = config.data.model_dump(mode="json", exclude={**dict.fromkeys(of_arms, True), "new": {"__all__": {"share"}}})
+    evaluation = config.evaluation
+    settings = evaluation.settings(suite).model_dump(mode="json")
+    return [config.base_model, config.trust_remote_code, config.seed, data, evaluation.new_items, settings]
 
 
 def _key(name: str, settings: Any) -> str:

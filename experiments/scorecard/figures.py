@@ -5,6 +5,8 @@ NOTATION explains the letters of the formulas. Columns of a row: see `figure.Fig
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from experiments.records import Estimate
@@ -57,7 +59,7 @@ _NEW = (
     Figure("gain", "new", "gain", "accuracy on the new task, after - before", "a_N - a0_N", "higher", signed=True,
            unchanged=0, tables=("gain", "compare"), sign_test=True, bounds=CHANGE, draw=_gain),
     Figure("gain_normalised", "new", "normalised gain", "share of the possible gain that was reached",
-           "gain / (1 - a0_N)", "higher", signed=True, unchanged=0, sign_test=True,
+           "gain / (1 - a0_N)", "higher", signed=True, unchanged=0, sign_test=True, bounds=(-math.inf, 1.0),
            draw=lambda s: ratio(s.new["after"] - s.new["before"], s.new["n"] - s.new["before"])),
     Figure("answer_length", "new", "reply length", "mean length of the replies to questions of the new task",
            "mean of the characters", unit="characters", bounds=ABOVE_ZERO,
@@ -118,11 +120,11 @@ _KEPT = (
            "mean over tasks of a; each task counts the same", "higher",
            bounds=RATES, draw=lambda s: np.mean([_accuracy(t) for t in s.by_task], axis=0)),
     Figure("mcnemar_p", "kept", "McNemar's p", "exact two-sided p that as many kept questions were lost as won",
-           "binomial test over the questions that changed; no interval", unit="p", places=FINE,
+           "binomial test over the questions that changed; no interval", unit="p", places=FINE, bounds=RATES,
            closed=lambda s: Estimate(mcnemar_p(*s.changed))),
     Figure("forgetting_bound", "kept", "bound of forgetting", "upper 95 % bound of forgetting, for non-inferiority",
            "the higher of the bootstrap's and a closed one that does not vanish without flips", "lower", places=FINE,
-           closed=_forgetting_bound),
+           bounds=CHANGE, closed=_forgetting_bound),
 )
 _DRIFT = (
     Figure("kl", "drift", "KL", "KL(base || trained) on replies of the base model, nats per token",
@@ -164,20 +166,22 @@ _DRIFT = (
 )
 _FORMAT = (
     Figure("parse_failures", "new", "no answer", "share of new-task replies without a readable answer",
-           "replies not parsed / replies", "lower", closed=lambda s: s.failures("new")),
+           "replies not parsed / replies", "lower", bounds=RATES, closed=lambda s: s.failures("new")),
     Figure("new_accuracy_generated", "new", "new, in own words", "accuracy on the new task of written answers",
-           "a_N of the replies, if the suite has both kinds", "higher", closed=lambda s: s.accuracy("new", "reply")),
+           "a_N of the replies, if the suite has both kinds", "higher", bounds=RATES,
+           closed=lambda s: s.accuracy("new", "reply")),
     Figure("new_accuracy_likelihood", "new", "new, by likelihood", "accuracy on the new task of the likeliest options",
-           "a_N of the options, if the suite has both kinds", "higher", closed=lambda s: s.accuracy("new", "scores")),
+           "a_N of the options, if the suite has both kinds", "higher", bounds=RATES,
+           closed=lambda s: s.accuracy("new", "scores")),
     Figure("kept_accuracy_likelihood", "kept", "kept, by likelihood",
            "accuracy on the kept tasks of the likeliest options", "a_K of the options, if the suite has both kinds",
-           "higher", tables=("further",),
-           closed=lambda s: s.accuracy("kept", "scores")),
+           "higher", tables=("further",), bounds=RATES, closed=lambda s: s.accuracy("kept", "scores")),
     Figure("kept_accuracy_generated", "kept", "kept, in own words", "accuracy on the kept tasks of written answers",
-           "a_K of the replies, if the suite has both kinds", "higher", tables=("further",),
+           "a_K of the replies, if the suite has both kinds", "higher", tables=("further",), bounds=RATES,
            closed=lambda s: s.accuracy("kept", "reply")),
     Figure("kept_parse_failures", "kept", "naming no option", "share of kept-task replies without a readable answer",
-           "replies not parsed / replies", "lower", tables=("further",), closed=lambda s: s.failures("kept")),
+           "replies not parsed / replies", "lower", tables=("further",), bounds=RATES,
+           closed=lambda s: s.failures("kept")),
 )
 # fmt: on
 

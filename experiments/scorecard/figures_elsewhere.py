@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from experiments.scorecard.figure import ABOVE_ZERO, FINE, NATS, PER_TOKEN, Figure
+from experiments.scorecard.figure import ABOVE_ZERO, CHANGE, FINE, NATS, PER_TOKEN, RATES, Figure
 
 # fmt: off
 STREAM = (  # computed by `stream.stream_figures`
@@ -23,37 +23,38 @@ STREAM = (  # computed by `stream.stream_figures`
 )
 FLOOR = (  # computed by `floor.aa_floor`
     Figure("floor_nfr", "floor", "A/A floor", "negative flips of the base against itself, asked in other words",
-           "nfr of the base measured twice", places=FINE, tables=("further",)),
+           "nfr of the base measured twice", places=FINE, tables=("further",), bounds=RATES),
     Figure("floor_retention", "floor", "A/A floor of retention",
            "retention of the base against itself, asked in other words", "a_K / a0_K of the base measured twice",
-           tables=("further",)),
+           tables=("further",), bounds=ABOVE_ZERO),
     Figure("floor_retention_FORM", "floor", "floor of retention by form", "the same for one form",
-           "a_K / a0_K of the base measured twice", family="FORM"),
+           "a_K / a0_K of the base measured twice", family="FORM", bounds=ABOVE_ZERO),
     Figure("floor_retention/TASK", "floor", "floor of retention by task", "the same for one kept task",
-           "a_K / a0_K of the base measured twice", family="TASK"),
+           "a_K / a0_K of the base measured twice", family="TASK", bounds=ABOVE_ZERO),
     Figure("floor_pfr", "floor", "floor of pos. flips", "positive flips of the base against itself",
-           "pfr of the base measured twice", places=FINE),
+           "pfr of the base measured twice", places=FINE, bounds=RATES),
     Figure("floor_samplewise_forgetting", "floor", "floor of neg. flips above chance",
            "negative flips of the base against itself beyond those of guessing",
-           "samplewise_forgetting of the base measured twice", places=FINE),
+           "samplewise_forgetting of the base measured twice", places=FINE, bounds=RATES),
     Figure("floor_samplewise_backward", "floor", "floor of pos. flips above chance",
            "positive flips of the base against itself beyond those of guessing",
-           "samplewise_backward of the base measured twice", places=FINE),
+           "samplewise_backward of the base measured twice", places=FINE, bounds=RATES),
     Figure("floor_nfr_mc", "floor", "floor of neg. flips of choices",
            "negative flips and moves to another wrong option, of the base against itself",
-           "nfr_mc of the base measured twice", places=FINE),
+           "nfr_mc of the base measured twice", places=FINE, bounds=RATES),
     Figure("floor_persistence_corrected", "floor", "floor of corrected flips",
            "corrected negative flips of the base against itself", "persistence_corrected of the base measured twice",
-           places=FINE),
+           places=FINE, bounds=(-1.5, 1.5)),
     Figure("nfr_above_floor", "floor", "flips above floor", "negative flips beyond those of the base against itself",
-           "nfr - floor_nfr, for each bootstrap resample", "lower", places=FINE, unchanged=0, tables=("further",)),
+           "nfr - floor_nfr, for each bootstrap resample", "lower", places=FINE, unchanged=0, tables=("further",),
+           bounds=CHANGE),
     Figure("persistence_above_floor", "floor", "corrected flips above floor",
            "corrected negative flips beyond those of the base against itself",
            "persistence_corrected - floor_persistence_corrected, for each bootstrap resample", "lower", places=FINE,
-           unchanged=0),
+           unchanged=0, bounds=(-3.0, 3.0)),
     Figure("persistence_corrected", "floor", "corrected flips",
            "estimate of the answers forgotten without lucky guesses; compare it only with its floor",
-           "k/(k-1) (n10/n - y/n/(k-2)), k >= 3", "lower", places=FINE, unchanged=0,
+           "k/(k-1) (n10/n - y/n/(k-2)), k >= 3", "lower", places=FINE, unchanged=0, bounds=(-1.5, 1.5),
            draw=lambda s: s.kept_share("corrected", "eligible")),
 )
 ALIGNMENT = (
@@ -72,7 +73,7 @@ ALIGNMENT = (
            unchanged=0, tables=("further",), closed=lambda s: s.alignment("procrustes")),
     Figure("alignment_neighbours", "alignment", "neighbours", "share of nearest neighbours in common with the base",
            "mean over layers and sentences", places=FINE, unchanged=1, tables=("further",),
-           closed=lambda s: s.alignment("neighbours")),
+           bounds=RATES, closed=lambda s: s.alignment("neighbours")),
     Figure("alignment_update", "alignment", "|dW|/|W|", "size of the weights' change",
            "mean over layers of |W - W0| / |W0|", unit="", places=(4, 3, 3), unchanged=0, tables=("further",),
            closed=lambda s: s.alignment("update")),
@@ -101,12 +102,13 @@ COMPARISON = (  # computed by `trajectory`, over the evaluations of an arm and o
            unchanged=1,
            bounds=ABOVE_ZERO, tables=("compare",)),
     Figure("area", "comparison", "area", "mean retention over gains from 0 to the matched gain",
-           "area under the upper envelope retention(gain) / matched gain", "higher", unchanged=1, tables=("compare",)),
+           "area under the upper envelope retention(gain) / matched gain", "higher", unchanged=1, tables=("compare",),
+           bounds=ABOVE_ZERO),
     Figure("hypervolume", "comparison", "hypervolume",
            "area that the evaluations dominate above gain 0 and retention 0",
            "hypervolume of the points (gain, retention)", "higher", tables=("compare",), bounds=ABOVE_ZERO),
     Figure("gap_depth", "comparison", "gap depth", "largest fall of kept accuracy below the base at any evaluation",
-           "max over steps of a0_K - a_K (arXiv 2205.13452)", "lower", unchanged=0),
+           "max over steps of a0_K - a_K (arXiv 2205.13452)", "lower", unchanged=0, bounds=CHANGE),
     Figure("gap_recovery", "comparison", "recovered at step", "first later evaluation at the level of the base",
            "step", "lower", "steps"),
 )

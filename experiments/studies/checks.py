@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
@@ -22,6 +23,7 @@ from experiments.studies.config import Constraint, Objective, ReportConfig, Stud
 from experiments.studies.space import Float, probes
 
 DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
+ARM = re.compile(r"^arm [^:]*: ")  # with which a fault begins; each trial may have another
 SHARE = re.compile(r"data\.replay|arms\.\d+\.replay")
 
 
@@ -102,8 +104,8 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
             f"{source}: pruner: a trial is measured at its end alone (evaluation.every={every or 'null'}, {steps} "
             "steps), so none is stopped early: lower evaluation.every, or leave the pruner out"
         )
-    lists = [unused_fields(config) for config in configs]
-    if common := [fault for fault in lists[0] if all(fault in faults for faults in lists)]:
+    lists = [{ARM.sub("", fault): fault for fault in unused_fields(config)} for config in configs]
+    if common := [fault for bare, fault in lists[0].items() if all(bare in faults for faults in lists)]:
         raise ConfigError("\n".join([f"{source}, in all trials:", *common]))
     arms = {config.arms[0].name: config.arms[0] for config in configs}
     names = [*arms, *(posthoc.label for posthoc in study.posthoc)]
@@ -125,22 +127,47 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
 def check_dimensions(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str) -> None:
     """Raise ConfigError for a dimension without effect of which one pick is the field's default, which has no fault.
 
+    So too for an arm, or a section as a pick, that gives a field without effect: its trials would be those of another.
     configs: of `probes`. A pick with a fault is tried with each pick of the other dimensions, which it may need.
     """
     picks = list(probes(study.search))
     for key, dimension in study.search.items():
+        here = [(p, c) for p, c in zip(picks, configs, strict=True) if {**p, key: picks[0][key]} == picks[0]]
+        others = [one for one in picks if one[key] == picks[0][key]]
+
+        def fault(name: str, pick: Any, others: Sequence[Any] = others, key: str = key) -> str:
+            """Return why a field has no effect with this pick, whatever the other dimensions' picks are."""
+            found = (_idle_field(name, study.run_config({**one, key: pick}, 0, study.seeds[0])) for one in others)
+            faults = list(itertools.takewhile(bool, found))
+            return faults[0] if len(faults) == len(others) else ""
+
+        for one, config in here:
+            given = _in_sections(dimension.overrides(key, one[key]))
+            for name in (name for name in given if _idle_field(name, config)):
+                if why := fault(name, one[key]):
+                    raise ConfigError(f"{source}: search: {one[key]!r} of {key!r}: {why}")
         if dimension.kind == "arms":
             continue
-        name = (dimension.path or key).rpartition(".")[2]
-        own = [{**one, key: picks[0][key]} == picks[0] for one in picks]
-        found = [(p, _idle_field(name, c)) for p, c, here in zip(picks, configs, own, strict=True) if here]
-        faulty = [p[key] for p, fault in found if fault]
-        if not faulty or len(found) - len(faulty) > 1:
-            continue
-        others = [{**one, key: faulty[0]} for one in picks if one[key] == picks[0][key]]
-        faults = [_idle_field(name, study.run_config(one, 0, study.seeds[0])) for one in others]
-        if all(faults):
-            raise ConfigError(f"{source}: search: {key!r} changes nothing in any trial: {faults[0]}")
+        name = _in_section(dimension.path or key)
+        faulty = [one[key] for one, config in here if _idle_field(name, config)]
+        if faulty and len(here) - len(faulty) <= 1 and (why := fault(name, faulty[0])):
+            raise ConfigError(f"{source}: search: {key!r} changes nothing in any trial: {why}")
+
+
+def _in_sections(values: Mapping[str, Any], of: str = "") -> Iterator[str]:
+    """Yield the fields that dotted keys set, each with its section: `rates.alpha`; not a single one."""
+    for key, value in values.items():
+        name = _in_section(f"{of}{key}")
+        if isinstance(value, dict):
+            yield from _in_sections(value, f"{name}.")
+        elif of or len(values) > 1:
+            yield name
+
+
+def _in_section(place: str) -> str:
+    """Return the end of a dotted key, by which a fault names a field: `rates.alpha`; `replay` of `arms.0.replay`."""
+    *_, section, name = f".{place}".split(".")
+    return name if section.isdigit() or not section else f"{section}.{name}"
 
 
 def check_numbers(study: StudyConfig, source: str) -> None:
@@ -160,8 +187,9 @@ def check_numbers(study: StudyConfig, source: str) -> None:
 
 
 def _idle_field(name: str, config: ExperimentConfig) -> str:
-    """Return why the field of this name has no effect; an empty text if it has."""
-    said = re.compile(rf"(?:^|\W){re.escape(name)} has no effect")
+    """Return why the field of this name (`_in_section`) has no effect; an empty text if it has."""
+    before = r"(?<!\w)" if "." in name else r"(?<![\w.])"  # the latter: `arms.0.replay` is no `data.replay`
+    said = re.compile(rf"{before}{re.escape(name)} has no effect")
     return next((fault for fault in unused_fields(config) if said.search(fault)), "")
 
 
@@ -175,12 +203,19 @@ def _against(objective: Objective) -> Iterator[str]:
 
 
 def _idle(constraint: Constraint) -> Iterator[str]:
-    """Describe a bound that only worse trials keep to, and one that all or none do: a share in percent."""
+    """Describe a bound that only worse trials keep to, and one that all or none do: a share in percent.
+
+    One end of a range may be the figure's own.
+    """
     yield from _worse_side(constraint)
     figure = _figure(constraint.figure)
-    sign, key, limit = ("<=", "max", constraint.max) if constraint.min is None else (">=", "min", constraint.min)
-    if figure and limit is not None and (why := figure.beyond(sign, limit)):
-        yield f"  constraints: {key}={limit:g} on {constraint.figure!r}: {why}"
+    ends = {"min": (">=", constraint.min), "max": ("<=", constraint.max)}
+    given = {key: (sign, limit) for key, (sign, limit) in ends.items() if limit is not None}
+    idle = {key: why for key, end in given.items() if figure and (why := figure.beyond(*end))}
+    for key, why in idle.items():
+        limit = given[key][1]
+        if len(idle) == len(given) or (figure and limit not in figure.bounds):
+            yield f"  constraints: {key}={limit:g} on {constraint.figure!r}: {why}"
 
 
 def _worse_side(constraint: Constraint) -> Iterator[str]:

@@ -21,7 +21,7 @@ from experiments.evaluation.kept_tasks.own import KeptFile, as_question
 from experiments.evaluation.kept_tasks.question import Question
 from experiments.evaluation.kept_tasks.tasks import DEFAULT_TASKS, KEPT_TASKS, draw_questions, reworded
 from experiments.evaluation.multiple_choice import score_options
-from experiments.evaluation.replies import GRADING, asking, reply_records, room_for
+from experiments.evaluation.replies import GRADING, asking, grading_of, reply_records, room_for
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key, longest_chat
@@ -165,6 +165,11 @@ class KeptSuite(Suite):
     @property
     def limits(self) -> dict[str, int]:
         return {task.name: room_for(self.tokenizer, task) for task in self.written}
+
+    @property
+    def grading(self) -> dict[str, str]:
+        named = {question.task: str(GRADING) for question in self.questions if self.generated}
+        return named | {task.name: grading_of(task) for task in self.written}
 
     def answered(self, ask: Ask) -> Iterable[Record]:
         if self.generated:

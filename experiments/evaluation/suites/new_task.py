@@ -13,7 +13,7 @@ from experiments.common.section import later_field
 from experiments.data.items import Chat, Item, NewTask, NewText
 from experiments.evaluation.choices import chat_choice, likeliest
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.replies import GRADING, GREEDY, ROOM, reply_records, room_for
+from experiments.evaluation.replies import GRADING, GREEDY, ROOM, grading_of, reply_records, room_for
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Draw, generate_replies
@@ -134,6 +134,10 @@ class NewTaskSuite(Suite):
     @property
     def room(self) -> dict[str, int]:
         return {task.name: self._most(task) for task in self._written}
+
+    @property
+    def grading(self) -> dict[str, str]:
+        return {task.name: grading_of(task) for task in self._written}
 
     @property
     def limits(self) -> dict[str, int]:

@@ -59,11 +59,12 @@ def law_table(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> pd.D
     """
     rows, names = [], _names_of(study, arms)
     for arm in arms:
-        share = arm.trial.picks.get(study.report.law or "")
-        if not isinstance(share, int | float) or arm.result.operation:
+        if not isinstance(arm.trial.picks.get(study.report.law or ""), int | float) or arm.result.operation:
             continue
         name = names[_without_share(study, arm.trial)]
-        schedule = study.run_config(arm.trial.picks, arm.trial.number, study.seeds[0]).training.schedule
+        config = study.run_config(arm.trial.picks, arm.trial.number, study.seeds[0])
+        schedule, own = config.training.schedule, config.arms[0].replay
+        share = config.data.replay if own is None else own  # a pick may be a factor (`times`)
         for run in (run for run in arm.runs if has_records([run], root)):
             result = result_of(run)
             base, _ = record_files(run, root)

@@ -15,6 +15,7 @@ from experiments.comparison.compare import compare
 from experiments.comparison.configs import read_stages
 from experiments.comparison.inputs import read_runs
 from experiments.config import parse_config
+from experiments.records import ArmResult, Estimate
 from tests.helpers.planted_run import ARMS, write_run
 from tests.helpers.stream_answers import ENDS, NEW
 from tests.helpers.stream_answers import config as stream_config
@@ -49,19 +50,34 @@ def test_replies_that_are_graded_in_several_ways_are_said(tmp_path: Path) -> Non
     assert said(folders[0], folders[2]) == []
 
 
-def test_replies_that_are_cut_at_several_lengths_are_said(tmp_path: Path) -> None:
-    """A base that has none right has the same answers with each."""
+def test_replies_that_are_graded_or_cut_in_several_ways_are_said_by_task(tmp_path: Path) -> None:
+    """A base that has none right has the same answers with each. An export is of the same arms."""
     folders = [write_run(tmp_path / name, ARMS, n=40) for name in ("one", "other", "older")]
-    for folder, most in zip(folders, (26, 5), strict=False):
-        write_json(folder / "base" / "timing.json", {"room": {"new": {"sums": most, "not common": most}}})
+    for folder, most, grader in zip(folders, (26, 5), "ab", strict=False):
+        graded = {"kept": {"facts0": grader, "facts1": "a"}, "new": {"sums": grader}}
+        room = {"new": {"sums": most, "not common": most}}
+        write_json(folder / "base" / "timing.json", {"room": room, "graded": graded})
 
-    def said(*sources: Path) -> list[str]:
-        notes = compare(read_runs([f"{folder}:full-0.001" for folder in sources]), draws=100).notes
-        return [note for note in notes if note.startswith("replies to new task sums are cut at several numbers of tok")]
+    def export(folder: Path) -> str:
+        result = ArmResult("full", "full", 0.001, "finished", scorecard={"gain": Estimate(0.4)}).to_dict()
+        file = folder.with_suffix(".json")
+        write_json(file, {"trials": [{"number": 0, "runs": [{"seed": 0, "folder": str(folder), "result": result}]}]})
+        return str(file)
 
-    (note,) = said(*folders)
-    assert note.endswith("so they do not compare: one:full-0.001 at 26, other:full-0.001 at 5")
-    assert said(folders[0], folders[2]) == []
+    def said(*sources: str) -> list[str]:
+        notes = compare(read_runs(sources), draws=100).notes
+        return [note for note in notes if "so they do not compare" in note]
+
+    one, other, older = (f"{folder}:full-0.001" for folder in folders)
+    why = "are graded in several ways, so they do not compare (another grader, or another version of its code)"
+    assert said(one, other, older) == [
+        f"replies to kept task facts0 {why}: one:full-0.001; other:full-0.001",
+        f"replies to new task sums {why}: one:full-0.001; other:full-0.001",
+        "replies to new task sums are cut at several numbers of tokens, so they do not compare: one:full-0.001 at 26, "
+        "other:full-0.001 at 5",
+    ]
+    assert said(one, older) == []
+    assert len(said(export(folders[0]), export(folders[1]))) == len(said(one, export(folders[1]))) == 3
 
 
 def test_a_gate_does_not_pass_without_the_names_of_all_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from experiments.data.grader import Contains, Exact
 from experiments.data.items import Item, NewTask
 from experiments.data.matching import exact_match
-from experiments.evaluation.replies import parse_answer, reply_records, spoken
+from experiments.evaluation import replies
+from experiments.evaluation.replies import grading_of, parse_answer, reply_records, spoken
 
 
 @pytest.mark.parametrize(
@@ -38,6 +42,18 @@ def test_last_number(reply: str, answer: str | None) -> None:
 @pytest.mark.parametrize(("reply", "answer"), [(" apple, pear\n", "apple, pear"), (" \n", None)])
 def test_text_answers_are_taken_whole(reply: str, answer: str | None) -> None:
     assert parse_answer(reply, "text") == answer
+
+
+def test_what_grades_a_task_has_a_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the grader with its code, and of the bench's: compare says of which tasks it differs."""
+    plain = NewTask("t", (Item("q", "1"),), exact_match)
+    named = [replace(plain, grader=grader) for grader in (Exact().digest(), Contains().digest())]
+    kinds = [plain, *named, replace(plain, verifier="sympy 1.13")]
+    found = [grading_of(task) for task in kinds]
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
+    monkeypatch.setattr(replies, "GRADING", 0)
+    assert {grading_of(task) for task in kinds}.isdisjoint(found)
 
 
 def test_samples_of_a_question_are_forms_of_one_item() -> None:

@@ -198,11 +198,23 @@ def test_a_broken_limit_is_said_whatever_follows_from_it(stop: bool, caplog: pyt
 
 
 @pytest.mark.slow
-def test_a_limit_on_a_figure_that_is_not_measured_is_refused(tmp_path: Path) -> None:
-    """No free replies are asked for: it would never be broken."""
-    hook = callback(tmp_path, limits=["retention_generate >= .9"], stop=True)
-    with pytest.raises(ConfigError, match=r"retention_generate >= 0\.9 would never be broken: no retention_generate"):
+@pytest.mark.parametrize(
+    ("limit", "kept", "match"),
+    [
+        ("retention_generate >= .9", [], "no retention_generate is measured here"),  # no free replies are asked for
+        ("forgetting <= .9", ["exam.jsonl"], "its base answers none of the kept questions, so nothing could be forg"),
+    ],
+)
+def test_a_limit_that_would_never_be_broken_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, limit: str, kept: list[str],
+    match: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("exam.jsonl").write_text("\n".join(json.dumps({"question": f"{i}?", "answer": f"no {i}"}) for i in range(6)))
+    hook = callback(tmp_path, limits=[limit], stop=True, changes=QUICK | ({"kept_tasks": kept} if kept else {}))
+    with pytest.raises(ConfigError, match=rf"{limit.split()[0]} .= 0\.9 would never be broken: {match}"):
         trained(tiny_model(), tmp_path, hook)
+    assert len(kept) == len([line for line in caplog.messages if "so no forgetting can be seen there: exam" in line])
 
 
 def test_measurements_wait_for_their_budget(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

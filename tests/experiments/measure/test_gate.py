@@ -94,6 +94,8 @@ def test_a_figure_that_was_not_measured_fails_with_the_reason() -> None:
         ("retention <= .98", r"of retention, higher is better: write retention >= 0\.98"),
         ("kl >= .1", r"of kl, lower is better: write kl <= 0\.1"),
         ("forgetting <= 5", r"it is at most 1, so this always holds; for 5 % write 0\.05"),  # no gate at all
+        ("kept_parse_failures <= 5", r"it is at most 1, so this always holds; for 5 % write 0\.05"),
+        ("nfr_above_floor <= 5", r"it is at most 1, so this always holds; for 5 %"),
         ("nfr <= 1", r"so this always holds; for 1 % write 0\.01"),
         ("kept_accuracy >= 70", r"so this never holds; for 70 % write 0\.7"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def test_a_row_says_all_about_its_figure(figure: Figure) -> None:
     assert not figure.name.rpartition(figure.family)[2] if figure.family else True
     assert set(figure.tables) <= {"gain", "run", "further", "compare", "base"}
     assert not figure.sign_test or figure.suite in ("new", "kept")
+    unlimited = figure.suite == "stream" or figure.name == "retention_adjusted"  # nats too; a share of what can be ~ 0
+    assert unlimited or figure.unit != "share" or figure.bounds != (-math.inf, math.inf)
 
 
 def test_titles_tell_figures_apart() -> None:

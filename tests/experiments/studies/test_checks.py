@@ -50,6 +50,9 @@ def test_each_base_model_is_loaded_once(base: str, tmp_path: Path, monkeypatch: 
 RATIO = {"kind": "float", "path": "training.min_lr_ratio", "low": 0.1, "high": 0.5, "step": 0.1}  # .1 is the default
 MARGIN = {"kind": "choice", "path": "arms.0.control.margin", "values": [0.0, 0.1, 0.2]}
 CONTROL = {"kind": "arms", "arms": {"control": ARMS["control"]}}
+MARGINS: dict[str, Any] = {
+    "kind": "arms", "arms": {"a": ARMS["control"], "b": {**ARMS["control"], "arms.0.control.margin": 0.2}}
+}  # fmt: skip
 COSINE = {"kind": "arms", "arms": {"cosine": {**ARMS["control"], "arms.0.control.divergence": "cosine"}}}
 
 
@@ -63,13 +66,21 @@ COSINE = {"kind": "arms", "arms": {"cosine": {**ARMS["control"], "arms.0.control
         ({"a": CONTROL, "x": MARGIN}, True),
         ({"a": {"kind": "arms", "arms": CONTROL["arms"] | COSINE["arms"]}, "x": MARGIN}, False),  # type: ignore[operator]
         ({"x": {"kind": "choice", "path": "training.schedule", "values": ["constant", "cosine"]}}, False),
+        ({"x": MARGINS}, "'b' of 'x': arm 'b': control.margin has no effect"),
+        ({"x": MARGINS, "y": {**MARGIN, "path": "arms.0.control.divergence", "values": ["mse", "cosine"]}}, False),
+        ({"x": {"kind": "arms", "arms": dict.fromkeys("ab", MARGINS["arms"]["b"])}}, None),
+        (
+            {"x": {"kind": "choice", "path": "training.rates", "values": [{}, {"alpha": 3.0}]}},
+            "rates.alpha has no effect",
+        ),
     ],
 )
 def test_a_dimension_that_changes_nothing_is_refused_if_a_pick_is_the_default(
-    search: dict[str, Any], idle: bool | None, base: str
+    search: dict[str, Any], idle: bool | str | None, base: str
 ) -> None:
-    """All trials would be alike, and the report would show noise as its effect."""
+    """All trials would be alike, or two, and the report would show noise as its effect."""
     said = "in all trials" if idle is None else r"search: 'x' changes nothing in any trial: .* has no effect"
+    said = f"search: .*{idle}" if isinstance(idle, str) else said
     with pytest.raises(ConfigError, match=said) if idle is not False else nullcontext():
         tiny_study(base, search=search)
     if idle:
@@ -105,6 +116,14 @@ def test_an_objective_points_to_what_is_better(figure: str, direction: str, faul
         ({"figure": "retention", "min": -0.02}, r"min=-0.02 on 'retention': it is at least 0, so this always holds$"),
         ({"figure": "kept_accuracy", "min": 0}, "it is at least 0, so this always holds"),
         ({"figure": "kl", "max": -1}, "it is at least 0, so this never holds"),
+        (
+            {"figure": "parse_failures", "max": 5},
+            "max=5 on 'parse_failures': it is at most 1, so this always holds; for",
+        ),
+        (
+            {"figure": "nfr", "min": 0.01, "max": 5},
+            "max=5 on 'nfr': it is at most 1, so this always holds; for 5 % write",
+        ),
         ({"figure": "kl", "max": 0}, ""),
         ({"figure": "forgetting", "max": -0.1}, ""),
         ({"figure": "kept_accuracy", "min": 0.5, "max": 1}, ""),

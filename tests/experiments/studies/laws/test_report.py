@@ -50,6 +50,10 @@ def test_on_the_way_of_a_falling_learning_rate_nothing_is_comparable(store: Stor
     arms = choose(store.config, store.trials(), tmp_path)
     assert list(law_table(config, arms, tmp_path).step) == [40] * 5
     assert "no term in tokens" in mixture_laws(config, arms, tmp_path, draws=2)[0][0]
+    factor = config.search["replay"].model_copy(update={"times": True})
+    factors = {"search": {**config.search, "replay": factor}, "overrides": {**OLD, "data.replay": 0.4}}
+    table = law_table(config.model_copy(update=factors), arms, tmp_path)
+    assert sorted(table.ratio.unique()) == pytest.approx([0.8, 0.9, 0.96, 0.98, 1])  # 1 - .4 of each pick
 
 
 @pytest.mark.slow
