@@ -17,6 +17,7 @@ from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import read_json
 from experiments.common.hashing import json_digest, same_file
 from experiments.common.result_folders import MEASUREMENT, folders, measurements, trial_runs
+from experiments.records import MEASURED
 from experiments.runs.result_file import check_owner, result_values
 from experiments.tracking.journal import PATTERN, Event, Journal
 from experiments.tracking.machine import process_state
@@ -160,7 +161,7 @@ def _shown(folder: Path, command: str, results: Iterable[Mapping[str, Any]]) -> 
     if command == "soften":
         name = f"alpha-{chosen_alpha(folder):g}"
         card = read_json(folder / "figures.json").get(name)
-        return {"arm": name, "learning_rate": 0.0, "scorecard": card} if card else None
+        return {"arm": name, "method": MEASURED, "learning_rate": 0.0, "scorecard": card} if card else None
     whole = [result for result in results if result]
     return best(whole) or max(whole, key=lambda r: figure(r, "retention") or 0.0, default=None)
 
@@ -186,8 +187,7 @@ def arm_text(result: Mapping[str, Any] | None) -> str:
     """Return the arm of a result with its learning rate; a model that was trained elsewhere has none."""
     if result is None:
         return ""
-    rate = result["learning_rate"]
-    return f"{result['arm']} {rate:g}" if rate else str(result["arm"])
+    return str(result["arm"]) if result["method"] == MEASURED else f"{result['arm']} {result['learning_rate']:g}"
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def read_steps(files: Mapping[int, Path]) -> dict[int, list[Record]]:
 class RunRecords:
     """The item records of a run. records: by label of the arm and by step; arms without any are left out.
 
-    questions: their texts (`question_texts`).
+    questions: their texts (`question_texts`). Failed arms are in no table or picture of this file: the main table has
+    their reason in place of figures, and with them the others would be compared at less gain than they reach.
     """
 
     config: ExperimentConfig
@@ -48,8 +49,19 @@ class RunRecords:
     questions: Questions = field(default_factory=dict)
 
     @property
+    def whole(self) -> list[ArmResult]:
+        """The arms that did not fail."""
+        return [result for result in self.results if result.status != "failed"]
+
+    @property
+    def steps(self) -> dict[str, Mapping[int, Sequence[Record]]]:
+        """The records of these arms, by step."""
+        names = {label(result) for result in self.whole}
+        return {name: steps for name, steps in self.records.items() if name in names}
+
+    @property
     def last(self) -> dict[str, Sequence[Record]]:
-        return {name: steps[max(steps)] for name, steps in self.records.items()}
+        return {name: steps[max(steps)] for name, steps in self.steps.items()}
 
     def significant_pairs(self) -> SignificantPairs:
         """Find the finished arms that differ at their last evaluation."""
@@ -80,18 +92,18 @@ class RunRecords:
         """
         draws, seed = self.config.evaluation.bootstrap, self.config.seed
         tables = [
-            stream_table(self.config, self.results),
-            trajectory_table(self.base, self.records, draws, seed),
-            further_table(self.results),
+            stream_table(self.config, self.whole),
+            trajectory_table(self.base, self.steps, draws, seed),
+            further_table(self.whole),
             self.turned(),
             posthoc_table(afterwards, self.results),
             data_table(drawn),
             packing_table(packed or {}),
             overlap_table(overlaps),
-            cost_table(self.results),
+            cost_table(self.whole),
         ]
         return [table for table in tables if table]
 
     def pictures(self) -> list[tuple[str, Figure]]:
         """Draw the further pictures, with their titles."""
-        return stream_pictures(self.config, self.base, self.records) + alignment_pictures(self.last)
+        return stream_pictures(self.config, self.base, self.steps) + alignment_pictures(self.last)

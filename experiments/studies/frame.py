@@ -15,7 +15,7 @@ from experiments.common.result_folders import find, folders, trial_runs
 from experiments.common.section import nearest
 from experiments.common.yaml_values import read_yaml
 from experiments.config import check_unedited, load_config
-from experiments.records import ArmResult, Estimate
+from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.runs.result_file import RESULT, read_result, whole_results
 from experiments.studies.load import load_study
 from experiments.studies.queue import Store
@@ -120,7 +120,7 @@ def _study(folder: Path, root: Path) -> Iterator[Row]:
 def _figures(result: ArmResult, place: Row) -> Iterator[Row]:
     """Return the rows of one arm: its trajectory, and at the last step its scorecard and cost."""
     row = {**place, "arm": result.arm, "method": result.method, "operation": result.operation, "status": result.status}
-    row["learning_rate"] = result.learning_rate or None  # 0: not known
+    row["learning_rate"] = None if result.method == MEASURED else result.learning_rate
     last: dict[str, Estimate] = {**result.scorecard, **{f"cost/{k}": Estimate(v) for k, v in result.cost.items()}}
     for point in result.trajectory:
         figures = {name: value for name, value in point.items() if isinstance(value, Estimate)}

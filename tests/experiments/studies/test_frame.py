@@ -57,6 +57,11 @@ def test_a_run_has_a_row_for_each_step_and_figure(tmp_path: Path) -> None:
     assert len(frame(root=str(tmp_path))) == len(frame("demo", folder, root=tmp_path)) == 5  # one run, named twice
 
 
+def test_a_learning_rate_of_0_is_a_learning_rate(tmp_path: Path) -> None:
+    make_run(tmp_path, "demo-0123abcd", {"noise 0": {"gain": 0.1}})
+    assert frame("demo", root=tmp_path)["learning_rate"].tolist() == [0.0]
+
+
 def test_without_runs_the_table_is_empty_and_typed(tmp_path: Path) -> None:
     table = frame(root=tmp_path)
     assert (len(table), {name: str(kind) for name, kind in table.dtypes.items()}) == (0, TYPES)
