@@ -72,9 +72,10 @@ class Base:
 
 
 def verdicts(name: str, kinds: Iterable[str] = CONFIGS) -> dict[str, str]:
-    """Return for each of the kinds of CONFIGS `right`, `right; merge_back refused: why`, `refused: why`, `WRONG: what` or `not run`.
+    """Return a verdict for each of the kinds of CONFIGS.
 
-    `not run` is for a base that cannot be built small or does not run on text.
+    It is `right`, `right; merge_back refused: why`, `refused: why`, `WRONG: what` or `not run`. The last is for a
+    base that cannot be built small or does not run on text.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -302,7 +302,7 @@ def test_one_callback_in_two_trainings_measures_in_a_folder_of_each(
     folders: list[Path] = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("experiments.measure.callback._tokenizer", lambda kwargs: None)
-    monkeypatch.setattr(ForgettingCallback, "_suites", lambda self, tokenizer: None)
+    monkeypatch.setattr(ForgettingCallback, "_suites", lambda self, tokenizer: SimpleNamespace(suites={}))
     monkeypatch.setattr(Watch, "begun", lambda folder, *_: folders.append(folder) or SimpleNamespace(base=[]))
     hook, given, start = ForgettingCallback(), ForgettingCallback(folder="own"), TrainerState()
     for one, out in ((hook, "one"), (hook, "two"), (given, "three")):

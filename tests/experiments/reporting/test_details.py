@@ -22,11 +22,12 @@ from experiments.reporting.details import (
     posthoc_table,
     trajectory_table,
 )
+from experiments.reporting.run_details import RunRecords
 from experiments.runs.outcome import Outcome
 from experiments.runs.result_file import write_result
 from experiments.runs.run import run_experiment
 from experiments.tracking.tracker import Tracker
-from tests.helpers.invented_arms import text_result
+from tests.helpers.invented_arms import synthetic, text_result
 from tests.helpers.small_run import make_suite, small_config, small_values
 
 ARMS = [{"name": "full", "method": "full", "learning_rates": [1e-2]}]
@@ -217,3 +218,21 @@ def test_replay_of_own_text_is_counted_and_later_operations_are_shown(base: str,
     again = run(base, tmp_path, data=data).report.read_text(encoding="utf-8")
     assert "Operations after training" in again
     assert "wise 0.5" in again
+
+
+def test_a_failed_arm_is_in_no_further_table() -> None:
+    """Base .2/.8. The failed arm gained .1 and kept all, the other gained .4 and kept half of it."""
+    config = small_config("base", evaluation={"bootstrap": 100})
+    good = synthetic("good", 1e-3, 0.4, 0.5)
+    good.scorecard["kl_new"], good.cost = Estimate(0.2), good.cost | {"tokens": 2048.0}
+    bad = dataclasses.replace(good, arm="bad", status="failed", reason="loss is NaN", steps=20)
+    records = {"good 1e-3": {20: answers(3, 6), 60: answers(6, 4)}, "bad 1e-3": {20: answers(3, 8)}}
+    run = RunRecords(config, answers(2, 8), [good, bad], records)
+    found = {table.title: table for table in run.tables({}, [])}
+    turned = found.pop("Answers that turned")
+    assert set(found) == {"Trajectory", "Further figures", "Cost"}
+    assert {row[0] for table in (turned, *found.values()) for row in table.rows} == {"good 1e-3"}
+    assert found["Trajectory"].head[1] == "retention at gain +.40"  # and not +.10
+    assert found["Trajectory"].rows[0][1].startswith(".50")
+    alone = RunRecords(config, answers(2, 8), [bad], records)
+    assert alone.tables({}, []) == alone.pictures() == []
