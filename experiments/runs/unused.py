@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ctrl.config import ControlConfig, changed_fields, without_effect
+from ctrl.config import ControlConfig, changed_fields, compares_hidden, without_effect
 from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
@@ -141,8 +141,11 @@ def _rates(config: ExperimentConfig) -> Iterator[str]:
 
 def _has_gates(config: ControlConfig) -> bool:
     """Whether copies learn anything besides themselves and their alpha (`training.groups.kinds`)."""
-    mixes = config.structure != "stack" and INTERPOLATIONS[config.interpolation](2)
-    return config.norm_mix == "learned" or bool(mixes and {name for name, _ in mixes.named_parameters()} - {"theta"})
+    if config.norm_mix == "learned" or config.structure == "stack":
+        return config.norm_mix == "learned"
+    mixes = INTERPOLATIONS[config.interpolation](2)
+    still = {"theta", *(() if compares_hidden(config) else mixes.trained_by_divergence)}
+    return bool({name for name, _ in mixes.named_parameters()} - still)
 
 
 def _arm(arm: ArmConfig) -> Iterator[str]:

@@ -85,6 +85,8 @@ def test_control_has_an_effect_on_what_is_expanded(arm: dict[str, Any], said: st
         ({"interpolation": "lerp"}, "no copies have gates"),
         ({"alpha": "learned"}, "no copies have gates"),
         ({"structure": "stack"}, "no copies have gates"),
+        ({"interpolation": "proj", "divergence": "none"}, "no copies have gates"),  # P is frozen
+        ({"interpolation": "proj", "divergence": "mse"}, ""),
         ({"interpolation": "gate"}, ""),
         ({"interpolation": "dlerp"}, ""),
         ({"norm_mix": "learned"}, ""),
