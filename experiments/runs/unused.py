@@ -5,7 +5,7 @@ A field counts as given if it differs from its default, because a run's own `con
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -151,7 +151,11 @@ def _has_gates(config: ControlConfig) -> bool:
 def _arm(arm: ArmConfig) -> Iterator[str]:
     tuning = arm.build().tuning
     # `control` of an arm that reads none of it is said (`ArmConfig.notes`), not refused: a study gives it to all arms
-    faults = (f"control.{fault}" for fault in without_effect(tuning.config)) if isinstance(tuning, Control) else ()
+    faults: Iterable[str] = (
+        (f"control.{fault}" for fault in without_effect(tuning.config)) if isinstance(tuning, Control) else ()
+    )
+    if isinstance(tuning, Control) and tuning.config.copies_dtype != "fp32":
+        faults = (*faults, "control.copies_dtype has no effect in a run, which trains in fp32: leave it out")
     if isinstance(tuning, Partial) and arm.method is not None:
         given = [name for name in changed_fields(arm.control) if name != "layers"]
         faults = (f"control.{name} has no effect: it needs method control" for name in given)
