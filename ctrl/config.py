@@ -136,6 +136,11 @@ def without_effect(config: ControlConfig) -> list[str]:
     return found
 
 
+def compares_hidden(config: ControlConfig) -> bool:
+    """Return whether the loss compares hidden states of both branches."""
+    return config.divergence not in ("none", "attention") and config.divergence_weight != 0
+
+
 def changed_fields(config: ControlConfig) -> list[str]:
     """Return the fields that differ from their defaults."""
     return [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != f.default]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ctrl.adapters import peft_adapter
 from ctrl.attention_rows import check_attention
 from ctrl.changes import remember_base
-from ctrl.config import ControlConfig, without_effect
+from ctrl.config import ControlConfig, compares_hidden, without_effect
 from ctrl.control import Control
 from ctrl.control_model import ControlModel
 from ctrl.copies import copy_layer, relax_norms, warn_of_frozen_matrices, zero_outputs
@@ -133,7 +133,7 @@ def _interpolation(kind: str, copied: nn.Module, hidden: int, config: ControlCon
         return None
     relax_norms(copied, config.norm_mix)
     interpolation = build_interpolation(config.interpolation, hidden, config.alpha_start, config.alpha == "learned")
-    if config.divergence in ("none", "attention") or config.divergence_weight == 0:  # no hidden states are compared
+    if not compares_hidden(config):
         for name in interpolation.trained_by_divergence:
             interpolation.get_parameter(name).requires_grad_(False)
     return interpolation

@@ -5,12 +5,12 @@ A field counts as given if it differs from its default, because a run's own `con
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from ctrl.config import ControlConfig, changed_fields, without_effect
+from ctrl.config import ControlConfig, changed_fields, compares_hidden, without_effect
 from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
@@ -141,14 +141,21 @@ def _rates(config: ExperimentConfig) -> Iterator[str]:
 
 def _has_gates(config: ControlConfig) -> bool:
     """Whether copies learn anything besides themselves and their alpha (`training.groups.kinds`)."""
-    mixes = config.structure != "stack" and INTERPOLATIONS[config.interpolation](2)
-    return config.norm_mix == "learned" or bool(mixes and {name for name, _ in mixes.named_parameters()} - {"theta"})
+    if config.norm_mix == "learned" or config.structure == "stack":
+        return config.norm_mix == "learned"
+    mixes = INTERPOLATIONS[config.interpolation](2)
+    still = {"theta", *(() if compares_hidden(config) else mixes.trained_by_divergence)}
+    return bool({name for name, _ in mixes.named_parameters()} - still)
 
 
 def _arm(arm: ArmConfig) -> Iterator[str]:
     tuning = arm.build().tuning
     # `control` of an arm that reads none of it is said (`ArmConfig.notes`), not refused: a study gives it to all arms
-    faults = (f"control.{fault}" for fault in without_effect(tuning.config)) if isinstance(tuning, Control) else ()
+    faults: Iterable[str] = (
+        (f"control.{fault}" for fault in without_effect(tuning.config)) if isinstance(tuning, Control) else ()
+    )
+    if isinstance(tuning, Control) and tuning.config.copies_dtype != "fp32":
+        faults = (*faults, "control.copies_dtype has no effect in a run, which trains in fp32: leave it out")
     if isinstance(tuning, Partial) and arm.method is not None:
         given = [name for name in changed_fields(arm.control) if name != "layers"]
         faults = (f"control.{name} has no effect: it needs method control" for name in given)

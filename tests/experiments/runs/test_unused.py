@@ -79,12 +79,19 @@ def test_control_has_an_effect_on_what_is_expanded(arm: dict[str, Any], said: st
     assert said in "".join(found)
 
 
+def test_copies_train_in_fp32() -> None:
+    found = faults({"method": "control", "control": {"copies_dtype": "base"}})
+    assert found == ["arm 'a': control.copies_dtype has no effect in a run, which trains in fp32: leave it out"]
+
+
 @pytest.mark.parametrize(
     ("control", "said"),
     [
         ({"interpolation": "lerp"}, "no copies have gates"),
         ({"alpha": "learned"}, "no copies have gates"),
         ({"structure": "stack"}, "no copies have gates"),
+        ({"interpolation": "proj", "divergence": "none"}, "no copies have gates"),  # P is frozen
+        ({"interpolation": "proj", "divergence": "mse"}, ""),
         ({"interpolation": "gate"}, ""),
         ({"interpolation": "dlerp"}, ""),
         ({"norm_mix": "learned"}, ""),
