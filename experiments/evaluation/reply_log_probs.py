@@ -113,7 +113,7 @@ def fp32_head(model: PreTrainedModel) -> Iterator[None]:
         with torch.autocast(hidden.device.type, enabled=False):
             return functional_call(own, wide, (hidden.float(),))
 
-    head.forward = forward  # type: ignore[assignment]
+    head.forward = forward
     try:
         yield
     finally:
