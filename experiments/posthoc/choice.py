@@ -102,11 +102,18 @@ def choose_alpha(run: str | Path, results: Sequence[ArmResult], alphas: Sequence
         _check_figures(point.card)
     best = mildest(points)
     chosen = Chosen(best.alpha, {a: _card(run, result, False) for a, result in zip(alphas, results, strict=True)})
-    first = results[0]
-    name = f"chosen-{first.arm}-{first.learning_rate:g}-{str(first.operation).partition(' ')[0]}.json"
     figures = {n: e.value for n, e in chosen.cards[best.alpha].items() if n in SHOWN}
-    write_json(run / "posthoc" / name, {"alpha": best.alpha, "of": list(alphas), "rule": RULE, "other_half": figures})
+    write_json(
+        run / "posthoc" / note_of(results[0]),
+        {"alpha": best.alpha, "of": list(alphas), "rule": RULE, "other_half": figures},
+    )
     return chosen
+
+
+def note_of(result: ArmResult) -> str:
+    """Return the name of the note of a choice: the arm, the operation and its other arms, without the alpha."""
+    operation = str(result.operation).rpartition(" ")[0].replace(" ", "-").replace("/", "-")
+    return f"chosen-{result.arm}-{result.learning_rate:g}-{operation}.json"
 
 
 def _card(run: Path, result: ArmResult, choosing: bool) -> dict[str, Estimate]:

@@ -34,8 +34,8 @@ def _retention(t: Totals) -> Array:
 
 
 def _efficiency(gain: Array, kl: Array) -> Array:
-    """Return gain / sqrt(KL); NaN where the KL is 0."""
-    return ratio(gain, np.sqrt(kl))
+    """Return gain / sqrt(KL); NaN where the KL is 0, or below it by rounding."""
+    return ratio(gain, np.sqrt(np.maximum(kl, 0)))
 
 
 def _gain(s: Sample) -> Array:

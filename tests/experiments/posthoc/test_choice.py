@@ -11,8 +11,8 @@ import pytest
 
 from experiments.cli import main as cli
 from experiments.common.errors import ConfigError
-from experiments.posthoc.choice import RULE, Point, choose_alpha, mildest, standard_error
-from experiments.posthoc.run import posthoc
+from experiments.posthoc.choice import RULE, Point, choose_alpha, mildest, note_of, standard_error
+from experiments.posthoc.run import operation_name, posthoc
 from experiments.records import ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.result_file import write_result
 from experiments.scorecard.halves import even
@@ -40,6 +40,13 @@ def planted(record: Record, choosing: bool) -> Record:
         return record
     assert isinstance(record.answer, int)
     return dataclasses.replace(record, correct=0, choice=(record.answer + 1) % len(record.options or ()))
+
+
+@pytest.mark.parametrize(("others", "name"), [([], "op"), (["R/arms/b-1"], "op-R-b-1"), (["R/arms/c-1"], "op-R-c-1")])
+def test_a_choice_over_other_arms_has_a_note_of_its_own(others: list[str], name: str) -> None:
+    operation = operation_name("op", 0.5, list(map(Path, others)))
+    result = ArmResult("a", "full", 0.01, "finished", operation=operation)
+    assert note_of(result) == f"chosen-a-0.01-{name}.json"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from experiments.evaluation.similarity import METRICS
 from experiments.records import Record
 from experiments.scorecard import aa_floor, scorecard, stream
 from experiments.scorecard.figure import Figure
-from experiments.scorecard.figures import FIGURES, FORMS, GAINS, HEADLINE, shown
+from experiments.scorecard.figures import FIGURES, FORMS, GAINS, HEADLINE, _efficiency, shown
 from experiments.scorecard.names import figure_names
 from experiments.scorecard.sample import GIVEN
 from experiments.scorecard.trajectory import drawn_trajectory, trajectory_figures
@@ -153,3 +153,10 @@ def test_shipped_studies_name_figures_that_are_in_the_table() -> None:
         study = yaml.safe_load(path.read_text(encoding="utf-8"))
         for entry in [*study["objectives"], *study.get("constraints", ())]:
             assert {part.strip() for part in entry["figure"].split("+")} <= known, path
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_gain_for_no_change_has_no_figure_and_no_warning() -> None:
+    """The KL of a model that has not changed may be below 0 by rounding."""
+    eta = _efficiency(np.full(3, 0.5), np.array([0.04, 0.0, -1e-9]))
+    np.testing.assert_allclose(eta, [2.5, np.nan, np.nan])
