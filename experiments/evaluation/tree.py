@@ -85,7 +85,7 @@ def reads_trees(model: PreTrainedModel, longest: int, nodes: int = 0) -> bool:
     if not _takes_masks(model):
         return False
     if model not in _isolated:
-        _isolated[model] = _branches_apart(model, nodes) and _ancestors_seen(model, nodes)
+        _isolated[model] = _isolates(model, nodes)
     return _isolated[model]
 
 
@@ -99,14 +99,13 @@ def _takes_masks(model: PreTrainedModel) -> bool:
     )
 
 
-def _branches_apart(model: PreTrainedModel, nodes: int) -> bool:
-    """Whether another token in each other branch leaves the log-probabilities of one branch unchanged."""
-    return _same(_probe(model, 3, nodes), _probe(model, 4, nodes))
+def _isolates(model: PreTrainedModel, nodes: int) -> bool:
+    """Whether the log-probabilities of a branch stay the same with other tokens in all other branches, and without any.
 
-
-def _ancestors_seen(model: PreTrainedModel, nodes: int) -> bool:
-    """Whether many nodes between a token and its parent change nothing. Rounding to bf16 would hide small changes."""
-    return not exact(model) or _same(_probe(model, 3, nodes), _probe(model, 3, 0))
+    Many nodes between a token and its parent must change nothing. Rounding to bf16 would hide a small change.
+    """
+    among = _probe(model, 3, nodes)
+    return _same(among, _probe(model, 4, nodes)) and (not exact(model) or _same(among, _probe(model, 3, 0)))
 
 
 def _probe(model: PreTrainedModel, other: int, nodes: int) -> list[float]:
