@@ -39,6 +39,7 @@ from experiments.runs.arm_records import is_whole, write_noted
 from experiments.runs.base_records import ITEMS, REWORDED
 from experiments.runs.base_records import is_whole as whole_base
 from experiments.runs.baseline import MeasuredBase, headline, measure_base, score
+from experiments.runs.checks import beyond_training, check_suites
 from experiments.runs.result_file import RESULT, read_result, whole_results, write_result
 from experiments.tracking.run import Run
 from experiments.tracking.tracker import Tracker
@@ -74,6 +75,9 @@ class Session:
     def measured(self) -> MeasuredBase:
         """The base model's records; it is loaded for them, and not kept."""
         model, tokenizer = load_base(str(self.base.folder), **self.base.loading)
+        check_suites(self.base.name, model, self.suites)
+        for line in beyond_training(self.base.name, model, self.suites):
+            self.say(line)
         evaluation, seed, precision = self.config.evaluation, self.config.seed, Precision(self.config.precision)
         found = measure_base(
             evaluation, self.suites, model, tokenizer, precision, self.root, self.folder, seed, self.say

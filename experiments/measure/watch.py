@@ -34,6 +34,7 @@ from experiments.models.precision import Precision
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
 from experiments.runs.base_records import ITEMS, STATE, asked, asked_others
 from experiments.runs.baseline import headline, score
+from experiments.runs.checks import beyond_training, check_suites
 from experiments.runs.result_file import RESULT, write_result
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Watch:
         output: the folder of the training, for `default_folder`. trains_whole: the base is gone after the first step,
         so a training that goes on needs the `References` on disk. weights: a digest of the base's.
         """
+        _say_beyond(config, model, suites)
         budget, precision, references = Budget(share), Precision(config.precision), References(folder).cleared(suites)
         (folder / "arms" / NAME / RESULT).unlink(missing_ok=True)
         for file in (folder / "arms" / NAME).glob("items-*.jsonl"):
@@ -136,6 +138,7 @@ class Watch:
         trains_whole: `model` is not the base any more. Suites whose `References` are lost are left out with a warning.
         Raises ConfigError if it was measured with other settings, DamagedError for records that are gone or others.
         """
+        _say_beyond(config, model, suites)
         note = read_json(folder / "base" / STATE)
         check_settings(folder, note, config)
         check_records(folder, note, step)
@@ -217,3 +220,11 @@ class Watch:
                 "%s was removed while the training ran: the base and earlier steps are in the callback's result alone"
             )
             logger.warning(said, self.folder)
+
+
+def _say_beyond(config: MeasureConfig, model: PreTrainedModel, suites: Suites) -> None:
+    """Warn of texts beyond the positions that the model was trained with. Raises ConfigError beyond those it has."""
+    name = config.base_model or "the model"
+    check_suites(name, model, suites)
+    for line in beyond_training(name, model, suites):
+        logger.warning("%s", line)

@@ -82,31 +82,34 @@ def check_tokens(config: ExperimentConfig, model: PreTrainedModel, tokenizer: Pr
         raise ConfigError("\n".join(faults))
 
 
-def check_suites(config: ExperimentConfig, model: PreTrainedModel, suites: Suites) -> None:
-    """Raise ConfigError if a suite reads more tokens at once than the model has positions."""
+def check_suites(name: str, model: PreTrainedModel, suites: Suites) -> None:
+    """Raise ConfigError if a suite reads more tokens at once than the model has positions. name: of the base model."""
     most = positions(model)
-    for name, suite in suites.suites.items():
+    for asked, suite in suites.suites.items():
         if most is not None and suite.longest > most:
             raise ConfigError(
-                f"evaluation.suites.{name}: its longest prompt and reply have {suite.longest} tokens, but "
-                f"{config.base_model} has {most} positions: ask for shorter ones, or leave the suite out"
+                f"evaluation.suites.{asked}: its longest prompt and reply have {suite.longest} tokens, but "
+                f"{name} has {most} positions: ask for shorter ones, or leave the suite out"
             )
 
 
-def beyond_training(config: ExperimentConfig, model: PreTrainedModel, suites: Suites) -> Iterator[str]:
-    """Say what reads more tokens at once than a model that computes positions was trained with, or reads alike."""
+def beyond_training(name: str, model: PreTrainedModel, suites: Suites, length: int = 0) -> Iterator[str]:
+    """Say what reads more tokens at once than a model that computes positions was trained with, or reads alike.
+
+    name: of the base model. length: of the rows that are trained on, if any are.
+    """
     most, alike = trained_positions(model) or math.inf, alike_up_to(model) or math.inf
-    longest = {"data.length: rows": config.data.length}
-    longest |= {f"evaluation.suites.{name}: texts": suite.longest for name, suite in suites.suites.items()}
+    longest = {"data.length: rows": length}
+    longest |= {f"evaluation.suites.{asked}: texts": suite.longest for asked, suite in suites.suites.items()}
     for what, tokens in longest.items():
         if tokens > most:
             yield (
-                f"{what} may have up to {tokens:,} tokens, and {config.base_model} was trained with {most:,} positions "
+                f"{what} may have up to {tokens:,} tokens, and {name} was trained with {most:,} positions "
                 "(max_position_embeddings): it reads more, but has learned none of them"
             )
         if tokens > alike:
             yield (
-                f"{what} may have up to {tokens:,} tokens, and beyond {alike:,} {config.base_model} reads all texts of "
+                f"{what} may have up to {tokens:,} tokens, and beyond {alike:,} {name} reads all texts of "
                 "a pass with other frequencies (rope_type), so that shorter ones depend on what is read with them"
             )
 

@@ -138,8 +138,9 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)
     context = SuiteContext(config.seed, config.base_model, config.trust_remote_code)
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
-    check_suites(config, model, suites)
-    for line in (*beyond_training(config, model, suites), *unread_loss(config, data.tasks)):
+    check_suites(config.base_model, model, suites)
+    beyond = beyond_training(config.base_model, model, suites, config.data.length)
+    for line in (*beyond, *unread_loss(config, data.tasks)):
         say(line)
     sources = (*data.new, *(data.old or _only_read(config)))
     for source in sources:

@@ -6,17 +6,24 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import read_json, write_json
 from experiments.config import parse_config
+from experiments.evaluation.evaluate import Suites
+from experiments.measure.base import Base
+from experiments.measure.config import measure_config
 from experiments.measure.models import distributions
 from experiments.measure.run import measure
+from experiments.measure.session import Session
 from experiments.records import read_records
 from experiments.runs.run import run_experiment
-from tests.helpers.measured import SMALL, model_folder
+from tests.helpers.byte_level import byte_base, byte_tokenizer
+from tests.helpers.measured import SMALL, model_folder, tiny_model
+from tests.helpers.readers import build_other
 
 pytestmark = pytest.mark.slow  # three arms are trained
 ARMS = (
@@ -118,12 +125,25 @@ def test_other_weights_of_the_same_size_and_time_are_seen(tmp_path: Path) -> Non
 def test_the_precision_that_auto_takes_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """bf16 gives another KL than fp32, and which one it is depends on the machine."""
     monkeypatch.setattr("experiments.models.precision.bf16_pays", lambda: (True, "CPU with AMX"))
-    base, model = (model_folder(tmp_path / name, noise) for name, noise in (("b", 0), ("m", 0.1)))
+    short = {name: tiny_model(noise, max_position_embeddings=32) for name, noise in (("b", 0.0), ("m", 0.1))}
+    base, model = (byte_base(tmp_path / name, byte_tokenizer(), one) for name, one in short.items())
     said: list[str] = []
     changes = {"text.tokens": 64, "bootstrap": 100}
     found = measure(base, [model], suites=["text"], root=tmp_path, changes=changes, say=said.append)
     assert said[0] == "Measured in bf16 (CPU with AMX)."
+    assert [line for line in said if line.startswith("evaluation.suites.text: texts may have up to")]  # beyond 32
     assert said[0] in found.report.notes
+
+
+def test_a_base_without_positions_for_the_questions_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU reading them would end the process."""
+    suites = Suites({"new": SimpleNamespace(longest=17)})  # type: ignore[dict-item]
+    loaded = build_other("gpt2", n_positions=16), byte_tokenizer()
+    monkeypatch.setattr("experiments.measure.session.load_base", lambda *_: loaded)
+    config, base = measure_config("b", suites=["kept"]), Base("b", tmp_path)
+    session = Session(config, base, loaded[1], (), suites, tmp_path, tmp_path, SimpleNamespace())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"suites\.new: .* have 17 tokens, but b has 16 positions"):
+        _ = session.measured
 
 
 @pytest.mark.parametrize("written", ["model", "base"])

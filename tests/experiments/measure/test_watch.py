@@ -19,6 +19,7 @@ from experiments.measure.watch import Budget, Watch
 from experiments.records import Estimate
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.measured import tiny_model
+from tests.helpers.readers import build_other
 
 CONFIG = measure_config("", None, ["kept"], None, "fp32", 0, {"kept.items": 4, "bootstrap": 100})
 
@@ -56,9 +57,11 @@ class TestBudget:
         assert budget.allows(100)
 
 
-def test_the_best_model_of_an_earlier_training_is_not_this_ones(tmp_path: Path) -> None:
+def test_the_best_model_of_an_earlier_training_is_not_this_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Else the worse models of this one are not saved, and the folder has a model that it never was."""
-    model, tokenizer = tiny_model(), byte_tokenizer()
+    model, tokenizer = tiny_model(max_position_embeddings=64), byte_tokenizer()
     for gain in (0.5, 0.1):
         watch = Watch.begun(tmp_path, CONFIG, suites(), model, 1.0)
         assert Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2).best is None
@@ -66,6 +69,9 @@ def test_the_best_model_of_an_earlier_training_is_not_this_ones(tmp_path: Path) 
         watch.points[2]["gain"] = Estimate(gain)
         watch.keep_best(2, model, tokenizer)
         assert Watch.resumed(tmp_path, CONFIG, suites(), model, 1.0, step=2).best == (gain, 2)
+    assert sum("the model was trained with 64 positions" in line for line in caplog.messages) == 6  # of each
+    with pytest.raises(ConfigError, match=r"suites\.kept: its longest .* the model has 16 positions: ask for shorter"):
+        Watch.begun(tmp_path, CONFIG, suites(), build_other("gpt2", n_positions=16), 1.0)
 
 
 def suites() -> Suites:

@@ -172,26 +172,26 @@ def test_prompts_longer_than_the_positions(suite: str, tokenizer: PreTrainedToke
     config = small_config("base", evaluation={"suites": {suite: {}}})
     suites = draw_suites(config, tokenizer, [sums()])
     (longest,) = (one.longest for one in suites.suites.values())
-    check_suites(config, build_other("gpt2", n_positions=longest), suites)
+    check_suites("base", build_other("gpt2", n_positions=longest), suites)
     with pytest.raises(
         ConfigError, match=rf"suites\.{suite}: .* have {longest} tokens, but base has {longest - 1} positions"
     ):
-        check_suites(config, build_other("gpt2", n_positions=longest - 1), suites)
+        check_suites("base", build_other("gpt2", n_positions=longest - 1), suites)
 
 
 def test_texts_beyond_the_trained_positions_of_a_model_that_computes_them_are_said(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """RoPE reads any length, and what it was not trained on is read badly without an error."""
-    config = small_config("base", data={"length": 100}, evaluation={"suites": {"text": {}}})
+    config = small_config("base", evaluation={"suites": {"text": {}}})
     suites = draw_suites(config, tokenizer, [sums()])
-    rows, texts = beyond_training(config, byte_llama(260, max_position_embeddings=64), suites)
+    rows, texts = beyond_training("base", byte_llama(260, max_position_embeddings=64), suites, 100)
     assert rows.startswith("data.length: rows may have up to 100 tokens, and base was trained with 64 positions")
     assert texts.startswith(
         f"evaluation.suites.text: texts may have up to {suites.suites['text'].longest} tokens, and "
     )
-    assert not list(beyond_training(config, byte_llama(260, max_position_embeddings=512), suites))
-    assert not list(beyond_training(config, build_other("bloom"), suites))
+    assert not list(beyond_training("base", byte_llama(260, max_position_embeddings=512), suites, 100))
+    assert not list(beyond_training("base", build_other("bloom"), suites, 100))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_frequencies_that_depend_on_the_longest_text_of_a_pass_are_said(
     assert alike_up_to(model) == limit
     assert torch.allclose(read(20), read(limit or 65), atol=1e-4)
     assert torch.allclose(read(20), read((limit or 65) + 1), atol=1e-4) is (limit is None)
-    said = list(beyond_training(small_config("base", data={"length": 64}), model, Suites({})))
+    said = list(beyond_training("base", model, Suites({}), 64))
     assert len(said) == (limit == 32)
     assert all("tokens, and beyond 32 base reads all texts of a pass with other frequencies" in line for line in said)
 
