@@ -82,7 +82,7 @@ def training(shape: Shape, one: Pass, setup: Setup) -> dict[str, float]:
         "weights": (shape.bytes_of(True) + shape.bytes_of(False)) / (count if whole else 1),
         "gradients": gradients,
         "optimizer": setup.state * shape.counts.trained / of_states,
-        "method": trained * shape.kept_copies / (count if whole else 1),
+        "method": trained * shape.kept_copies / (count if whole else 1) + shape.base_copies,
         "activations": float(activations),
         "gathered": gathered,
     }

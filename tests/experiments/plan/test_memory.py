@@ -39,6 +39,7 @@ def test_a_step_is_the_sum_of_its_parts(shape: Shape) -> None:
     }  # fmt: skip
     assert training(shape, ONE, replace(ALONE, micro_batches=2))["activations"] == 700  # gradients are there already
     assert training(shape, ONE, replace(ALONE, state=2.0))["optimizer"] == 2 * trained
+    assert training(replace(shape, base_copies=7), ONE, ALONE)["method"] == 7
 
 
 def test_devices_hold_parts(shape: Shape) -> None:
