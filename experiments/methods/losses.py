@@ -17,16 +17,16 @@ from experiments.common.section import later_field
 from experiments.methods.active import ActiveTerm, TokenPenalty, Tokens
 from experiments.methods.base import LossTerm, MethodContext
 from experiments.methods.batches import Batch, micro_batch_fraction, replayed_positions, single_rows
-from experiments.methods.reference import BaseLogits, Reference
+from experiments.methods.reference import AtLabels, BaseLogits
 from experiments.methods.weights import snapshot, trainable
 from experiments.models.precision import Precision
 
 
-class KlToBase(ActiveTerm):
+class KlToBase(AtLabels):
     """`Kl` in training: holds the base model, and the factor of a budget."""
 
     def __init__(self, term: Kl, model: PreTrainedModel, context: MethodContext) -> None:
-        self.term, self.base = term, Reference(model, context)
+        super().__init__(term, model, context)
         self.dual = None if term.budget is None else Dual(term.budget)
 
     def begin_pass(self, model: Any, batch: Batch) -> tuple[BaseLogits, Tensor]:

@@ -99,7 +99,10 @@ class Reference:
 
 
 class AtLabels(ActiveTerm):
-    """Base of loss terms in training that read the base model at all labelled tokens, and their labels."""
+    """Base of loss terms in training that read the base model: at all labelled tokens, and their labels.
+
+    A plan of the run counts the copy of the base that they keep (`Reference`).
+    """
 
     def __init__(self, term: Any, model: PreTrainedModel, context: MethodContext) -> None:
         self.term, self.base = term, Reference(model, context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,13 +13,15 @@ from experiments.models.precision import DTYPES
 from experiments.plan.meter import Pass
 from experiments.plan.shape import Shape
 from experiments.training.config import TrainingConfig
+from experiments.training.muon import NAME, matrices
+from experiments.training.optimizer_fields import DEFAULT
 
 Sharding = Literal["none", "zero2", "fsdp"]
 FP32 = 4  # bytes
 # bytes of an optimizer's state for each trained parameter, by parts of its name; the first that is in it counts
 STATES = {
-    "ademamix_8bit": 3.0, "ademamix": 12.0, "lion_8bit": 1.0, "lion": 4.0, "4bit": 1.0, "8bit": 2.0, "rmsprop": 4.0,
-    "adagrad": 4.0, "adafactor": 0.0, "sgd": 0.0, "muon": 4.0, "adam": 8.0,
+    "ademamix_8bit": 3.0, "ademamix": 12.0, "grokadamw": 12.0, "lion_8bit": 1.0, "lion": 4.0, "rmsprop_bnb_8bit": 1.0,
+    "4bit": 1.0, "8bit": 2.0, "rmsprop": 4.0, "adagrad": 4.0, "adafactor": 0.0, "sgd": 0.0, "muon": 4.0, "adam": 8.0,
 }  # fmt: skip
 ADAM = 8.0
 
@@ -35,9 +38,27 @@ class Setup:
     sharding: Sharding = "none"
 
 
-def state_bytes(optim: str) -> float:
-    """Return the bytes of an optimizer's state for each trained parameter."""
-    return next((size for part, size in STATES.items() if part in optim), ADAM)
+def state_bytes(optim: str, optim_args: str = "") -> float:
+    """Return the bytes of an optimizer's state for each trained parameter.
+
+    torch's SGD and RMSprop have one more number each for a momentum and for `centered`.
+    """
+    size = next((size for part, size in STATES.items() if part in optim), ADAM)
+    if optim not in ("sgd", "rmsprop"):
+        return size
+    given = dict(pair.partition("=")[::2] for pair in optim_args.replace(" ", "").split(","))
+    centered = given.get("centered", "").lower() in ("true", "1", "yes")
+    return size + FP32 * (float(given.get("momentum", 0)) > 0) + FP32 * centered
+
+
+def mean_state(shape: Shape, arguments: Mapping[str, Any]) -> float:
+    """Return `state_bytes` of an arm, which for Muon is a mean: what is none of its matrices has AdamW's state."""
+    optim = str(arguments.get("optim", DEFAULT))
+    size = state_bytes(optim, str(arguments.get("optim_args") or ""))
+    if optim != NAME or not shape.counts.trained:
+        return size
+    ours = sum(p.numel() for p in matrices(shape.model)) / shape.counts.trained
+    return size * ours + ADAM * (1 - ours)
 
 
 def training(shape: Shape, one: Pass, setup: Setup) -> dict[str, float]:
@@ -61,7 +82,7 @@ def training(shape: Shape, one: Pass, setup: Setup) -> dict[str, float]:
         "weights": (shape.bytes_of(True) + shape.bytes_of(False)) / (count if whole else 1),
         "gradients": gradients,
         "optimizer": setup.state * shape.counts.trained / of_states,
-        "method": trained * shape.kept_copies / (count if whole else 1),
+        "method": trained * shape.kept_copies / (count if whole else 1) + shape.base_copies,
         "activations": float(activations),
         "gathered": gathered,
     }

@@ -11,11 +11,10 @@ from experiments.config import ExperimentConfig
 from experiments.methods.config import ArmConfig
 from experiments.models.precision import Precision
 from experiments.plan.accelerators import Device, here
-from experiments.plan.memory import Setup, Sharding, disk, stages, state_bytes, training
+from experiments.plan.memory import Setup, Sharding, disk, mean_state, stages, state_bytes, training
 from experiments.plan.meter import Pass, trace
 from experiments.plan.shape import Counts, build
 from experiments.training.processes import Processes
-from experiments.training.train import OPTIMIZER
 
 CHANGES = ("micro_batch: 1", "checkpointing: all", "arguments: {optim: adamw_8bit}")  # tried in this order, added up
 MOVED = 28  # bytes that AdamW reads and writes for each trained parameter
@@ -106,12 +105,12 @@ class _Planner:
         name = config.precision
         self.precision = Precision("bf16" if name == "auto" and device.flops is not None and device.bf16 else name)
         rows, micro_batches = Processes(devices).cut(config.training)
-        optim = str(config.training.arguments.get("optim", OPTIMIZER))
-        self.setup = Setup(rows, micro_batches, length, state_bytes(optim), devices, sharding)
+        self.shape = build(config, arm, self.precision)
+        state = mean_state(self.shape, config.training.arguments)
+        self.setup = Setup(rows, micro_batches, length, state, devices, sharding)
         self.own = rows * micro_batches
         self.padded = not config.data.packs
         self.passes: dict[tuple[int, str], Pass] = {}
-        self.shape = build(config, arm, self.precision)
 
     def plan(self) -> ArmPlan:
         how = self.training.checkpointing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.methods import Method, MethodContext
 from experiments.methods.config import ArmConfig
+from experiments.methods.reference import AtLabels, keeps_base
+from experiments.methods.saving import is_peft
+from experiments.methods.tables import LOSS_TERMS
 from experiments.models.base import model_config
 from experiments.models.head import inner
 from experiments.models.precision import Precision
@@ -55,6 +59,7 @@ class Shape:
     base_cast: int  # bytes of bf16 copies of the base's linear layers in an evaluation
     packed: int = 0  # bytes that frozen matrices take less than here, if the base is quantised
     packed_base: int = 0  # bytes that the base alone takes less than in fp32
+    base_copies: int = 0  # bytes of the copies of the base that loss terms keep
     unknown: list[str] = field(default_factory=list)  # what the plan leaves out
 
     def bytes_of(self, trained: bool) -> int:
@@ -98,15 +103,17 @@ def build(config: ExperimentConfig, arm: ArmConfig, precision: Precision) -> Sha
         warnings.simplefilter("ignore")
         model: Any = method.prepare(base, MethodContext(config.seed, precision)).train()
     precision.hold_frozen(model)
+    readers = _readers(method)
+    one_copy = 0 if not readers or _has_base(model) else _copy_bytes(model, precision)
     packed = _quantise(model, config.quantised) if config.quantised else 0
     total = sum(p.numel() for p in model.parameters())
     layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(inner(model))]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     counts = Counts(before, total, trained, total - before, max(layers), total - sum(layers))
-    unknown = [f"{name}: its passes of the base model" for name in _passes(method)]
+    unknown = [f"{name}: its passes of the base model" for name in readers]
     if config.quantised == "8bit" and not precision.bf16:
         unknown.append("8 bit in fp32: the matrices in floats that a pass keeps")
-    return Shape(model, method, precision, counts, cast, packed, packed_base, unknown)
+    return Shape(model, method, precision, counts, cast, packed, packed_base, len(readers) * one_copy, unknown)
 
 
 def _layer_matrices(model: Any) -> list[torch.Tensor]:
@@ -133,8 +140,23 @@ def _saved(matrices: list[torch.Tensor], bits: Bits) -> int:
     return round(sum((matrix.element_size() - BYTES[bits]) * matrix.numel() for matrix in matrices))
 
 
-def _passes(method: Method) -> list[str]:
-    return [type(term).__name__.lower() for term in method.losses if term.reads_logits]
+def _readers(method: Method) -> list[str]:
+    """Return the names of the loss terms that read the base model."""
+    names = {kind: name for name, kind in LOSS_TERMS.items()}
+    kinds = [type(term) for term in method.losses if issubclass(term.active_class(), AtLabels)]
+    return [names.get(kind, kind.__name__) for kind in kinds]
+
+
+def _has_base(model: Any) -> bool:
+    """Return `reference.has_base` of a model without values, whose adapters count as zero at the start."""
+    return keeps_base(model) if is_peft(model) else isinstance(model, ControlModel)
+
+
+def _copy_bytes(model: Any, precision: Precision) -> int:
+    """Return the bytes of the copy that `Reference` makes."""
+    base = copy.deepcopy(model).requires_grad_(False)
+    precision.hold_frozen(base)
+    return sum(p.numel() * p.element_size() for p in base.parameters())
 
 
 @contextmanager

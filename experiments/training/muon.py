@@ -39,13 +39,11 @@ class MuonAdamW(Optimizer):
         super().__init__(list(self._groups(model, decayed, weight_decay)), {})
 
     def _groups(self, model: nn.Module, decayed: set[str], weight_decay: float) -> Iterator[dict[str, Any]]:
-        words = {id(p) for p in of_words(model)}
+        own = {id(p) for p in matrices(model)}
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         for ours, inner in self._inner.items():
             for decays in (True, False):
-                mine = [
-                    p for n, p in trained if (p.dim() == 2 and id(p) not in words) == ours and (n in decayed) == decays
-                ]
+                mine = [p for n, p in trained if (id(p) in own) == ours and (n in decayed) == decays]
                 if mine:
                     yield {**inner.defaults, "params": mine, "weight_decay": decays * weight_decay, OURS: ours}
 
@@ -58,6 +56,12 @@ class MuonAdamW(Optimizer):
             inner.state = self.state
             inner.step()
         return loss
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Return the trained parameters that have Muon's step."""
+    words = {id(p) for p in of_words(model)}
+    return [p for p in model.parameters() if p.requires_grad and p.dim() == 2 and id(p) not in words]
 
 
 def of_words(model: Any) -> Iterator[nn.Parameter]:

@@ -179,16 +179,21 @@ class HarnessSuite(Suite):
 
 
 def _plain(value: Any) -> str:
-    """Return the code that defines a function, a class or what is called as one; other values as text.
+    """Return the name and the code of a function, a class or what is called as one; other values as text.
 
-    The code is equal in all processes. That of a class is found by a function of it: its module may not be imported.
+    Both are equal in all processes. A file has several functions, so its code alone does not say which one is meant.
+    That of a class is found by a function of it: its module may not be imported.
     """
     if isinstance(value, functools.partial):
         return "\n".join(map(_plain, (value.func, value.args, value.keywords)))
+    if not callable(value):
+        return str(value)
+    value = inspect.unwrap(getattr(value, "__func__", value))
     cls = value if inspect.isclass(value) else type(value)
-    inside = [one for one in vars(cls).values() if inspect.isfunction(one)] if callable(value) else []
+    inside = [one for one in vars(cls).values() if inspect.isfunction(one)]
     function = value if inspect.isfunction(value) else next(iter(inside), None)
-    return _code_of(function) if function else str(value)
+    name = getattr(value, "__qualname__", cls.__qualname__)
+    return f"{name}\n{_code_of(function)}" if function else str(value)
 
 
 def _code_of(value: Any) -> str:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import Trainer, TrainingArguments
 
 from experiments.models.generation import BATCH
 from experiments.models.precision import Precision
-from experiments.plan.memory import STATES, Setup, disk, stages, state_bytes, training
+from experiments.plan.memory import STATES, Setup, disk, mean_state, stages, state_bytes, training
 from experiments.plan.meter import Pass
 from experiments.plan.shape import Shape, build
 from experiments.training.arguments import optimizers
 from experiments.training.config import TrainingConfig
+from experiments.training.muon import MuonAdamW
 from tests.helpers.small_run import small_arm, tiny_base
+from tests.helpers.tiny_llama import tiny
 
 ONE = Pass(peak=900, activations=700, kept=600, gradients=400, flops=1)
 ALONE = Setup(rows=2, micro_batches=1, length=16)
@@ -33,6 +39,7 @@ def test_a_step_is_the_sum_of_its_parts(shape: Shape) -> None:
     }  # fmt: skip
     assert training(shape, ONE, replace(ALONE, micro_batches=2))["activations"] == 700  # gradients are there already
     assert training(shape, ONE, replace(ALONE, state=2.0))["optimizer"] == 2 * trained
+    assert training(replace(shape, base_copies=7), ONE, ALONE)["method"] == 7
 
 
 def test_devices_hold_parts(shape: Shape) -> None:
@@ -74,8 +81,35 @@ def test_every_optimizer_has_a_size() -> None:
     named = {name: state_bytes(name) for name in optimizers()}
     assert named["adamw_torch_fused"] == 8
     assert named["adamw_8bit"] == named["paged_adamw_8bit"] == named["adamw_torch_8bit"] == 2
-    assert (named["adafactor"], named["lion_8bit"], named["ademamix"]) == (0, 1, 12)
+    assert (named["adafactor"], named["lion_8bit"], named["rmsprop_bnb_8bit"]) == (0, 1, 1)
+    assert named["ademamix"] == named["grokadamw"] == 12
     assert len(set(STATES.values())) > 4
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"optim": "muon"},
+        {"optim": "sgd"},
+        {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"},
+        {"optim": "rmsprop", "optim_args": "alpha=0.9"},
+        {"optim": "rmsprop", "optim_args": "momentum=0.5,centered=yes"},
+    ],
+)
+def test_the_state_of_an_optimizer_is_what_it_keeps(arguments: dict[str, str], shape: Shape, tmp_path: Path) -> None:
+    """Most numbers of this model are of words, which Muon leaves to AdamW."""
+    model = tiny()
+    optimizer: Any = MuonAdamW(model, set(), lr=1e-3)
+    if arguments["optim"] != "muon":
+        kind, given = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(str(tmp_path), **arguments))
+        optimizer = kind(model.parameters(), **given)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = sum(v.numel() for s in optimizer.state.values() for v in s.values() if torch.is_tensor(v) and v.dim())
+    count = sum(p.numel() for p in model.parameters())
+    mine = replace(shape, model=model, counts=replace(shape.counts, trained=count))
+    assert mean_state(mine, arguments) * count == pytest.approx(4 * kept)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.methods import MethodContext
+from experiments.methods.reference import AtLabels
 from experiments.models.precision import Precision
 from experiments.plan.shape import build
 from tests.helpers.engine import OPTIONS
-from tests.helpers.small_run import small_arm, tiny_base
+from tests.helpers.small_run import small_arm, small_config, tiny_base
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,32 @@ def test_counts_and_bytes_are_those_of_the_real_model(method: str, precision: st
     assert shape.counts.added == shape.counts.total - shape.counts.base
     assert shape.kept_copies == (1 if method == "l2sp" else 0)
     assert shape.linear_cast() == sum(2 * p.numel() for p in using.linear_parameters(real))
+
+
+@pytest.mark.parametrize(
+    ("train", "loss"),
+    [
+        ({"full": {}}, ["kl"]),
+        ({"partial": {"layers": 2}}, ["asft", "logit_swap"]),
+        ({"peft": {"type": "lora", "bias": "all"}}, ["muscle"]),
+        ({"control": {"layers": 2}}, ["kl", "prift"]),
+        ({"stack": {"layers": 2}}, ["kl"]),
+        ({"lora": {}}, ["muscle"]),
+        ({"full": {}}, ["dft"]),
+    ],
+)
+def test_copies_of_the_base_are_those_that_loss_terms_keep(train: dict[str, Any], loss: list[str], base: str) -> None:
+    """None where the model that trains has the base in it; the passes of the base are named either way."""
+    arm = {"name": "x", "learning_rates": [1e-3], "train": train, "loss": loss}
+    given = small_config(base, arms=[arm])
+    context = MethodContext(0, Precision("bf16"))
+    shape = build(given, given.arms[0], context.precision)
+    method = given.arms[0].build()
+    terms = method.begin(method.prepare(given.load_base()[0], context), context).terms
+    copies: list[Any] = [term.base.copy for term in terms if isinstance(term, AtLabels)]
+    kept = [p for copy in copies if copy is not None for p in copy.parameters()]
+    assert shape.base_copies == sum(p.numel() * p.element_size() for p in kept)
+    assert shape.unknown == [f"{name}: its passes of the base model" for name in loss if name != "dft"]
 
 
 @pytest.mark.parametrize("options", [{"type": "ia3"}, {"type": "vera", "r": 4}])

@@ -25,7 +25,7 @@ from tests.helpers.small_run import small_values
 pytestmark = pytest.mark.slow
 
 
-def test_code_of_a_class_is_known_by_its_file(tmp_path: Path) -> None:
+def test_code_is_known_by_its_name_and_file(tmp_path: Path) -> None:
     """A filter of one's own is a class, which lm_eval imports without a name: as text it would be equal in any code."""
     found = set[str]()
     for i, says in enumerate(("x", "y")):
@@ -34,8 +34,10 @@ def test_code_of_a_class_is_known_by_its_file(tmp_path: Path) -> None:
         names: dict[str, Any] = {"__name__": "utils"}
         exec(compile(file.read_text(), str(file), "exec"), names)
         own = names["Own"]
-        assert _plain(own) == _plain(own()) == _plain(own.__call__) == file.read_text()
-        assert _plain(functools.partial(own(), 1)) == f"{file.read_text()}\n(1,)\n{{}}"
+        assert _plain(own) == _plain(own()) == f"Own\n{file.read_text()}"
+        assert _plain(functools.partial(own(), 1)) == f"Own\n{file.read_text()}\n(1,)\n{{}}"
+        for function in (own.__call__, own().__call__, functools.cache(own.__call__)):  # another one of the same file
+            assert _plain(function) == f"Own.__call__\n{file.read_text()}"
         found.add(_plain(own))
     assert len(found) == 2
     assert _plain(3) == "3"
