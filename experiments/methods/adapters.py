@@ -110,7 +110,10 @@ class Peft(Tuning):
     def _config(self, model: PreTrainedModel) -> Any:
         config_class, targets = config_of(self.type), {}
         if self.type not in OWN_TARGETS:
-            targets = {"target_modules": self._linear(model)}
+            names = self._linear(model)
+            if "layers_to_transform" in (self.model_extra or {}):  # which PEFT does not read for whole names
+                names = [name.partition(".")[2] for name in names]
+            targets = {"target_modules": names}
         self._check_names(model)
         given = {name: checked(config_class, name, value) for name, value in (self.model_extra or {}).items()}
         return config_class(**{"task_type": "CAUSAL_LM", **targets, **given})

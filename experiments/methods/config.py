@@ -118,7 +118,9 @@ class ArmConfig(Section):
         if self.method is None:
             return self._product()
         options = {"options": read_options(self.method, self.options).model_dump(mode="json")}
-        return {"control": self.control.to_dict(), **options} if self.build().tuning.in_control else options
+        tuning = self.build().tuning
+        control = tuning.config if isinstance(tuning, Control) else self.control  # its structure may be stack or hybrid
+        return {"control": control.to_dict(), **options} if tuning.in_control else options
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values in the form that was given; keys of the other form are left out."""

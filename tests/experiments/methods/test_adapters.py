@@ -170,6 +170,10 @@ def test_what_the_model_cannot_have_is_refused_with_the_error_of_peft() -> None:
     for field in ("rank_pattern", "alpha_pattern"):
         with pytest.raises(ConfigError, match=rf"{field}: no module is called 'q_porj': did you mean 'q_proj'\?"):
             Peft.model_validate({"type": "lora", field: {"o_proj": 2, "q_porj": 2}}).prepare(tiny(), context())
+    for targets in ("mlp", "all"):  # with "all", PEFT shortens the names
+        tuning = Peft.model_validate({"type": "lora", "targets": targets, "layers_to_transform": [0, 2]})
+        adapted = tuning.prepare(tiny(), context())
+        assert {name.split("layers.")[1][0] for name, p in adapted.named_parameters() if p.requires_grad} == {"0", "2"}
     fine = {"target_modules": ["q_proj", "mlp.up_proj"], "layers_to_transform": [0], "rank_pattern": {"mlp.*proj": 2}}
     Peft.model_validate({"type": "lora", **fine}).prepare(tiny(), context())
     Peft.model_validate({"type": "lora", "target_modules": "all-linear"}).prepare(tiny(), context())

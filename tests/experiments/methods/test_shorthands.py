@@ -106,5 +106,7 @@ def test_what_is_logged_has_control_only_if_the_method_reads_it() -> None:
     options = {"weight": 1.0, "tokens": "all"}
     without = ArmConfig.model_validate(values | {"options": {"trains": "lora"}})
     assert without.params() == {"options": options | {"trains": "lora"}}
-    copies = ArmConfig.model_validate(values | {"options": {"trains": "control"}})
-    assert copies.params() == {"control": ControlConfig().to_dict(), "options": options | {"trains": "control"}}
+    for trains, structure in {"control": "concat", "partial": "concat", "stack": "stack", "hybrid": "hybrid"}.items():
+        copies = ArmConfig.model_validate(values | {"options": {"trains": trains}})
+        control = ControlConfig(structure=structure).to_dict()
+        assert copies.params() == {"control": control, "options": options | {"trains": trains}}
