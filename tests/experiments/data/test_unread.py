@@ -86,7 +86,7 @@ def test_parts_may_be_counted_from_1(numbers: tuple[int, ...], missing: str) -> 
     assert len(said) == bool(missing)
 
 
-def test_columns_of_classes_are_said() -> None:
+def test_columns_of_classes_are_said(tmp_path: Path) -> None:
     """A model learned to answer 2 where the data set's class is called Sports."""
     import datasets
 
@@ -100,6 +100,11 @@ def test_columns_of_classes_are_said() -> None:
     other = HuggingFace(name="x", text="text")
     vars(other)["loaded"] = source.loaded
     assert other.notes == []
+    source.loaded.to_parquet(tmp_path / "x.parquet")
+    source.loaded.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "x.parquet", tmp_path / "saved"):
+        assert said in LocalFile(path=str(path), question="text", answer="label").notes
+        assert not any("classes" in note for note in LocalFile(path=str(path), text="text").notes)
 
 
 def test_a_name_with_a_long_number_costs_no_time() -> None:
