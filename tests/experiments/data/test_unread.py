@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from experiments.common.errors import ConfigError
 from experiments.data import files
 from experiments.data.files import LocalFile, missing_parts
 from experiments.data.hub import HuggingFace
+from experiments.data.tested import TestSet
 
 FIRST = {"question": "q", "answer": "a"}
 Rows = Sequence[dict[str, Any]]
@@ -61,6 +63,17 @@ def test_tables_of_several_shapes_in_one_folder_are_said(folder: Path) -> None:
     (said,) = LocalFile(path=str(folder)).notes
     assert said.startswith("read together: tables of several shapes (question and answer, text); for one of them alone")
     assert LocalFile(path=str(folder / "b.jsonl")).notes == []
+
+
+def test_documents_next_to_questions_take_no_place_in_what_is_measured(folder: Path) -> None:
+    write(folder / "a.jsonl", [{**FIRST, "question": f"q{i}"} for i in range(20)])
+    write(folder / "b.jsonl", [{"text": f"document {i}"} for i in range(40)])
+    source = LocalFile(path=str(folder))
+    assert len(source.held_out(15, 0).ids) == 15
+    with pytest.raises(ConfigError, match="has 20 questions next to documents, which are not measured, but 20 are to"):
+        source.held_out(20, 0)
+    assert len(LocalFile(path=str(folder), test=TestSet(share=0.5)).held_out(30, 0).ids) == 10
+    assert len(LocalFile(path=str(folder / "b.jsonl")).held_out(15, 0).ids) == 15
 
 
 def test_parts_of_a_table_that_are_missing_are_said(folder: Path) -> None:
