@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import ConfigError
 from experiments.common.files import repeated
+
+
+def class_names(file: Path) -> dict[str, list[str]]:
+    """Return the names of the classes of each column that holds their numbers, as the package datasets writes them."""
+    batch = next(BATCHES[file.suffix.lower()](file), None) if file.suffix.lower() in BATCHES else None
+    written = (batch.schema.metadata or {}).get(b"huggingface") if batch else None
+    features = json.loads(written or "{}").get("info", {}).get("features", {})
+    return {name: one["names"] for name, one in features.items() if isinstance(one, dict) and one.get("names")}
 
 
 def check_names(names: Iterable[str], file: Path) -> None:

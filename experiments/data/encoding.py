@@ -15,12 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError, RefusedRow
 from experiments.common.hashing import short_digest
 from experiments.data.items import Chat, Example, Item, Text
+from experiments.models.conversation import messages_of, tools_of, turn_of
 from experiments.models.loss_mask import Labelled, Loss, has_markers, labelled
 from experiments.models.tokens import IGNORED, answer_ids, end_of_text, pad, pad_id, prompt_ids, text_ids
 from experiments.models.turns import marks, unwritten
 from experiments.models.words import found, special_tokens
 
-VERSION = 4  # of the tokens: raise it when a change of the code changes those of any example
+VERSION = 5  # of the tokens: raise it when a change of the code changes those of any example
 Row = dict[str, Any]
 Overlong = Literal["drop", "cut", "error"]
 
@@ -144,8 +145,8 @@ class Encoder:
         if isinstance(example, Chat):
             return labelled(self.tokenizer, example.messages, example.tools, self.loss, example.context, example.place)
         if example.ended and has_markers(self.tokenizer) and self.loss != "all_tokens":
-            turns = [{"role": "user", "content": example.question}, {"role": "assistant", "content": example.reply}]
-            return labelled(self.tokenizer, turns, loss=self.loss)
+            turns = [*messages_of(example.question), turn_of(example.reply)]
+            return labelled(self.tokenizer, turns, tools_of(example.question), self.loss, len(turns) - 1)
         prompt = prompt_ids(self.tokenizer, example.question)
         answer = answer_ids(self.tokenizer, example.question, example.reply, example.ended, prompt)
         before = prompt if self.loss == "all_tokens" else [IGNORED] * len(prompt)

@@ -17,12 +17,13 @@ from experiments.common.files import leads_away, read_text
 from experiments.common.hashing import cache_stamp, short_digest
 from experiments.common.spread import spread
 from experiments.data.cells import BadRow, blank
+from experiments.data.columnar import class_names
 from experiments.data.columns import Columns, Usable
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
 from experiments.data.stored import VERSION, Stored, stored
 from experiments.data.tables import OPENERS, READERS, is_compressed, kind, rows
-from experiments.data.unread import passed_over, said_empty, said_unread
+from experiments.data.unread import passed_over, said_classes, said_empty, said_unread
 
 TABLES = tuple(READERS)
 TEXTS = (".txt", ".md", ".rst", ".py")
@@ -71,7 +72,15 @@ class LocalFile(Columns, Finite):
 
     @property
     def notes(self) -> list[str]:
-        return self._found[1]
+        _, said = self._found
+        return [*said, *dict.fromkeys(line for file in self._files()[0] for line in said_classes(self._classes(file)))]
+
+    def _classes(self, file: Path) -> dict[str, list[str]]:
+        """Return the names of the classes of the columns of a file that are read."""
+        if not (names := class_names(file)):
+            return {}
+        shape = self.shape(self._first(file), str(file))
+        return {name: found for name, found in names.items() if name in (*shape.columns, *shape.also)}
 
     @functools.cached_property
     def _found(self) -> tuple[Sequence[Example], list[str]]:

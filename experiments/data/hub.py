@@ -79,7 +79,9 @@ class HuggingFace(Columns):
     def notes(self) -> list[str]:
         inside = () if self.files else sorted(Path(self.name).rglob("*"))
         unread = [*missing_parts(inside), *self.unread(self.loaded.column_names or (), self._place)]
-        unread += said_classes(self._read_features())
+        unread += said_classes(
+            {name: one.names for name, one in self._read_features().items() if getattr(one, "names", None)}
+        )
         if self.streaming:
             return unread
         faults, words = (self.table.faults, self.table.words) if self.table else self._usable[1:]

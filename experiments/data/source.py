@@ -19,6 +19,7 @@ from experiments.common.section import Section
 from experiments.data.items import Example, Item, NewTask, NewText, Text, is_held_out
 from experiments.data.matching import exact_match
 from experiments.data.stored import Stored
+from experiments.data.unread import SHAPE
 
 One = TypeVar("One")
 
@@ -171,11 +172,12 @@ class Finite(Source):
 
         All rows of a question that is held out are kept out of training. It is measured by the answer of the first.
         """
-        each = len(set(ids_of(self.examples)))
+        each, documents = len(_measured(self.examples)), len(_beside(self.examples))
         if count >= each:
-            different = "" if each == len(self.examples) else " different"
+            different = "" if each == len(self.examples) - documents else " different"
+            what = "questions next to documents, which are not measured," if documents else "examples,"
             raise ConfigError(
-                f"source {self.label} has {each}{different} examples, but {count} are to be held out: "
+                f"source {self.label} has {each}{different} {what} but {count} are to be held out: "
                 "set evaluation.new_items below that, or give it more data"
             )
         return self.sample(count, seed)
@@ -208,11 +210,26 @@ def free(examples: Sequence[Example], held_out_ids: frozenset[str]) -> list[int]
 def drawn(examples: Sequence[Example], count: int, seed: int) -> tuple[list[Example], list[str]]:
     """Return `count` examples with different ids, or all if there are fewer, and all ids; both in an order by hash.
 
-    Of several examples with one id it is the first, so that a repeated question is not both trained and measured.
+    Of several examples with one id it is the first, so that a repeated question is not both trained and measured. If
+    there are questions, documents are not drawn.
     """
-    first = {one: number for number, one in reversed(list(enumerate(ids_of(examples))))}
+    first = _measured(examples)
     order = sorted(first, key=lambda one: short_digest(f"{seed} {one}"))
     return [examples[first[one]] for one in order[:count]], order
+
+
+def _measured(examples: Sequence[Example]) -> dict[str, int]:
+    """Return the first number of each id that may be measured."""
+    left = _beside(examples)
+    return {one: number for number, one in reversed(list(enumerate(ids_of(examples)))) if number not in left}
+
+
+def _beside(examples: Sequence[Example]) -> set[int]:
+    """Return the numbers of the documents next to questions. A task has one kind, and these are not measured."""
+    if isinstance(examples, Stored) and sum(word.startswith(SHAPE) for word in examples.words) < 2:
+        return set()
+    documents = {number for number, one in enumerate(examples) if isinstance(one, Text)}
+    return documents if len(documents) < len(examples) else set()
 
 
 def as_task(label: str, drawn: Sequence[Example]) -> NewTask | NewText:

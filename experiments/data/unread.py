@@ -5,7 +5,7 @@ What is found of the rows is counted as `words`: cells of a column, columns that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.data.cells import empty_word
@@ -62,9 +62,8 @@ def said_unread(words: Iterable[str]) -> list[str]:
     return [*said, together] if len(shapes) > 1 else said
 
 
-def said_classes(features: Mapping[str, Any]) -> list[str]:
-    """Say which columns hold the numbers of classes: the package datasets knows their names, rows have the numbers."""
-    found = {name: one.names for name, one in features.items() if getattr(one, "names", None)}
+def said_classes(found: Mapping[str, Sequence[str]]) -> list[str]:
+    """Say which columns hold the numbers of classes, by the names of these: rows have the numbers."""
     return [
         f"column {name!r} holds numbers of classes, which are read as numbers: "
         + ", ".join(f"{number} is {one}" for number, one in enumerate(names[:MOST]))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError, RefusedRow
 from experiments.models.conversation import Message, learned, question_of
-from experiments.models.tokens import IGNORED, answer_ids, prompt_ids
+from experiments.models.tokens import IGNORED, answer_ids, answer_places, prompt_ids
+from experiments.models.turns import marked
 
 Loss = Literal["all_turns", "last_turn", "all_tokens"]
 MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -71,10 +72,9 @@ def labelled(
     rows = [_on_replies(chain) for chain in chains]
     if not has_markers(tokenizer):
         return rows
-    ends = [chain[-1].index + 1 for chain in chains]
     return [
-        _within_markers(row, chain, _marked(tokenizer, messages[:end], tools))
-        for row, chain, end in zip(rows, chains, ends, strict=True)
+        _within_markers(tokenizer, row, chain, messages[: chain[-1].index + 1], tools)
+        for row, chain in zip(rows, chains, strict=True)
     ]
 
 
@@ -133,22 +133,23 @@ def _all_but_results(chains: Sequence[Sequence[Turn]], messages: Sequence[Messag
     return Labelled(row.ids, labels)
 
 
-def _marked(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message]) -> Any:
-    """Return ids and marks (1 inside of a marker) of the whole conversation, as transformers reads the markers."""
-    turns: Any = messages
-    given: Any = list(tools) or None
-    found: Any = tokenizer.apply_chat_template(turns, tools=given, return_dict=True, return_assistant_tokens_mask=True)
-    return found["input_ids"], found["assistant_masks"]
-
-
-def _within_markers(row: Labelled, chain: Sequence[Turn], marked: tuple[Sequence[int], Sequence[int]]) -> Labelled:
+def _within_markers(
+    tokenizer: PreTrainedTokenizerBase,
+    row: Labelled,
+    chain: Sequence[Turn],
+    messages: Sequence[Message],
+    tools: Sequence[Message],
+) -> Labelled:
     """Take tokens outside of the markers out of the loss, but no end of a reply.
 
-    The row stays as it is if nothing is marked, or if its tokens are others than those of the whole conversation.
+    A token that is partly inside stays. messages: those of the row. The row stays as it is if nothing is marked.
     """
-    ids, marks = marked
-    if not any(marks) or list(ids[: len(row.ids)]) != row.ids:
-        return row
-    ends = {len(one.prompt) + len(one.answer) - 1 for one in chain}
-    kept = [label if marks[i] or i in ends else IGNORED for i, label in enumerate(row.labels)]
-    return Labelled(row.ids, kept)
+    spans = marked(tokenizer, messages, tools)
+    labels = list(row.labels)
+    for one in chain if spans else ():
+        question = question_of(messages[: one.index], tools)
+        places = answer_places(tokenizer, question, messages[one.index], one.prompt)
+        for i, (start, stop) in enumerate(places[: len(one.answer) - 1], start=len(one.prompt)):
+            if not any(start < end and max(stop, start + 1) > begin for begin, end in spans):
+                labels[i] = IGNORED
+    return Labelled(row.ids, labels)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from experiments.common.errors import ConfigError
 from experiments.models.conversation import Message, plain, turn_of
 from experiments.models.turns import as_words, called, prompt_text, turns, written
-from experiments.models.words import BREAK, encoded
+from experiments.models.words import BREAK, encoded, placed
 
 IGNORED = -100  # label of tokens that carry no loss
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
@@ -72,6 +72,21 @@ def answer_ids(
     text = written(tokenizer, question, reply) + _closing(tokenizer, end) * ended
     ids = continuation_ids(tokenizer, asked, text, add_special_tokens=False, before=prompt)
     return ids + [end] * (ended and ids[-1:] != [end])
+
+
+def answer_places(
+    tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message, prompt: Sequence[int]
+) -> list[tuple[int, int]]:
+    """Return where the chat has the tokens of `answer_ids`: first character and after the last, from the chat's start.
+
+    The end of turn is left out if the template does not write it. prompt: `prompt_ids`.
+    """
+    asked, call = prompt_text(tokenizer, question), called(tokenizer, question, reply)
+    text = call or written(tokenizer, question, reply) + _closing(tokenizer, end_of_turn(tokenizer))
+    whole = placed(tokenizer, asked + text)
+    if len(whole) > len(prompt) and [token for token, *_ in whole[: len(prompt)]] == list(prompt):
+        return [(start, stop) for _, start, stop in whole[len(prompt) :]]
+    return [(start + len(asked), stop + len(asked)) for _, start, stop in placed(tokenizer, text)]
 
 
 def opened_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:

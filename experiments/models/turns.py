@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from experiments.common.errors import ConfigError, RefusedRow
 from experiments.models.conversation import Conversation, Message, messages_of, plain, tools_of, turn_of
@@ -164,6 +165,17 @@ def _render(tokenizer: PreTrainedTokenizerBase, question: str, messages: Sequenc
             "data.template, or leave the tools out of the data"
         )
     return text
+
+
+def marked(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Sequence[Message]
+) -> list[tuple[int, int]]:
+    """Return where the text of a chat is inside of the template's markers: first character and after the last."""
+    turns, given = as_words(tokenizer, [list(messages), list(tools)])
+    turns = [{name: value for name, value in one.items() if value is not None} for one in turns]
+    options: dict[str, Any] = {"chat_template": str(tokenizer.chat_template), **tokenizer.special_tokens_map}
+    found: Any = render_jinja_template([turns], given or None, return_assistant_tokens_mask=True, **options)
+    return [(start, stop) for start, stop in found[1][0] if start < stop]
 
 
 def as_words(tokenizer: PreTrainedTokenizerBase, value: Any) -> Any:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
+One = TypeVar("One")
 BREAK = "\ufdd0"  # a noncharacter of Unicode, which no text has
 
 
@@ -43,18 +44,37 @@ def spelled(value: Any, tokens: Collection[str]) -> Any:
 
 def encoded(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the tokens of a text as it is, with nothing around it; parts between BREAKs on their own."""
+    return [token for tokens, _ in _parts(text, lambda part: _ids(tokenizer, part)) for token in tokens]
+
+
+def placed(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int, int]]:
+    """Return each token of `encoded` with the places in the text of its first character and after its last."""
+    found = _parts(text, lambda part: _placed(tokenizer, part))
+    return [(token, start + before, stop + before) for tokens, before in found for token, start, stop in tokens]
+
+
+def _parts(text: str, read: Callable[[str], list[One]]) -> Iterator[tuple[list[One], int]]:
+    """Yield the tokens of each part between BREAKs, and the characters before the text in which it was read.
+
+    Within a text a part is read after a newline: on its own, some tokenizers would add a space before it.
+    """
     first, *rest = text.split(BREAK)
-    return [*_ids(tokenizer, first), *(token for part in rest for token in _within(tokenizer, part))]
-
-
-def _within(tokenizer: PreTrainedTokenizerBase, part: str) -> list[int]:
-    """Return the tokens of a part within a text: on its own, some tokenizers would add a space before it."""
-    line, whole = _ids(tokenizer, "\n"), _ids(tokenizer, f"\n{part}")
-    return whole[len(line) :] if whole[: len(line)] == line else _ids(tokenizer, part)
+    yield read(first), 0
+    start = len(first) + 1
+    for part in rest:
+        line, whole = read("\n"), read(f"\n{part}")
+        fits = whole[: len(line)] == line
+        yield (whole[len(line) :], start - 1) if fits else (read(part), start)
+        start += len(part) + 1
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _placed(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int, int]]:
+    read: Any = tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    return [(token, *place) for token, place in zip(read["input_ids"], read["offset_mapping"], strict=True)]
 
 
 @functools.lru_cache(maxsize=8)

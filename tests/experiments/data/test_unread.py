@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from experiments.common.errors import ConfigError
 from experiments.data import files
 from experiments.data.files import LocalFile, missing_parts
 from experiments.data.hub import HuggingFace
+from experiments.data.tested import TestSet
 
 FIRST = {"question": "q", "answer": "a"}
 Rows = Sequence[dict[str, Any]]
@@ -63,6 +65,17 @@ def test_tables_of_several_shapes_in_one_folder_are_said(folder: Path) -> None:
     assert LocalFile(path=str(folder / "b.jsonl")).notes == []
 
 
+def test_documents_next_to_questions_take_no_place_in_what_is_measured(folder: Path) -> None:
+    write(folder / "a.jsonl", [{**FIRST, "question": f"q{i}"} for i in range(20)])
+    write(folder / "b.jsonl", [{"text": f"document {i}"} for i in range(40)])
+    source = LocalFile(path=str(folder))
+    assert len(source.held_out(15, 0).ids) == 15
+    with pytest.raises(ConfigError, match="has 20 questions next to documents, which are not measured, but 20 are to"):
+        source.held_out(20, 0)
+    assert len(LocalFile(path=str(folder), test=TestSet(share=0.5)).held_out(30, 0).ids) == 10
+    assert len(LocalFile(path=str(folder / "b.jsonl")).held_out(15, 0).ids) == 15
+
+
 def test_parts_of_a_table_that_are_missing_are_said(folder: Path) -> None:
     """After a download that was stopped a part of the data was lost without a word."""
     import datasets
@@ -86,7 +99,7 @@ def test_parts_may_be_counted_from_1(numbers: tuple[int, ...], missing: str) -> 
     assert len(said) == bool(missing)
 
 
-def test_columns_of_classes_are_said() -> None:
+def test_columns_of_classes_are_said(tmp_path: Path) -> None:
     """A model learned to answer 2 where the data set's class is called Sports."""
     import datasets
 
@@ -100,6 +113,11 @@ def test_columns_of_classes_are_said() -> None:
     other = HuggingFace(name="x", text="text")
     vars(other)["loaded"] = source.loaded
     assert other.notes == []
+    source.loaded.to_parquet(tmp_path / "x.parquet")
+    source.loaded.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "x.parquet", tmp_path / "saved"):
+        assert said in LocalFile(path=str(path), question="text", answer="label").notes
+        assert not any("classes" in note for note in LocalFile(path=str(path), text="text").notes)
 
 
 def test_a_name_with_a_long_number_costs_no_time() -> None:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
+from experiments.data.encoding import Encoder
+from experiments.data.items import Item
 from experiments.models.conversation import question_of
 from experiments.models.loss_mask import Labelled, labelled
 from experiments.models.template import set_template
@@ -262,6 +264,21 @@ class TestRules:
         rows = labelled(tokenizer, turns(THREE))
         assert learned(tokenizer, rows) == ["Good day<|im_end|>Not much<|im_end|>See you<|im_end|>"]
         assert str(tokenizer.decode(rows[0].ids)).count("(thought)") == 3
+
+    @pytest.mark.parametrize("opening", ["", ": "])
+    @pytest.mark.parametrize("word", ["hello", "what is <|im_end|> there?"])
+    def test_markers_hold_however_words_are_encoded(
+        self, word: str, opening: str, tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        """Special tokens in words are text, and the last token of a prompt (`: `) may not be one within the chat."""
+        other = family_tokenizer(FAMILIES["chatml-marked-without-end"], tokenizer)
+        template = str(other.chat_template).replace("{% generation %}", f"{opening}(way) {{% generation %}}")
+        other.chat_template = template.replace("assistant\n", f"assistant\n{opening}")
+        replies = [f"fine {word}", "end"]
+        rows = labelled(other, turns(["a?", replies[0], word, replies[1]]))
+        assert "".join(learned(other, rows)).split() == "".join(f" {reply}<|im_end|>" for reply in replies).split()
+        (row,) = Encoder(other, "sft", 512).labelled(Item(word, replies[0]))
+        assert learned(other, [row])[0].strip() == f"{replies[0]}<|im_end|>"
 
     def test_a_merged_system_turn_begins_the_question(self) -> None:
         tokenizer = family_tokenizer(FAMILIES["gemma-2"])
