@@ -169,12 +169,16 @@ class ExperimentConfig(Section):
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> ExperimentConfig:
     """Read a YAML file, or a shipped one by name (`quickstart`). Raises ConfigError.
 
-    overrides: dotted keys (`training.steps`) and the values they get instead.
+    overrides: dotted keys (`training.steps`) and the values they get instead. Settings of suites that are not measured
+    are refused next to them, see `EvaluationConfig`.
     """
     path, values = read_yaml(path, SHIPPED, "config file")
     for key, value in (overrides or {}).items():
         set_value(values, key, value)
-    return parse_config(found_next_to(values, path.parent), source=str(path))
+    config = parse_config(found_next_to(values, path.parent), source=str(path))
+    if overrides:
+        config.evaluation.check_settings(overrides)
+    return config
 
 
 def run_config(folder: Path) -> ExperimentConfig:

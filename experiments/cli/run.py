@@ -70,13 +70,12 @@ def run_command(args: argparse.Namespace) -> int:
     from experiments.config import load_config
     from experiments.reporting.tables import format_table
     from experiments.runs.run import run_experiment
-    from experiments.runs.unused import check_settings
     from experiments.training.launcher import is_main_process
 
     quiet()
     given = overrides(args.set)
     config = load_config(args.config, given)
-    check_settings(config, given)
+    config.evaluation.check_settings(given)
     outcome = run_experiment(config, args.root, args.fresh, say, force=args.force)
     if not is_main_process():
         return 0  # the first process says what came of it; a code of ours would end it before it has

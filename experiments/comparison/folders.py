@@ -108,9 +108,12 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     values, fault = _result(folder, steps)
     if not fault:
         steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
-    left_out = read_json(folder / MODEL).get("left_out", {})
+    noted = read_json(folder / MODEL)
+    left_out = noted.get("left_out", {})
     kept = _kept_step(folder, values) if folder.parent.name == "arms" else None
     kept = kept if kept in steps and kept != max(steps) else None
+    remark = noted.get("remark") or _of_kept(kept, steps)
+    remark = _of_step(folder, values) if folder.parent.name == "posthoc" else remark
     return ComparedRun(
         folder.name,
         without(base, left_out),
@@ -120,7 +123,7 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         tokens=values.get("cost", {}).get("tokens", math.nan),
         method="" if values.get("method") == MEASURED else str(values.get("method", "")),
         learning_rate=float(values.get("learning_rate", 0.0)),
-        remark=_of_step(folder, values) if folder.parent.name == "posthoc" else _of_kept(kept, steps),
+        remark=remark,
         kept=kept,
     )
 

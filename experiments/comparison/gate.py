@@ -50,8 +50,9 @@ def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) ->
         f" of {', '.join(tasks[:6])}{f' and {len(tasks) - 6} more' if len(tasks) > 6 else ''}" if len(tasks) > 1 else ""
     )
     verdict = "pass" if passed else "FAIL"
-    left_out = "".join(f"; left out: {reason}" for reason in run.left_out)
-    return passed, f"{verdict}  {run.name}: forgetting{step}{of} {text}, bound {bound:.4f} {sign} {margin:g}{left_out}"
+    more = "".join(f"; left out: {reason}" for reason in run.left_out)
+    more += f"; {run.remark}" if run.remark and not step else ""  # of kept weights the step is said
+    return passed, f"{verdict}  {run.name}: forgetting{step}{of} {text}, bound {bound:.4f} {sign} {margin:g}{more}"
 
 
 def by_task(run: ComparedRun) -> list[ComparedRun]:
@@ -64,6 +65,7 @@ def by_task(run: ComparedRun) -> list[ComparedRun]:
             base=[r for r in run.base if r.suite == "kept" and r.task == task],
             checkpoints={1: [r for r in kept if r.task == task]},
             left_out=(),
+            remark="",
             kept=None,
         )
         for task in sorted({record.task for record in kept})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import (
@@ -17,8 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from experiments.common.errors import ConfigError
 from experiments.common.section import MAX_DRAWS, Place, Section, nearest
-from experiments.evaluation.flat_keys import DEFAULT_SUITES, FLAT, flat, split
+from experiments.evaluation.flat_keys import DEFAULT_SUITES, FLAT, flat, place_of, split
 from experiments.evaluation.kept_tasks.own import KeptFile
 from experiments.evaluation.suite import DrawnSuite, SuiteSettings
 from experiments.evaluation.suites import SUITES
@@ -51,6 +53,21 @@ class EvaluationConfig(Section):
     def unused_settings(self) -> set[str]:
         """Return the suites that are not measured but have a setting that is not its default."""
         return self._settings.keys() - set(self.suites)
+
+    def check_settings(self, given: Collection[str] = ()) -> None:
+        """Raise ConfigError for settings of suites that are not measured.
+
+        given: keys that are set over those of the file. If `evaluation.suites` is one of them, settings that the file
+        has for other suites may stay.
+        """
+        unused = self.unused_settings()
+        if "evaluation.suites" in given:
+            places = [place for place in map(place_of, given) if place[:2] == ("evaluation", "suites")]
+            unused = {place[2] for place in places if len(place) > 2} - set(self.suites)
+        for name in sorted(unused):
+            raise ConfigError(
+                f"evaluation: the settings of {name} have no effect: add {name} to suites, or leave them out"
+            )
 
     @property
     def kept_files(self) -> tuple[KeptFile, ...]:

@@ -153,7 +153,7 @@ def _read(
         left_out = dict.fromkeys((*distributions(), *texts), reason)
     same = not moved and len(theirs) == len(vocabulary) and ways(own) == ways(tokenizer)
     extra = 0 if moved else max(0, (facts["vocab_size"] or 0) - (base.facts["vocab_size"] or 0))
-    remark = "" if same else asked_otherwise(name, own, tokenizer, bool(moved))
+    remark = "" if same else asked_otherwise(own, tokenizer, bool(moved))
     return Model(name, address, found, tokenizer if same else own, not same, left_out, extra, remark=remark)
 
 
@@ -198,18 +198,20 @@ def noted_facts(model: Model) -> dict[str, Any]:
     stamps = {str(one.step): one.stamp for one in model.checkpoints} or {"1": model.address}
     contents = {str(one.step): one.content for one in model.checkpoints}
     found = {"kind": model.kind, "files": stamps, "content": contents, "left_out": dict(model.left_out)}
+    found["remark"] = model.remark  # for `compare` and `gate`
     above = model.checkpoints and tokenizer_folder(model.checkpoints[-1].folder) == model.checkpoints[-1].folder.parent
     return found | ({"tokenizer": tokenizer_digest(model.tokenizer)} if above else {})  # its files are not among these
 
 
 def is_of(known: Mapping[str, Any], model: Model) -> bool:
-    """Whether noted facts are the model's. Earlier versions noted no tokenizer, and no content or less of it."""
+    """Whether noted facts are the model's. Earlier versions noted no tokenizer, no remark, no content or less of it."""
     facts = noted_facts(model)
     noted, now = known.get("content"), facts.pop("content")
     words = facts.pop("tokenizer", "")
     if known.get("tokenizer", words) != words:
         return False
-    if {name: value for name, value in known.items() if name not in ("content", "tokenizer")} != facts:
+    del facts["remark"]
+    if {name: value for name, value in known.items() if name not in ("content", "tokenizer", "remark")} != facts:
         return False
     folders = {str(one.step): one.folder for one in model.checkpoints}
     return noted in (None, now) or all(same_content(noted.get(step, ""), folder) for step, folder in folders.items())

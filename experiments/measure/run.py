@@ -95,7 +95,7 @@ def measure(
         say(line)
     chosen = read_models(models, found, tokenizer, task)
     check_endpoints(chosen, config.evaluation.suites)
-    remarks = [model.remark for model in chosen if model.remark]
+    remarks = [f"{model.name}: {model.remark}" for model in chosen if model.remark]
     folder = Folder("measure", _slug(base), out, root, arms=[model.name for model in chosen])
     with open_session(config, found, tokenizer, task, folder, chosen, say) as session:
         for line in (note for suite in session.suites.suites.values() for note in suite.notes):

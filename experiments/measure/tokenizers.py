@@ -53,7 +53,7 @@ def check_tokenizer_files(folder: Path, named: Path) -> None:
         )
 
 
-def asked_otherwise(name: str, own: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, other_tokens: bool) -> str:
+def asked_otherwise(own: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase, other_tokens: bool) -> str:
     """Say that a model is asked in other words or tokens than the base; nothing if its prompts are the same.
 
     other_tokens: its ids are others, which is said where suites are left out for it.
@@ -65,7 +65,7 @@ def asked_otherwise(name: str, own: PreTrainedTokenizerBase, base: PreTrainedTok
         how = how if texts[0] else "without a chat template (the base has one)"
     elif not other_tokens and asked_key(own, [PROBE])[0] != asked_key(base, [PROBE])[0]:
         how = "in its own tokens (the base has others)"
-    return f"{name} is asked {how}: answers may change for that alone" if how else ""
+    return f"asked {how}: answers may change for that alone" if how else ""
 
 
 def ways(tokenizer: PreTrainedTokenizerBase) -> list[Any]:

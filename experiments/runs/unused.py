@@ -17,7 +17,6 @@ from experiments.config import ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
 from experiments.data.tables import kind
-from experiments.evaluation.flat_keys import place_of
 from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
 from experiments.methods.parts import part_name
@@ -44,20 +43,6 @@ def check_fields(config: ExperimentConfig) -> None:
         raise ConfigError("\n".join(faults))
 
 
-def check_settings(config: ExperimentConfig, given: Collection[str] = ()) -> None:
-    """Raise ConfigError for settings of suites that are not measured.
-
-    given: keys that are set over those of the file. If `evaluation.suites` is one of them, settings that the file has
-    for other suites may stay.
-    """
-    unused = config.evaluation.unused_settings()
-    if "evaluation.suites" in given:
-        places = [place for place in map(place_of, given) if place[:2] == ("evaluation", "suites") and len(place) > 2]
-        unused = {place[2] for place in places} - set(config.evaluation.suites)
-    for name in sorted(unused):
-        raise ConfigError(f"evaluation: the settings of {name} have no effect: add {name} to suites, or leave them out")
-
-
 def notes(config: ExperimentConfig) -> Iterator[str]:
     """Say what is given and has no effect here, but may be meant for more steps or other arms; one line each."""
     steps, warm = config.training.steps, config.training.warmup_steps
@@ -72,6 +57,8 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
         average = arm.build().average
         if isinstance(average, Mer) and average.every > steps:
             yield f"arm {arm.name}: mer averages nothing, since every={average.every} is beyond the {steps} steps"
+    if idle := sorted(config.evaluation.unused_settings()):  # the command refuses them, if not set over a file
+        yield f"evaluation: the settings of {', '.join(idle)} have no effect, since suites does not name them"
     held = [source.label for source in config.data.new if isinstance(source, Columns) and not source.test]
     if held and "new" not in config.evaluation.suites:
         yield (

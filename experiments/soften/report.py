@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -50,15 +50,16 @@ def write_report(
     measured: Mapping[float, str],
     best: Point | None,
     rule: str,
-    barrier: str | None,
+    remarks: Sequence[str],
     half: Half,
 ) -> SoftenReport:
     """Write report.html, report.txt and figures.json.
 
     measured: names of the points' records. best: the chosen point. rule: how it was chosen.
+    remarks: what else a reader must know of the path.
     """
     cards = {alpha: half(session, name, False) for alpha, name in measured.items()}
-    words = [_sentence(cards, best, rule), *([barrier] if barrier else [])]
+    words = [_sentence(cards, best, rule), *remarks]
     asked = asked_of(of_half(session.base_records(), choosing=False))
     picture = path_figure(cards, best.alpha if best else None, asked)
     page = session.folder / "report.html"

@@ -104,13 +104,12 @@ def soften(
     where = Folder("soften", chosen.name, out, root, (begun, by), arms)
     _check_target(target, where.path(where.digest_of(config, found)), to)
     with open_session(config, found, tokenizer, task, where, [chosen], say) as session:
-        notes = (note for suite in session.suites.suites.values() for note in suite.notes)
-        for line in filter(None, (chosen.remark, *notes)):
+        for line in (note for suite in session.suites.suites.values() for note in suite.notes):
             say(line)
         path = WeightPath(found.folder, endpoint(chosen, found, session.folder, say), by)
         measured = _measure(session, chosen, path, points)
         best, rule = choose([Point(alpha, half(session, name, True)) for alpha, name in measured.items()], wanted)
-        report = write_report(session, path, measured, best, rule, _barrier(session, measured), half)
+        report = write_report(session, path, measured, best, rule, _remarks(session, chosen, measured), half)
         note: dict[str, Any] = {"alpha": best and best.alpha, "by": by, "rule": rule}
         note |= {"to": str(target) if best else None, "figures": file_digest(session.folder / "figures.json")}
         if best is None:
@@ -252,5 +251,7 @@ def _kind(path: WeightPath, alpha: float, near: Path) -> Kind:
     return Kind(f"alpha {alpha:g} of {path.by}", True, lambda _: True, lambda *_: {}, lambda *_: None, load)
 
 
-def _barrier(session: Session, measured: Mapping[float, str]) -> str | None:
-    return barrier([Point(alpha, half(session, name, False)) for alpha, name in measured.items()])
+def _remarks(session: Session, model: Model, measured: Mapping[float, str]) -> list[str]:
+    """Say what a reader must know of the path: a barrier, or other prompts than the base's."""
+    found = barrier([Point(alpha, half(session, name, False)) for alpha, name in measured.items()])
+    return [*([found] if found else []), *([f"{model.name}: {model.remark}"] if model.remark else [])]

@@ -15,7 +15,7 @@ from experiments.common.errors import CompareError
 from experiments.common.files import write_json
 from experiments.common.hashing import file_digest
 from experiments.comparison.folders import ComparedRun
-from experiments.comparison.gate import gate
+from experiments.comparison.gate import by_task, gate
 from experiments.comparison.inputs import read_runs
 from experiments.scorecard import scorecard
 from tests.helpers.planted_run import base_records, lm_eval_samples, samples, trained, write_run
@@ -135,6 +135,13 @@ def test_the_gate_needs_kept_records() -> None:
     base = [r for r in base_records(np.random.default_rng(0), 40) if r.suite == "new"]
     with pytest.raises(CompareError, match="has no records of kept tasks"):
         gate(ComparedRun("x", base, {1: trained(np.random.default_rng(1), base, 0.1, 0.1)}), 0.01, draws=100)
+
+
+def test_what_may_change_answers_next_to_the_weights_is_said_once() -> None:
+    base = base_records(np.random.default_rng(0), 40)
+    run = ComparedRun("x", base, {1: base}, remark="asked in its own chat template")
+    lines = [gate(part, 0.5, draws=100)[1] for part in [run, *by_task(run)]]
+    assert [line.count("; asked in its own chat template") for line in lines] == [1, 0, 0]
 
 
 def test_the_weights_that_were_kept_are_judged_and_not_those_of_the_last_step(

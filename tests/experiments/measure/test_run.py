@@ -323,6 +323,8 @@ def test_a_model_that_is_asked_in_other_words_is_said_with_its_figures(tmp_path:
     model = model_folder(tmp_path / "brief", tokenizer=byte_tokenizer(f"Be brief.{CHATML}"))
     settings: dict[str, Any] = {"suites": ["kept"], "changes": KEPT, "precision": "fp32", "root": tmp_path / "mlruns"}
     found = measure(base, [model], say=lambda text: None, **settings)
-    said = "brief is asked in its own chat template (the base has another): answers may change for that alone"
+    said = "asked in its own chat template (the base has another): answers may change for that alone"
+    assert [run.remark for run in read_runs([str(found.folder)])] == [said]  # for `compare` and `gate`
+    said = f"brief: {said}"
     assert found.report.notes == [said, "Measured in fp32 (as configured)."]
     assert said in (found.folder / "report.txt").read_text()

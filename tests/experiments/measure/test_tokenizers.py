@@ -17,7 +17,7 @@ def test_other_rules_for_the_same_words_are_another_tokenizer(base: str, tmp_pat
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     (found,) = read(base, model_folder(tmp_path / "lower", tokenizer=tokenizer))
     assert (found.own, found.left_out) == (True, {})
-    assert found.remark == "lower is asked in its own tokens (the base has others): answers may change for that alone"
+    assert found.remark == "asked in its own tokens (the base has others): answers may change for that alone"
     assert found.tokenizer("ABC")["input_ids"] == tokenizer("abc")["input_ids"]
 
 
@@ -29,11 +29,11 @@ def test_another_template_asks_in_the_models_own_words(base: str, tmp_path: Path
     why = "answers may change for that alone"
     assert found.remark == ""  # its prompts are those of the base
     (found,) = read(base, model_folder(tmp_path / "brief", tokenizer=byte_tokenizer(f"Be brief.{CHATML}")))
-    assert found.remark == f"brief is asked in its own chat template (the base has another): {why}"
+    assert found.remark == f"asked in its own chat template (the base has another): {why}"
     plain = model_folder(tmp_path / "plain", tokenizer=byte_tokenizer(None))
     (found,), (other,) = read(plain, base), read(base, plain)
-    assert found.remark == f"base is asked in its own chat template (the base has none): {why}"
-    assert other.remark == f"plain is asked without a chat template (the base has one): {why}"
+    assert found.remark == f"asked in its own chat template (the base has none): {why}"
+    assert other.remark == f"asked without a chat template (the base has one): {why}"
 
 
 def test_a_template_that_writes_the_same_prompts_is_not_said(base: str, tmp_path: Path) -> None:

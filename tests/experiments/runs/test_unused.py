@@ -11,7 +11,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.paths import SHIPPED
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import load_config, parse_config
-from experiments.runs.unused import check_fields, check_settings, notes, unused_fields
+from experiments.runs.unused import check_fields, notes, unused_fields
 
 ARM = {"name": "a", "method": "full", "learning_rates": [1e-3]}
 OLD = {"old": {"source": "reasoning_gym", "name": "spell_backward"}}
@@ -25,7 +25,7 @@ def faults(arm: dict[str, Any], **sections: Any) -> list[str]:
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_have_none(path: Any) -> None:
     check_fields(load_config(path))
-    check_settings(load_config(path))
+    load_config(path).evaluation.check_settings()
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,17 @@ def test_suites_that_are_set_leave_the_settings_that_the_file_has_for_others(tmp
     file.write_text(dump_yaml({"name": "x", "arms": [ARM], "evaluation": {"suites": suites}}))
     given: dict[str, Any] = {"evaluation.suites": ["new", "kept"], "evaluation.kept_items": 4}
     config = load_config(file, given)
-    check_settings(config, given)
+    said = "evaluation: the settings of drift have no effect, since suites does not name them"
+    assert list(notes(config)) == [said]
     assert config.evaluation.suites == ("new", "kept")
     assert config.evaluation.settings("kept").items == 4
     assert parse_config(config.to_dict()).digest() == config.digest()
+    with pytest.raises(ConfigError, match=r"the settings of instructions have no effect: add instructions to suites"):
+        load_config(file, {"evaluation.instruction_items": 4})
     for key, value in (("evaluation.replies", 4), ("evaluation.suites.drift.replies", 4), ("evaluation.lm_eval", {})):
         both = {key: value, **given}
         with pytest.raises(ConfigError, match=r"the settings of (drift|lm_eval) have no effect: add .* to suites"):
-            check_settings(load_config(file, both), both)
+            load_config(file, both)
 
 
 def test_what_is_held_out_for_a_suite_that_is_not_measured_is_said() -> None:

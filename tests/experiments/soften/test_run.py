@@ -21,6 +21,7 @@ from experiments.measure.run import measure
 from experiments.models.base import load_model
 from experiments.records import read_records
 from experiments.soften.run import Softened, soften
+from tests.helpers.byte_level import CHATML, byte_tokenizer
 from tests.helpers.measured import (
     SMALL,
     adapter_folder,
@@ -170,13 +171,16 @@ def test_files_that_change_while_they_are_mixed_give_no_model(
 
 
 @pytest.mark.slow
-def test_conditions_that_no_point_meets_write_nothing(base: str, new: Path, folder: Path, tmp_path: Path) -> None:
-    model = model_folder(tmp_path / "model", noise=0.2)
+def test_conditions_that_no_point_meets_write_nothing(
+    base: str, new: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_folder(tmp_path / "model", noise=0.2, tokenizer=byte_tokenizer(f"Be brief.{CHATML}"))
     options = [f"--set={key}={value}" for key, value in QUICK.items()]
     where = ["--base", base, "--model", model, "--new", str(new), "--to", str(tmp_path / "soft")]
     how = ["--alphas", ".5", "--until", "kl <= 0.000001", "--precision", "fp32", "--root", str(folder / "mlruns")]
     status = main(["soften", *where, *how, *options])
     assert status == 3
+    assert "\nmodel: asked in its own chat template (the base has another): answers may" in capsys.readouterr().out
     assert not (tmp_path / "soft").exists()
 
 
