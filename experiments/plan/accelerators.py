@@ -20,14 +20,15 @@ UNITS = {"mb": 1e6, "gb": 1e9, "tb": 1e12, "mib": 2**20, "gib": GIB, "tib": 2**4
 class Device:
     """A device. memory: bytes that tensors can have. flops: of dense bf16 products per second; bandwidth: bytes/s.
 
-    Both are None if nobody knows them: times are then left out.
+    Both are None if nobody knows them: times are then left out. bf16: whether `precision: auto` is bf16 on it; None: on
+    this machine, `Precision` knows.
     """
 
     name: str
     memory: float
     flops: float | None = None
     bandwidth: float | None = None
-    bf16: bool = True
+    bf16: bool | None = True
 
 
 def _gpu(name: str, gib: float, tflops: float, tb: float) -> Device:
@@ -74,8 +75,8 @@ def here() -> Device:
         found = torch.cuda.get_device_properties(0)
         known = known_gpu(found.name, found.total_memory)
         rates = (known.flops, known.bandwidth) if known else (None, None)
-        return Device(found.name, found.total_memory - RESERVE, *rates, torch.cuda.is_bf16_supported())
-    return Device("this machine's main memory", float(psutil.virtual_memory().total))
+        return Device(found.name, found.total_memory - RESERVE, *rates, bf16=None)
+    return Device("this machine's main memory", float(psutil.virtual_memory().total), bf16=None)
 
 
 def known_gpu(name: str, memory: float) -> Device | None:

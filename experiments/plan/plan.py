@@ -102,8 +102,7 @@ class _Planner:
     ) -> None:
         self.config, self.arm, self.device, self.length = config, arm, device, length
         self.training = config.training
-        name = config.precision
-        self.precision = Precision("bf16" if name == "auto" and device.flops is not None and device.bf16 else name)
+        self.precision = Precision("bf16" if config.precision == "auto" and device.bf16 else config.precision)
         rows, micro_batches = Processes(devices).cut(config.training)
         self.shape = build(config, arm, self.precision)
         state = mean_state(self.shape, config.training.arguments)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ctrl.config import ControlConfig, changed_fields, compares_hidden, without_effect
+from ctrl.config import OF_DIVERGENCE, ControlConfig, all_stacked, changed_fields, compares_hidden, without_effect
 from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
@@ -21,6 +21,7 @@ from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
 from experiments.methods.parts import part_name
 from experiments.methods.tuning import Control, Partial
+from experiments.training.config import TrainingConfig
 from experiments.training.optimizer_fields import unread as unread_arguments
 
 OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
@@ -51,9 +52,12 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
             f"training.warmup_steps={warm} are all the steps: the last has {warm - 1}/{warm} of the learning rate, "
             "which is never reached. Lower warmup_steps"
         )
+    if config.training.schedule == "infinite":
+        yield from _phases(config.training)
     for arm in config.arms:
         yield from arm.notes
         yield from _without_weight(arm)
+        yield from _without_divergence(arm)
         average = arm.build().average
         if isinstance(average, Mer) and average.every > steps:
             yield f"arm {arm.name}: mer averages nothing, since every={average.every} is beyond the {steps} steps"
@@ -155,6 +159,34 @@ def _without_weight(arm: ArmConfig) -> Iterator[str]:
         given = [name for name in _given(term, type(term).model_fields) if name != "weight"]
         if getattr(term, "weight", None) == 0 and given:
             yield f"arm {arm.name}: {part_name(term)} has weight 0, so {', '.join(given)} has no effect"
+
+
+def _without_divergence(arm: ArmConfig) -> Iterator[str]:
+    """Say which fields of copies nothing reads, since no divergence counts. A study may search both at once."""
+    tuning = arm.build().tuning
+    if not isinstance(tuning, Control) or all_stacked(tuning.config):
+        return
+    config = tuning.config
+    given = {"divergence", *OF_DIVERGENCE} & {*changed_fields(config)} - {"divergence_weight"}
+    if config.divergence != "none" and config.divergence_weight == 0 and given:
+        yield f"arm {arm.name}: control.divergence_weight is 0, so {', '.join(sorted(given))} has no effect"
+    still = INTERPOLATIONS[config.interpolation].trained_by_divergence
+    if still and not compares_hidden(config):
+        yield (
+            f"arm {arm.name}: no divergence compares hidden states, so {', '.join(still)} of control.interpolation "
+            f"{config.interpolation} stays as at the start"
+        )
+
+
+def _phases(training: TrainingConfig) -> Iterator[str]:
+    """Say of phases of schedule infinite that have no step what is not reached without them."""
+    if _given(training, ("min_lr_ratio",)) and not round(training.anneal_share * training.steps):
+        yield "training.min_lr_ratio has no effect: anneal_share has no step of schedule infinite"
+    if training.constant_lr_ratio < 1 and not round(training.cooldown_share * training.steps):
+        yield (
+            "training.cooldown_share has no step: schedule infinite goes from the warm-up straight to "
+            f"constant_lr_ratio={training.constant_lr_ratio:g} of the learning rate, which is never reached"
+        )
 
 
 def _given(section: BaseModel, names: Collection[str]) -> list[str]:

@@ -18,7 +18,7 @@ from experiments.common.errors import ConfigError
 from experiments.config import SHIPPED, ExperimentConfig, load_config
 from experiments.data.hub import HuggingFace
 from experiments.models.precision import Precision
-from experiments.plan.accelerators import GPUS, Device
+from experiments.plan.accelerators import GPUS, Device, chosen, here
 from experiments.plan.plan import plan_run
 from experiments.plan.report import plan_text, refusal
 from experiments.plan.shape import build
@@ -64,6 +64,19 @@ def test_a_run_in_fp32_has_no_times_by_the_speed_of_bf16(given: ExperimentConfig
     assert "no times: the speeds of GPUs here are those of bf16, and precision is fp32" in text
     assert "TFLOP/s" not in text
     assert "tokens/s" not in text
+
+
+def test_auto_is_planned_as_bf16_on_a_device_and_as_here_on_this_machine(
+    given: ExperimentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop plans for a GPU: --memory took the arithmetic of the laptop."""
+    bf16, fp32 = (plan_run(given.model_copy(update={"precision": name}), ROOMY).arms[0] for name in ("bf16", "fp32"))
+    assert bf16.parts != fp32.parts
+    auto = given.model_copy(update={"precision": "auto"})
+    for pays, mine in ((True, bf16), (False, fp32)):
+        monkeypatch.setattr("experiments.models.precision.bf16_pays", lambda pays=pays: (pays, "as told"))
+        for device, wanted in ((chosen(None, "24gb"), bf16), (chosen("l4-24gb", None), bf16), (here(), mine)):
+            assert plan_run(auto, device).arms[0].parts == wanted.parts
 
 
 def test_smaller_devices_need_smaller_micro_batches_then_other_changes(given: ExperimentConfig) -> None:

@@ -11,7 +11,8 @@ from experiments.common.errors import ConfigError
 from experiments.common.paths import SHIPPED
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import load_config, parse_config
-from experiments.runs.unused import check_fields, notes, unused_fields
+from experiments.runs.unused import check_fields, check_settings, notes, unused_fields
+from experiments.training.schedules import infinite_factor
 
 ARM = {"name": "a", "method": "full", "learning_rates": [1e-3]}
 OLD = {"old": {"source": "reasoning_gym", "name": "spell_backward"}}
@@ -128,6 +129,52 @@ def test_fields_of_a_loss_that_counts_0_times_are_said(kl: dict[str, Any], said:
     """Not refused: a study may search the weight from 0 on. The factor of a budget multiplies the weight."""
     arm = {"name": "a", "learning_rates": [1e-3], "loss": [{"kl": kl}]}
     assert list(notes(parse_config({"name": "x", "arms": [arm]}))) == said
+
+
+@pytest.mark.parametrize(
+    ("control", "said"),
+    [
+        (
+            {"divergence": "cosine", "divergence_weight": 0, "margin": 0.2},
+            ["is 0, so divergence, margin has no effect"],
+        ),
+        ({"divergence_weight": 0}, []),
+        ({"divergence": "none"}, []),
+        ({"divergence": "cosine", "margin": 0.2}, []),
+        ({"interpolation": "proj"}, []),
+        ({"interpolation": "proj", "divergence": "none"}, ["so offset of control.interpolation proj stays as at the"]),
+        ({"interpolation": "proj", "divergence": "attention"}, ["offset of control.interpolation proj"]),
+        ({"interpolation": "proj", "divergence_weight": 0}, ["offset of control.interpolation proj"]),
+    ],
+)
+def test_fields_of_a_divergence_that_does_not_count_are_said(control: dict[str, Any], said: list[str]) -> None:
+    """Not refused: a study may search the weight from 0 on, or gates with and without a divergence."""
+    for form in ({"method": "control", "control": control}, {"train": {"control": control}}):
+        arm = {"name": "a", "learning_rates": [1e-3], **form}
+        found = list(notes(parse_config({"name": "x", "arms": [arm]})))
+        assert len(found) == len(said)
+        assert all(part in line for part, line in zip(said, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"min_lr_ratio": 0.3}, []),
+        ({"min_lr_ratio": 0.3, "anneal_share": 0.0}, ["training.min_lr_ratio has no effect: anneal_share has no step"]),
+        ({"anneal_share": 0.0}, []),
+        ({"cooldown_share": 0.02}, ["straight to constant_lr_ratio=0.5 of the learning rate, which is never reached"]),
+        ({"cooldown_share": 0.0, "constant_lr_ratio": 1.0}, []),
+    ],
+)
+def test_phases_of_a_schedule_that_have_no_step_are_said(training: dict[str, Any], said: list[str]) -> None:
+    """Not refused: a run is tried with two steps first."""
+    given = {"schedule": "infinite", "steps": 20, "warmup_steps": 4, **training}
+    config = parse_config({"name": "x", "arms": [ARM], "training": given})
+    found = list(notes(config))
+    assert len(found) == len(said)
+    assert all(part in line for part, line in zip(said, found, strict=True))
+    factors = [infinite_factor(step, config.training) for step in range(21)]
+    assert (max(factors) < 1) is any("never reached" in line for line in said)
 
 
 @pytest.mark.parametrize(("steps", "part"), [(10, "9/10"), (1, "0/1"), (5, "4/5")])  # 5 is the default
