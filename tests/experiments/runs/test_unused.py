@@ -11,7 +11,7 @@ from experiments.common.errors import ConfigError
 from experiments.common.paths import SHIPPED
 from experiments.common.yaml_values import dump_yaml
 from experiments.config import load_config, parse_config
-from experiments.runs.unused import check_fields, check_settings, notes, unused_fields
+from experiments.runs.unused import check_fields, notes, unused_fields
 from experiments.training.schedules import infinite_factor
 
 ARM = {"name": "a", "method": "full", "learning_rates": [1e-3]}
