@@ -37,6 +37,7 @@ from experiments.measure.watch import Watch
 from experiments.methods.reference import keeps_base
 from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
+from experiments.models.precision import DTYPES
 from experiments.models.template import set_template
 from experiments.models.weights_digest import frozen_digest, weights_digest
 from experiments.records import ArmResult
@@ -123,7 +124,8 @@ class ForgettingCallback(TrainerCallback):
                 f"the training goes on at step {state.global_step}, so the model is not the base any more, and "
                 f"{folder} holds no measurement of it: name the base, ForgettingCallback(base=...)"
             )
-        base, whole = load_base(self.base)[0] if self.base else model, self.base is None and not _has_base(model)
+        base = load_base(self.base, dtype=_dtype(model))[0] if self.base else model
+        whole = self.base is None and not _has_base(model)
         weights = weights_digest(base) if self.base else frozen_digest(model)  # adapters that are off are frozen too
         with nullcontext() if self.base else _as_base(model):
             if state.global_step and measured_base(folder):
@@ -244,6 +246,12 @@ def _tokenizer(kwargs: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise ConfigError("the trainer has no tokenizer: give it one, Trainer(..., processing_class=tokenizer)")
     return tokenizer
+
+
+def _dtype(model: Any) -> str:
+    """Return the name of the dtype of a model's weights: a base of another one has a KL from rounding alone."""
+    own = model.get_input_embeddings().weight.dtype  # adapters are fp32 next to weights in bf16
+    return next((name for name, dtype in DTYPES.items() if dtype == own), "fp32")
 
 
 def _has_base(model: Any) -> bool:

@@ -22,7 +22,7 @@ def evaluating(model: PreTrainedModel, precision: Precision) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     with ExitStack() as stack:
-        stack.enter_context(_random_states_kept())
+        stack.enter_context(random_states_kept())
         stack.callback(_set_modes, modes)
         model.eval()
         stack.enter_context(torch.no_grad())
@@ -37,7 +37,8 @@ def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def random_states_kept() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch after the block."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -27,8 +28,9 @@ class Ensembled:
             raise ValueError("past_key_values: an ensemble of models has no cache, call it with use_cache=False")
         found = super().forward(*args, use_cache=False, **inputs)  # type: ignore[misc]
         logits = [found.logits]
+        wide = "forward" in vars(self.get_output_embeddings())  # type: ignore[attr-defined]  # in `fp32_head`
         for other in self.others:
-            with fp32_head(other):  # type: ignore[arg-type]
+            with fp32_head(other) if wide else nullcontext():  # type: ignore[arg-type]
                 logits.append(other(*args, use_cache=False, **inputs).logits)
         found.logits = largest(logits)
         return found

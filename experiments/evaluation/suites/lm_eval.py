@@ -26,7 +26,7 @@ from experiments.common.hashing import sha256
 from experiments.common.section import nearest
 from experiments.data.grader_code import check_imported, own_files
 from experiments.evaluation.lm_eval_code import no_code_of_others
-from experiments.evaluation.lm_eval_data import check_data
+from experiments.evaluation.lm_eval_data import check_data, load_alike
 from experiments.evaluation.lm_eval_model import wrapped
 from experiments.evaluation.lm_eval_samples import RIGHT, Side, no_verdict, to_records
 from experiments.evaluation.lm_eval_watch import cuts_said, finite
@@ -232,7 +232,7 @@ def load_tasks(settings: HarnessSettings) -> tuple[dict[str, Any], dict[str, Any
             raise ConfigError(f"evaluation.suites.lm_eval: {unknown_name('task', name, manager.all_tasks)}")
     try:
         with no_code_of_others(settings.run_code):
-            sides = [dict(manager.load(list(side))["tasks"]) if side else {} for side in (settings.new, settings.kept)]
+            sides = [load_alike(manager, side) for side in (settings.new, settings.kept)]
         for task in (task for side in sides for task in side.values()):
             check_data(task)
     except ConfigError:

@@ -312,6 +312,22 @@ def test_one_callback_in_two_trainings_measures_in_a_folder_of_each(
     assert [folder.name for folder in folders] == ["callback-one", "callback-two", "own"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_by_name_has_the_dtype_of_the_model(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers loads in bf16 what is stored so: next to a base in fp32 it would have a KL before any step."""
+    bases: list[Any] = []
+    monkeypatch.setattr("experiments.measure.callback._tokenizer", lambda kwargs: None)
+    monkeypatch.setattr(ForgettingCallback, "_suites", lambda self, tokenizer: SimpleNamespace(suites={}))
+    monkeypatch.setattr(Watch, "begun", lambda *given: bases.append(given[3]) or SimpleNamespace(base=[]))
+    hook = callback(tmp_path, base=model_folder(tmp_path / "base"))
+    args = TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True)
+    hook.on_train_begin(args, TrainerState(), TrainerControl(), model=tiny_model().to(dtype))
+    release(tmp_path / "measured")
+    assert {parameter.dtype for parameter in bases[0].parameters()} == {dtype}
+
+
 def test_a_trainer_without_a_tokenizer_or_with_shards_or_over_a_folder_best_is_refused(tmp_path: Path) -> None:
     args = TrainingArguments(**arguments(tmp_path))
     row = {"input_ids": torch.arange(5), "labels": torch.arange(5)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 import ctrl
+from experiments.evaluation.reply_log_probs import fp32_head
 from experiments.models.reading import own_replies, reading
 from experiments.posthoc.ensemble import largest, together
 from tests.helpers.tiny_llama import tiny
@@ -36,6 +38,10 @@ def test_the_largest_probability_counts() -> None:
 def test_a_model_with_itself_predicts_as_before() -> None:
     alone, logits = tiny().eval(), tiny().eval()(IDS).logits
     torch.testing.assert_close(together(alone, [tiny()]).eval()(IDS).logits, logits.log_softmax(-1))
+    ensemble = together(other(), [other()])
+    for head in (lambda model: nullcontext(), fp32_head):  # logits are rounded to bf16, or not, in all its models
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), head(one := other()), head(ensemble):
+            assert torch.equal(ensemble(IDS).logits, one(IDS).logits.float().log_softmax(-1).log_softmax(-1))
 
 
 @pytest.mark.parametrize("expanded", [False, True])
