@@ -86,6 +86,7 @@ def base_model(config: ExperimentConfig) -> PreTrainedModel:
             model_config(config.base_model, config.trust_remote_code),
             dtype=torch.float32,
             trust_remote_code=config.trust_remote_code,
+            **({"attn_implementation": config.attention} if config.attention else {}),
         )
     return model
 

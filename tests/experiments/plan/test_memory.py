@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
+from experiments.methods import Method
+from experiments.methods.sparse import Mofo
 from experiments.models.generation import BATCH
 from experiments.models.precision import Precision
 from experiments.plan.memory import STATES, Setup, disk, mean_state, stages, state_bytes, training
@@ -40,6 +42,11 @@ def test_a_step_is_the_sum_of_its_parts(shape: Shape) -> None:
     assert training(shape, ONE, replace(ALONE, micro_batches=2))["activations"] == 700  # gradients are there already
     assert training(shape, ONE, replace(ALONE, state=2.0))["optimizer"] == 2 * trained
     assert training(replace(shape, base_copies=7), ONE, ALONE)["method"] == 7
+    mofo = replace(shape, method=Method(Mofo()))  # copies the weights when activations are gone
+    assert training(mofo, ONE, ALONE)["activations"] == 4 * trained
+    assert training(mofo, replace(ONE, peak=10**9), ALONE)["activations"] == 10**9 - 400
+    four = replace(ALONE, devices=4, sharding="fsdp")
+    assert training(mofo, ONE, four)["activations"] == trained
 
 
 def test_devices_hold_parts(shape: Shape) -> None:

@@ -65,6 +65,15 @@ def test_copies_of_the_base_are_those_that_loss_terms_keep(train: dict[str, Any]
     assert shape.unknown == [f"{name}: its passes of the base model" for name in loss if name != "dft"]
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager", None])
+def test_attention_is_computed_as_in_the_run(attention: str | None, base: str) -> None:
+    """Eager holds rows for each pair of tokens. Without it the divergence of attention could not be planned."""
+    control = {"layers": 2, "divergence": "attention" if attention == "eager" else "mse"}
+    given = small_arm(base, method="control", control=control).model_copy(update={"attention": attention})
+    shape = build(given, given.arms[0], Precision("fp32"))
+    assert shape.model.config._attn_implementation == given.load_base()[0].config._attn_implementation
+
+
 @pytest.mark.parametrize("options", [{"type": "ia3"}, {"type": "vera", "r": 4}])
 def test_an_adapter_of_peft_is_planned_without_values(options: dict[str, Any], base: str) -> None:
     given = small_arm(base, method="peft", options=options)
