@@ -69,7 +69,7 @@ TEXTS = (
     "ROCm-capable device",
     "ncclSystemError",  # a call of the system or a device failed
     "ncclInternalError",
-    "ncclRemoteError",  # or another process has ended: its own fault counts first
+    "ncclRemoteError",  # another process has ended, or the network
     "uncorrectable ECC error",
     "hardware error",
     "hardware stack error",
