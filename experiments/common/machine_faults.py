@@ -65,6 +65,11 @@ TEXTS = (
     "CUDNN_STATUS_NOT_INITIALIZED",
     "CUDA error: out of memory",  # another process has the device; a batch that is too large is "CUDA out of memory"
     "CUBLAS_STATUS_NOT_INITIALIZED",
+    "HIPBLAS_STATUS_NOT_INITIALIZED",
+    "ROCm-capable device",
+    "ncclSystemError",  # a call of the system or a device failed
+    "ncclInternalError",
+    "ncclRemoteError",  # another process has ended, or the network
     "uncorrectable ECC error",
     "hardware error",
     "hardware stack error",
@@ -112,7 +117,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def _is_fault(error: BaseException, given: str) -> bool:
     if isinstance(error, TYPES) or _number(error) in (*NUMBERS, *UNNAMED) or _of_the_network(error):
         return True
-    return any(text in str(error) and text not in given for text in TEXTS)
+    said, given = (text.replace("HIP ", "CUDA ") for text in (str(error), given))  # PyTorch for AMD says HIP
+    return any(text in said and text not in given for text in TEXTS)
 
 
 def _of_the_network(error: BaseException) -> bool:

@@ -54,7 +54,7 @@ class ReplayChoice(Section):
 class ChosenExamples(Finite):
     """The examples of a source that were chosen. Not a source of the YAML.
 
-    candidates: how many could be chosen. said: the notes of that source.
+    candidates: how many could be chosen. said: the notes of that source. of: a digest of all of its data.
     """
 
     source: Literal["chosen"] = "chosen"
@@ -62,10 +62,16 @@ class ChosenExamples(Finite):
     found: tuple[Any, ...]
     candidates: int = Field(ge=1)
     said: tuple[str, ...] = ()
+    of: str = ""
 
     @property
     def label(self) -> str:
         return self.name
+
+    @property
+    def origin(self) -> str:
+        """A digest of what was chosen from: two choices of equal files may differ, since the base model makes them."""
+        return self.of
 
     @property
     def examples(self) -> Sequence[Example]:
@@ -109,9 +115,9 @@ class Chooser:
             order = sorted(order, key=lambda i: -scores[i])
         kept = sorted(order[: self.choice.keep])
         found = tuple(candidates[i] for i in kept)
-        notes = tuple(source.notes)
+        notes, of = tuple(source.notes), json_digest([source.digest(), source.origin])
         return ChosenExamples(
-            share=source.share, name=source.label, found=found, candidates=len(candidates), said=notes
+            share=source.share, name=source.label, found=found, candidates=len(candidates), said=notes, of=of
         )
 
     def _usable(self, source: Source, count: int) -> Iterator[tuple[Example, list[Piece]]]:

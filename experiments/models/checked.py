@@ -32,6 +32,11 @@ SAME = 1e-4  # largest change by rounding, as a share of the largest logit
 SHOWN = 3  # names of tensors in a message
 QUESTION, REPLY = "a question", "a reply"
 GENERATION = "generation_config.json"  # transformers skips a damaged one without a word
+PARTS = {  # file of a folder that is no whole model -> what the folder has
+    "kept.json": "has what an arm of a run trained",
+    "control_config.json": "is an expansion of Control LLM",
+    "adapter_config.json": "is an adapter of PEFT",
+}
 CODE = "it is damaged, or a pickle of more than tensors, which could run code: it is not loaded"
 
 
@@ -184,6 +189,11 @@ def _explained(name: str, folder: Path, suspect: str) -> Iterator[None]:
 
 def _reason(name: str, folder: Path, suspect: str, error: Exception) -> str:
     start = f"base_model {name!r}"
+    if part := next((what for file, what in PARTS.items() if (folder / file).is_file()), ""):
+        return (
+            f"{start} {part}, no whole model with its tokenizer: write one with `control-llm export-model RUN --arm "
+            "ARM --to FOLDER`, or with save_pretrained after a merge, and name its folder"
+        )
     if "trust_remote_code" in str(error):
         return (
             f"{start} brings Python files of its own (auto_map in its config.json), which are not run: read them, then "

@@ -15,12 +15,10 @@ from experiments.common.files import read_note
 from experiments.common.hashing import json_digest
 from experiments.common.owner import SOURCES
 from experiments.config import ExperimentConfig, run_config
-from experiments.data.base_text import BaseText, SampledText
-from experiments.data.chosen import ChosenExamples
+from experiments.data.base_text import BaseText
 from experiments.data.files import LocalFile
 from experiments.data.hub import HuggingFace
 from experiments.data.procedural import ReasoningGym
-from experiments.data.source import Source
 from experiments.data.stages import Earlier
 from experiments.evaluation.cache import own_code, tokenizer_digest
 from experiments.models.generation import reply_ends
@@ -30,7 +28,7 @@ from experiments.runs.base_records import TIMING, asked, config_digest
 from experiments.runs.prepared import Inputs
 from experiments.tracking.machine import process_tags
 
-OF_THE_BASE = (BaseText, SampledText, ChosenExamples, Earlier)  # written or chosen by it, or of `data.new`
+OF_THE_BASE = (BaseText, Earlier)  # written by it, or of `data.new`
 Agree = Callable[[Mapping[str, str]], None]  # gets `digests_of`; raises RunError if another trial has others
 
 
@@ -40,7 +38,6 @@ def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
     Trials may search these, so only equal settings must give equal digests. root: of the cache. What the base model
     writes is left out, since it depends on the machine; so do the digests of `datasets`, which are compared on one.
     """
-    sources = (*inputs.data.new, *(inputs.data.old or inputs.config.data.old))  # a method may read these too
     weights = weights_digest(inputs.model, root / "cache" / "base" / "weights.json")
     base = {
         "weights": weights,
@@ -52,14 +49,13 @@ def digests_of(inputs: Inputs, root: Path) -> dict[str, str]:
         "suites": asked(inputs.suites),
     } | own_code(inputs.model)
     tags = process_tags()
-    return _digests(inputs.config, sources, inputs.digests, base, tags.get("machine_id", tags["host"]))
+    return _digests(inputs.config, inputs.digests, base, tags.get("machine_id", tags["host"]))
 
 
 def digests_noted(run: Path) -> dict[str, str]:
     """Return those that the folder of a run notes. Raises ConfigError."""
     config = run_config(run)
-    sources = (*config.data.new, *config.data.old)
-    return _digests(config, sources, read_note(run / SOURCES), read_note(run / "base" / TIMING), "")
+    return _digests(config, read_note(run / SOURCES), read_note(run / "base" / TIMING), "")
 
 
 def named(keys: Sequence[str]) -> str:
@@ -68,22 +64,27 @@ def named(keys: Sequence[str]) -> str:
 
 
 def _digests(
-    config: ExperimentConfig, sources: Sequence[Source], noted: Mapping[str, str], base: Mapping[str, Any], machine: str
+    config: ExperimentConfig, noted: Mapping[str, str], base: Mapping[str, Any], machine: str
 ) -> dict[str, str]:
     """noted: digests as `Inputs` has them. machine: an id; empty if nothing of `datasets` can be compared."""
     found: dict[str, str] = {}
-    for i, source in enumerate(sources):
-        own = [noted.get(f"{i} {name}", "") for name in (source.label, f"the files of {source.label}")]
+    for i, source in enumerate((*config.data.new, *config.data.old)):
+        of_rows, files = (noted.get(f"{i} {name}", "") for name in (source.label, f"the files of {source.label}"))
         settings = source.model_dump(mode="json", exclude={"share"})
-        if isinstance(source, LocalFile) and own[0]:
-            found[_key(source.path, settings)] = json_digest(own)
-        elif isinstance(source, ReasoningGym) and own[0]:  # of the version of its package too
-            found[_key(f"task {source.name}", settings)] = json_digest(own)
-        elif isinstance(source, HuggingFace):
-            if machine and any(own):
-                found[_key(source.name, [settings, machine])] = json_digest(own)
-        elif not isinstance(source, OF_THE_BASE) and own[0]:
-            found[_key(f"the data of source {source.source}", [settings, config.seed])] = json_digest(own)
+        if config.data.choose is not None and i >= len(config.data.new):
+            content = files  # see `ChosenExamples.origin`: the digest is of the examples that the base chose
+        else:
+            content = json_digest([of_rows, files]) if of_rows or files else ""
+        if not content or isinstance(source, OF_THE_BASE):
+            continue
+        if isinstance(source, LocalFile):
+            found[_key(source.path, settings)] = content
+        elif isinstance(source, ReasoningGym):  # of the version of its package too
+            found[_key(f"task {source.name}", settings)] = content
+        elif not isinstance(source, HuggingFace):
+            found[_key(f"the data of source {source.source}", [settings, config.seed])] = content
+        elif machine:
+            found[_key(source.name, [settings, machine])] = content
     for one in config.evaluation.kept_files:
         if digest := noted.get(f"kept {one.task}"):
             found[_key(one.path, one.model_dump(mode="json"))] = digest

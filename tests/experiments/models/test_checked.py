@@ -58,6 +58,16 @@ def cut(folder: Path) -> None:
     os.truncate(folder / "model.safetensors", 3000)
 
 
+def only(*names: str) -> Change:
+    def change(folder: Path) -> None:
+        (folder / names[0]).write_text("{}")
+        for file in folder.iterdir():
+            if file.name not in names:
+                file.unlink()
+
+    return change
+
+
 def saved(model: Callable[[], Any]) -> Change:
     return lambda folder: model().save_pretrained(folder)
 
@@ -108,6 +118,15 @@ FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "template empty": (written("chat_template.jinja", b""), r"its chat template leaves out a question and a reply"),
     "template NUL": (written("chat_template.jinja", bytes(40)), r"chat template leaves out|template fails"),
+    "of an arm": (
+        only("kept.json", "model.safetensors"),
+        r"has what an arm of a run trained, no .* `control-llm export-model",
+    ),
+    "an expansion": (
+        only("control_config.json", "config.json"),
+        r"is an expansion of Control LLM, no whole model",
+    ),
+    "an adapter": (only("adapter_config.json"), r"is an adapter of PEFT, no whole model with its tokenizer"),
     "NaN": (weights(not_a_number), r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"),
     "looks at both sides": (saved(bert), r"no causal language model.*BertLMHeadModel"),
     "encoder and decoder": (saved(t5), r"no causal language model"),

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from experiments.common.errors import RunError
+from experiments.common.hashing import json_digest
 from experiments.config import ExperimentConfig
 from experiments.data import procedural
 from experiments.models.precision import bf16_pays
@@ -103,23 +104,38 @@ def test_data_of_any_source_and_a_packed_base_have_digests() -> None:
 
     def found(of: ExperimentConfig, data: str = "a", weights: str = "w", machine: str = "m") -> dict[str, str]:
         base = {"weights": weights, "device": "cpu"}
-        return same_data._digests(of, of.data.new, {label: data}, base, machine)
+        return same_data._digests(of, {label: data}, base, machine)
 
     assert named(list(found(config))) == "the data of source python, base_model no-model"
     for of in (config, packed):
         first, *others = found(of), found(of, data="b"), found(of, weights="x")
         assert [sum(one[key] != first[key] for key in first) for one in others] == [1, 1]
+    chosen = {"old": {"source": "file", "path": "a"}, "replay": 0.5, "choose": {"by": "loss", "of": 9, "keep": 2}}
+    of = small_config("no-model", data=chosen)
+    whole = of.model_copy(update={"data": of.data.model_copy(update={"choose": None})})
+    names, machine = ("1 a", "1 the files of a"), "m"
+    one, other = (
+        same_data._digests(of, dict(zip(names, ("by the base", json_digest(given)), strict=True)), {}, machine)
+        for given in (["file", ""], ["of now", ""])
+    )
+    assert named(list(one)) == "a"
+    assert one == same_data._digests(whole, {names[0]: "file"}, {}, machine) != other
     assert found(packed).keys() - found(packed, machine="other").keys()  # packed in the way of a device
     assert named(list(found(packed, machine=""))) == "the data of source python"
 
 
 def test_another_version_of_a_generator_asks_other_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small_config(
-        byte_base(tmp_path / "base"), evaluation={"suites": ["kept"], "kept_items": 4, "new_items": 2}
-    )
+    """And other files of old text, of which the base chooses, are other data: what it chose is not compared."""
+    old = tmp_path / "old.jsonl"
+    chosen: dict[str, Any] = {"old": {"source": "file", "path": str(old)}, "replay": 0.5}
+    chosen["choose"] = {"by": "random", "of": 9, "keep": 2}
+    evaluation = {"suites": ["kept"], "kept_items": 4, "new_items": 2}
+    base = byte_base(tmp_path / "base")
     found = []
     for version in ("0.1.0", "0.1.1"):
+        rows(old, version)
+        config = small_config(base, evaluation=evaluation, data=chosen)
         monkeypatch.setattr(procedural.importlib.metadata, "version", lambda name, v=version: v)
         found.append(digests_of(read_inputs(config, tmp_path / "root", quiet), tmp_path / "root"))
     first, second = found
-    assert [key.rpartition(" ")[0] for key in first if first[key] != second[key]] == ["task chain_sum"]
+    assert [key.rpartition(" ")[0] for key in first if first[key] != second[key]] == ["task chain_sum", str(old)]
