@@ -78,7 +78,7 @@ def training(shape: Shape, one: Pass, setup: Setup) -> dict[str, float]:
         gathered = FP32 * (2 * shape.counts.largest + shape.counts.outside)
     elif count > 1 and setup.sharding == "none":
         gathered = one.gradients
-    activations = one.activations if setup.micro_batches > 1 or count > 1 else one.peak - one.gradients
+    activations = float(one.activations if setup.micro_batches > 1 or count > 1 else one.peak - one.gradients)
     if isinstance(shape.method.tuning, Mofo):  # its copy of the weights is there in the optimizer's step alone
         activations = max(activations, trained / (count if whole else 1))
     return {
@@ -86,7 +86,7 @@ def training(shape: Shape, one: Pass, setup: Setup) -> dict[str, float]:
         "gradients": gradients,
         "optimizer": setup.state * shape.counts.trained / of_states,
         "method": trained * shape.kept_copies / (count if whole else 1) + shape.base_copies,
-        "activations": float(activations),
+        "activations": activations,
         "gathered": gathered,
     }
 
