@@ -39,10 +39,10 @@ def _alike(read: Any) -> Any:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """Seed as lm_eval's command does before it loads tasks; afterwards all random states are as before."""
-    with random_states_kept():
+    with random_states_kept(gpus=False):  # loading starts none
         random.seed(0)
         np.random.seed(1234)
-        torch.manual_seed(1234)
+        torch.default_generator.manual_seed(1234)
         yield
 
 

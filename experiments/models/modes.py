@@ -37,11 +37,11 @@ def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
 
 
 @contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Restore the random states of Python, NumPy and torch after the block."""
+def random_states_kept(gpus: bool = True) -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch after the block. gpus: those of all GPUs too."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=None if gpus else []):
             yield
     finally:
         random.setstate(python)
