@@ -123,6 +123,8 @@ def failure(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):  # a file that may not be written, a full disk: its text names the path
         again = "; nothing recorded is lost: run the same command again when the cause is gone"
         return 1, f"{error}{again if of_the_machine(error) else ''}"
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # pathlib's, before Python 3.13
+        return 1, f"{error}: delete this link"
     from ctrl import CheckpointError, ConfigError
     from experiments.studies.locks import storage_fault
 

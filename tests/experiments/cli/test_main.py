@@ -151,6 +151,11 @@ def test_exit_code_of_an_error(error: Exception, code: int) -> None:
     assert cli.failure(error) == (code, str(error) if code else "")
 
 
+def test_a_link_to_itself_is_named() -> None:
+    """Python before 3.13 has no OSError for it."""
+    assert cli.failure(RuntimeError("Symlink loop from '/a'")) == (1, "Symlink loop from '/a': delete this link")
+
+
 def test_a_reader_that_closes_the_pipe_gets_no_error() -> None:
     code = "import sys; from experiments.cli.main import main; sys.exit(main(['list', 'figures']))"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
