@@ -22,10 +22,15 @@ def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
     control = model.control
     base = {**base_facts(model), "fingerprint": control.fingerprint, "fingerprint_dtype": control.fingerprint_dtype}
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
-    base["class"] = next(cls.__name__ for cls in type(model).__mro__ if not cls.__name__.startswith("FSDP"))
+    base["class"] = class_name(model)
     base |= {"rounded": rounded_buffers(model), "quantised": kinds(model), "packed": packed_print(control.packed)}
     base["sums"] = {name: list(found) for name, found in (exact_sums(model) if sums is None else sums).items()}
     return {"control": control.config.to_dict(), "base": base}
+
+
+def class_name(model: Any) -> str:
+    """Return the name of a model's class in transformers, also if it is sharded."""
+    return next(cls.__name__ for cls in type(model).__mro__ if not cls.__name__.startswith("FSDP"))
 
 
 def base_facts(model: nn.Module) -> dict[str, Any]:

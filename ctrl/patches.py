@@ -13,6 +13,7 @@ from torch import nn
 
 from ctrl.errors import ConfigError, warn
 from ctrl.layer import expanded_layers
+from ctrl.offloaded import is_offloaded
 
 FORWARDS = ("forward", "_original_forward", "_old_forward")  # that trainers set on an instance
 
@@ -36,6 +37,12 @@ def refuse_patches(model: nn.Module, layers: nn.ModuleList, indices: Sequence[in
             del module.forward  # the class's own forward, left by a hook that was removed
     wrapped = [module for module in (model, *layers) if "forward" in vars(module)]
     if any("_hf_hook" in vars(module) for module in wrapped):
+        if is_offloaded(model):
+            raise ConfigError(
+                f"the weights of {type(model).__name__} are offloaded, which leaves nothing to copy: load it without "
+                "device_map, expand it or load the copies onto it, then offload it: "
+                "accelerate.disk_offload(model, folder)"
+            )
         raise ConfigError(
             f"{type(model).__name__} has hooks around its forward (a device_map over several devices): expand it "
             "before you dispatch it, or remove the hooks first: accelerate.hooks.remove_hook_from_submodules(model)"

@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from ctrl.computes import computes, differences
 from ctrl.config import ControlConfig
@@ -48,8 +56,15 @@ def skeleton(
     else:
         _warn_of_another(config, values, layer_map)
     kwargs: dict[str, Any] = {"trust_remote_code": False} | ({"attn_implementation": "eager"} if eager else {})
+    named = (values.get("architectures") or [""])[0]
+    own = getattr(transformers, named.removesuffix("Expansion"), None)  # a model of images and text, for one
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(own, "config_class", None) is type(config):
+        kwargs.pop("trust_remote_code")
+        make: Any = own._from_config
+    else:
+        make = AutoModelForCausalLM.from_config
     # the dtype is an argument here because .to() would also round RoPE's frequencies
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs)
+    model: PreTrainedModel = make(config, dtype=dtype, **kwargs)
     return model
 
 

@@ -26,7 +26,7 @@ from ctrl.config import ControlConfig
 from ctrl.control_model import bare_expanded
 from ctrl.errors import NO_MODEL, CheckpointError, ConfigError, warn
 from ctrl.expansion import take_off
-from ctrl.facts import base_facts, buffer_types, rounded_buffers
+from ctrl.facts import base_facts, buffer_types, class_name, rounded_buffers
 from ctrl.fingerprint import (
     fingerprint,
     holds_more,
@@ -169,9 +169,12 @@ def _check_base(
         )
     same, named = same_base(saved, here), saved["name"] and here["name"]
     if same is False and not allow_other:
+        why, made, own = "another model of the same shapes, or another revision", saved.get("class"), class_name(model)
+        if made and made != own:
+            why = f"it was a {made}, this is a {own}: they have not the same head"
         raise CheckpointError(
             f"{folder} was trained on {saved['name']!r}, but the weights of this base, {here['name']!r}, are others "
-            "(another model of the same shapes, or another revision). Load the base in training; "
+            f"({why}). Load the base in training; "
             "allow_other_base=True puts the copies onto this one"
         )
     rows = "" if allow_other else other_rows(saved, here)

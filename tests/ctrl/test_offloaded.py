@@ -68,6 +68,15 @@ def test_what_is_offloaded_is_what_it_was(tmp_path: Path, offload: Offload, sett
     assert torch.equal(model(IDS).logits, expected)
 
 
+@pytest.mark.parametrize("offload", [to_disk, to_memory])
+def test_an_offloaded_base_is_refused_with_what_to_do(offload: Offload, tmp_path: Path) -> None:
+    """Without its hooks it would have no weights."""
+    model = tiny()
+    offload(model, tmp_path)
+    with pytest.raises(ctrl.ConfigError, match=r"are offloaded.* load it without device_map, expand it"):
+        ctrl.expand(model, ctrl.ControlConfig(layers=2))
+
+
 def test_tied_weights_are_exported_once(tmp_path: Path) -> None:
     model = ctrl.expand(build("gemma3_text").eval(), ctrl.ControlConfig(layers=2))
     expected = model(IDS).logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+)
 
 import ctrl
 from ctrl.published_base import GENERATION_FILE
@@ -48,6 +57,21 @@ def test_settings_of_generation_and_eval_mode_come_back(structure: str, tmp_path
     assert ends(ctrl.load_published(tmp_path, base=ending(tiny()))) == ENDS
     ending(tiny()).save_pretrained(tmp_path / "base")
     assert ends(ctrl.load_published(tmp_path, base=tmp_path / "base")) == ENDS
+
+
+def test_a_model_of_images_and_text_comes_back(tmp_path: Path) -> None:
+    """AutoModelForCausalLM does not know its config: the checkpoint, or the base that is passed, could not be built."""
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    text = LlamaConfig(num_hidden_layers=3, vocab_size=96, **sizes)
+    images = CLIPVisionConfig(num_hidden_layers=1, image_size=28, patch_size=14, projection_dim=16, **sizes)
+    config = LlavaConfig(text_config=text, vision_config=images, image_token_index=95)
+    base = LlavaForConditionalGeneration(config).eval()
+    model = ctrl.expand(copy.deepcopy(base), ctrl.ControlConfig(layers=2))
+    perturb(model)
+    ctrl.export_published(model, tmp_path)
+    for given in (None, base):
+        again = ctrl.load_published(tmp_path, base=given)
+        assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize("noted", [False, True])

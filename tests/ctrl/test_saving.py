@@ -89,6 +89,15 @@ def test_load_takes_a_base_by_folder(kind: Callable[[Path], Any], tmp_path: Path
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
+@pytest.mark.parametrize("cls", [tf.LlamaForSequenceClassification, tf.LlamaModel])
+def test_a_base_with_another_head_is_refused_with_this_reason(cls: Any, tmp_path: Path) -> None:
+    """It was said to be another model of the same shapes, or another revision."""
+    tiny().save_pretrained(tmp_path / "base")
+    ctrl.save(disturbed(), tmp_path / "trained")
+    with pytest.raises(ctrl.CheckpointError, match=f"was a LlamaForCausalLM, this is a {cls.__name__}: they have"):
+        ctrl.load(cls.from_pretrained(tmp_path / "base"), tmp_path / "trained")
+
+
 CONCRETE = [tf.LlamaForCausalLM, tf.Qwen2ForCausalLM, tf.GPT2LMHeadModel, tf.MambaForCausalLM, tf.BloomForCausalLM]
 CONCRETE += [tf.FalconForCausalLM, tf.Gemma3ForConditionalGeneration, tf.T5ForConditionalGeneration]
 
