@@ -13,6 +13,7 @@ from experiments.comparison.folders import ComparedRun
 from experiments.records import Estimate
 from experiments.reporting.text import figure_text
 from experiments.scorecard.card import scorecard
+from experiments.scorecard.figures import FIGURES
 from experiments.scorecard.inference import non_inferior
 
 NOTHING = "its base answers none of the kept questions, so nothing could be forgotten: look at the base's replies"
@@ -21,6 +22,12 @@ NOTHING = "its base answers none of the kept questions, so nothing could be forg
 def knows_nothing(card: Mapping[str, Estimate]) -> bool:
     """Whether the base answered no kept question: all figures of forgetting are then perfect, whatever happened."""
     return "retention" in card and math.isnan(card["retention"].value)
+
+
+def is_empty(figure: str, card: Mapping[str, Estimate]) -> bool:
+    """Whether a figure is on forgetting, and the base has nothing to forget."""
+    row = FIGURES.get(figure) or next((f for f in FIGURES.values() if f.family and figure.startswith(f.prefix)), None)
+    return knows_nothing(card) and row is not None and row.suite in ("kept", "floor") and row.unchanged is not None
 
 
 def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:

@@ -39,6 +39,7 @@ from experiments.methods.saving import is_peft
 from experiments.models.base import load_base
 from experiments.models.precision import DTYPES
 from experiments.models.template import set_template
+from experiments.models.turns import said_unwritten
 from experiments.models.weights_digest import frozen_digest, weights_digest
 from experiments.records import ArmResult
 from experiments.runs.base_records import STATE
@@ -196,7 +197,7 @@ class ForgettingCallback(TrainerCallback):
         context, task = SuiteContext(self.config.seed, self.base or ""), self.config.task(own)
         suites = Suites.drawn(self.config.evaluation, context, own, task)
         notes = (note for suite in suites.suites.values() for note in suite.notes)
-        for line in (*self.config.notes(task), *notes):
+        for line in (*said_unwritten(own), *self.config.notes(task), *notes):
             logger.warning("%s", line)
         return suites
 

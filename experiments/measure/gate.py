@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
-from experiments.comparison.gate import NOTHING, knows_nothing
+from experiments.comparison.gate import NOTHING, is_empty
 from experiments.measure.config import MeasureConfig
 from experiments.records import ArmResult, Estimate
 from experiments.reporting.text import with_interval
@@ -54,8 +54,7 @@ class Condition:
 
     def is_empty(self, card: Mapping[str, Estimate]) -> bool:
         """Whether it is on forgetting, and the base has nothing to forget."""
-        row = figure_of(self.figure)
-        return row.suite in ("kept", "floor") and row.unchanged is not None and knows_nothing(card)
+        return is_empty(self.figure, card)
 
     def judge(self, result: ArmResult, left_out: Mapping[str, str]) -> tuple[bool, str]:
         """Return whether a model fulfils it, and one line. A figure that was not measured fails."""

@@ -125,8 +125,7 @@ class ExperimentData:
         """
         sources = [one for one in (*self.new, *self.old) if not isinstance(one, Earlier)]
         found = [f"source {one.label}: {line}" for one in sources for line in self._counted(one)]
-        prompts = said_unwritten(self.encoder.tokenizer) if self.config.data.regime == "sft" else []
-        return prompts + self.unasked + found
+        return said_unwritten(self.encoder.tokenizer) + self.unasked + found
 
     def _counted(self, source: Source) -> list[str]:
         training, epoch = self.config.training, (0, self.config.seed, self.held_out_ids)

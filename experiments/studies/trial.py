@@ -160,10 +160,15 @@ def run_record(seed: int, outcome: Outcome, root: Path) -> dict[str, Any]:
 def figure(result: ArmResult, name: str) -> float:
     """Return a figure of the scorecard, `cost/NAME`, or a sum of them (`new_accuracy + kept_accuracy`).
 
-    Raises TrialFailed if it was not measured, with the nearest name, or if its value is not finite.
+    Raises TrialFailed if it was not measured, with the nearest name, if its value is not finite, and if it is on
+    forgetting, and the base has nothing to forget: it would be perfect.
     """
+    from experiments.comparison.gate import NOTHING, is_empty  # loads NumPy; `status` needs none
+
     figures = {**result.scorecard, **{f"cost/{key}": Estimate(value) for key, value in result.cost.items()}}
     value = sum_of(figures, name)
+    if empty := [part for part in parts(name) if is_empty(part, result.scorecard)]:
+        raise TrialFailed(f"{empty[0]}: {NOTHING}")
     if not math.isfinite(value):
         raise TrialFailed(f"{name} is {value}: the base's items may be too few, or the model is broken")
     return value

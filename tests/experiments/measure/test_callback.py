@@ -26,8 +26,9 @@ from experiments.measure.callback import ForgettingCallback, check_whole, weight
 from experiments.measure.run import measure
 from experiments.measure.training_folder import release
 from experiments.measure.watch import Watch
+from experiments.models.turns import said_unwritten
 from experiments.records import Estimate, read_records
-from tests.helpers.byte_level import byte_tokenizer
+from tests.helpers.byte_level import R1, byte_tokenizer
 from tests.helpers.launch import two_processes
 from tests.helpers.measured import model_folder, tiny_model
 from tests.helpers.token_rows import rows_of
@@ -288,8 +289,9 @@ def test_what_is_not_read_of_the_files_is_said(tmp_path: Path, caplog: pytest.Lo
     rows = [*({"question": f"{i}?", "answer": "yes"} for i in range(6)), {"question": "0?", "answer": "yes"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     hook = callback(tmp_path, new=file, changes={**QUICK, "new_items": 4})
-    hook._suites(byte_tokenizer())
+    hook._suites(byte_tokenizer(R1))
     assert [record.getMessage() for record in caplog.records if record.name.startswith("experiments")] == [
+        *said_unwritten(byte_tokenizer(R1)),
         "source new: 1 of 7 examples repeat an earlier one and are read once",
         "source new: 4 of its 6 questions or texts are measured, drawn by the seed (new_items)",
     ]

@@ -181,6 +181,12 @@ def test_figures_by_name_and_sums() -> None:
         figure(result, "gian + gain")
     with pytest.raises(TrialFailed, match="nan is nan"):
         figure(result, "nan")
+    names = ("forgetting", "nfr", "kept_accuracy")
+    result.scorecard |= dict.fromkeys(names, Estimate(0.0)) | {"retention": Estimate(math.nan)}
+    assert figure(result, "kept_accuracy + gain") == 0.25
+    for name in ("forgetting", "gain + nfr"):  # of a base without a right answer
+        with pytest.raises(TrialFailed, match=r"(forgetting|nfr): its base answers none of the kept questions"):
+            figure(result, name)
 
 
 def test_a_trial_whose_loss_is_no_number_fails_alone(base: str, tmp_path: Path) -> None:
