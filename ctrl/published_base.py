@@ -57,7 +57,7 @@ def skeleton(
         _warn_of_another(config, values, layer_map)
     kwargs: dict[str, Any] = {"trust_remote_code": False} | ({"attn_implementation": "eager"} if eager else {})
     named = (values.get("architectures") or [""])[0]
-    own = getattr(transformers, named.removesuffix("Expansion"), None)  # a model of images and text, for one
+    own: Any = getattr(transformers, named.removesuffix("Expansion"), None)  # a model of images and text, for one
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and getattr(own, "config_class", None) is type(config):
         kwargs.pop("trust_remote_code")
         make: Any = own._from_config
