@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     )
     compare.add_argument("--base", help="a RUN measured before training, for runs without a base of their own")
     compare.add_argument("--new", nargs="+", default=[], metavar="TASK", help=NEW)
-    compare.add_argument("--reference", help="name of the run that the others are compared with (default: the first)")
+    compare.add_argument("--reference", help="name of the run to compare the others with (default: the first finished)")
     compare.add_argument(
         "--out", type=folder_or_page, help="folder for compare.md, .png, .csv (a name ending in .html: a page)"
     )

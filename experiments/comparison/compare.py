@@ -49,8 +49,8 @@ def compare(
 ) -> Comparison:
     """Compare runs on the items that they have in common, each with the reference.
 
-    reference: the run that the others are compared with; default: the first. Holm's family is one figure over all
-    runs. Raises CompareError for fewer than two runs, an unknown reference, or records that do not pair.
+    reference: the run that the others are compared with; default: the first that finished. Holm's family is one figure
+    over all runs. Raises CompareError for fewer than two runs, an unknown reference, or records that do not pair.
     """
     names = [run.name for run in runs]
     if len(runs) < 2 or len(set(names)) < len(names):
@@ -61,11 +61,8 @@ def compare(
         check_draws(draws)
     except ValueError as error:
         raise CompareError(f"--{error}") from error
-    reference = reference or names[0]
-    if reference not in names:
-        raise CompareError(f"the reference {reference!r} is none of the runs: {nearest(reference, names)}")
     known = {run.name: run for run in runs if run.after}
-    result = Comparison(reference, {run.name: dict(run.figures) for run in runs})
+    result = Comparison(_reference(runs, reference), {run.name: dict(run.figures) for run in runs})
     result.methods = {run.name: (run.method, run.learning_rate) for run in runs if run.method}
     for run in runs:
         if run.fault:
@@ -75,12 +72,26 @@ def compare(
         if not run.after:
             result.notes.append(f"{run.name} has no item records here, so it is not in the differences")
     result.notes += filter(None, [unequal_tokens({run.name: run.tokens for run in runs})])
+    if not reference and result.reference != names[0]:
+        result.notes.append(f"the reference is {result.reference}: no run before it finished and has item records here")
     if known:
         try:
             _measure(result, common_items(list(known.values()), result), draws, seed)
         except ValueError as error:
             raise CompareError(str(error)) from error
     return result
+
+
+def _reference(runs: Sequence[ComparedRun], asked: str | None) -> str:
+    """Return the run that the others are compared with: as in a run's report, one that failed is the last resort."""
+    names, known = [run.name for run in runs], [run.name for run in runs if run.after]
+    if not asked:
+        return next((run.name for run in runs if run.after and not run.fault), (known or names)[0])
+    if asked not in names:
+        raise CompareError(f"the reference {asked!r} is none of the runs: {nearest(asked, names)}")
+    if known and asked not in known:
+        raise CompareError(f"the reference {asked!r} has no item records here: give one of {', '.join(known)}")
+    return asked
 
 
 def common_items(runs: Sequence[ComparedRun], result: Comparison) -> list[ComparedRun]:

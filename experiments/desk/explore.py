@@ -21,7 +21,7 @@ from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.page import few_colours
 from experiments.reporting.plots.caption import Asked, caption
 from experiments.reporting.plots.forgetting import START, points_by_step
-from experiments.reporting.text import gain_name, hover_number, label
+from experiments.reporting.text import ended_label, gain_name, hover_number
 from experiments.scorecard.figures import FIGURES
 
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -60,8 +60,10 @@ def forgetting_hover(results: Sequence[ArmResult], rests: str = "") -> Json:
         text = ["base model", *(f"{_interval(name, g)}<br>{_interval('retention', r)}" for g, r in path)]
         xs, ys = ([START[i], *(pair[i].value for pair in path)] for i in (0, 1))
         traces.append(
-            _line(label(result), xs, ys, colour, [f"step {s}<br>{t}" for s, t in zip(steps, text, strict=True)])
+            _line(ended_label(result), xs, ys, colour, [f"step {s}<br>{t}" for s, t in zip(steps, text, strict=True)])
         )
+        if result.status != "finished":  # it ends in a cross, as in the PNG
+            traces[-1]["marker"]["symbol"] = ["circle"] * len(path) + ["x"]
     axes = {"xaxis": FIGURES[name].axis, "yaxis": FIGURES["retention"].axis}
     return page_of(traces, titled("Retention against gain", rests), **axes)
 

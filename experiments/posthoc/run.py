@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -59,7 +60,8 @@ def posthoc(
     shares: list[float | None] = [as_printed(alpha) for alpha in alphas] if alphas else [None]
     for alpha in shares:
         (result,) = whole_results([trained])
-        result = as_kept(result, trained.parent)  # the step of the weights that are changed
+        # the step of the weights that are changed; they were trained well if the arm failed after that
+        result = replace(as_kept(result, trained.parent), status="finished", reason=None)
         result.operation = operation_name(operation, alpha, others)
         folder = result_folder(run, result)
         options = {"operation": operation, "alpha": alpha, "others": ", ".join(_named(others))}

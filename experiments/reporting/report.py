@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -71,7 +72,7 @@ def write_report(
         "columns": (*columns_of(results), *COSTS),
         "meanings": [f"{figure.title}: {figure.meaning}." for figure in columns_of(results)],
         "by_task": retention_table(results),
-        "failed": [(label(r), failure_text(r)) for r in results if r.status == "failed"],
+        "failed": [(label(r), failure_text(r)) for r in results if r.status != "finished"],
         "notes": notes,
         "details": details,
         "figures": [(title, inline_svg(picture)) for title, picture in figures],
@@ -96,8 +97,8 @@ def _tiles(asked: Asked, base: Mapping[str, Estimate], results: Sequence[ArmResu
         if name in base:
             value, _, interval = figure_text(base, name).partition(" ")
             tiles.append((value, f"base model on the {title} {interval}"))
-    failed = sum(r.status == "failed" for r in results)
+    ends = Counter(r.status for r in results if r.status != "finished")
     arms = f"arm{'s' if len(results) != 1 else ''} (method at a learning rate)"
-    tiles.append((f"{len(results)}", arms + (f", {failed} failed" if failed else "")))
+    tiles.append((f"{len(results)}", arms + "".join(f", {n} {status}" for status, n in ends.items())))
     items = " + ".join(f"{asked.counts.get(part, 0):,}" for part in ("new", "kept"))
     return [*tiles, (items, "questions: new task + kept tasks")]

@@ -38,8 +38,9 @@ def read_steps(files: Mapping[int, Path]) -> dict[int, list[Record]]:
 class RunRecords:
     """The item records of a run. records: by label of the arm and by step; arms without any are left out.
 
-    questions: their texts (`question_texts`). Failed arms are in no table or picture of this file: the main table has
-    their reason in place of figures, and with them the others would be compared at less gain than they reach.
+    questions: their texts (`question_texts`). Arms that did not finish are in no table or picture of this file: the
+    main table has their reason in place of figures, and with them the others would be compared at less gain than they
+    reach.
     """
 
     config: ExperimentConfig
@@ -50,8 +51,8 @@ class RunRecords:
 
     @property
     def whole(self) -> list[ArmResult]:
-        """The arms that did not fail."""
-        return [result for result in self.results if result.status != "failed"]
+        """The arms that finished."""
+        return [result for result in self.results if result.status == "finished"]
 
     @property
     def steps(self) -> dict[str, Mapping[int, Sequence[Record]]]:

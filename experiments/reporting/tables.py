@@ -29,7 +29,7 @@ def arms_table(
     columns: Sequence[Figure] | None = None,
     costs: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
-    """Make the main table: arm, learning rate, figures, costs. A failed arm shows its reason instead.
+    """Make the main table: arm, learning rate, figures, costs. One that did not finish shows its reason instead.
 
     significant: see `tied_best`, which marks the best. columns: the figures (default: `columns_of`). costs: further
     numbers, a cell per arm by title, before speed and memory.
@@ -68,7 +68,7 @@ def kept_tasks(results: Sequence[ArmResult]) -> list[str]:
 def retention_table(results: Sequence[ArmResult]) -> Table | None:
     """Make the table of retention by kept task, tinted in HTML; None if no task has a retention of its own."""
     names = [BY_TASK.prefix + task for task in kept_tasks(results)]
-    arms = [r for r in results if r.status != "failed" and r.scorecard]
+    arms = [r for r in results if r.status == "finished" and r.scorecard]
     if not names:
         return None
     rows: tuple[Row, ...] = tuple(_retentions(label(r), r, names) for r in arms)
@@ -126,9 +126,9 @@ def flat_costs(result: ArmResult) -> dict[str, float]:
 
 
 def failure_text(result: ArmResult) -> str:
-    """Say why and when an arm failed."""
-    after = f" after step {result.steps}" if result.steps else ""
-    return f"failed{after}: {result.reason or 'no reason was recorded'}"
+    """Say why and when an arm failed or was pruned."""
+    reason, after = result.reason or "no reason was recorded", f" after step {result.steps}" if result.steps else ""
+    return reason if reason.startswith("pruned at step") else f"{result.status}{after}: {reason}"
 
 
 def cost_text(result: ArmResult, figure: Figure) -> str:
@@ -139,7 +139,7 @@ def cost_text(result: ArmResult, figure: Figure) -> str:
 
 def _row(result: ArmResult, columns: Sequence[Figure], more: Sequence[str]) -> Row:
     named = (result.arm, "-" if result.method == MEASURED else rate_text(result.learning_rate))
-    if result.status == "failed":
+    if result.status != "finished":
         return (*named, failure_text(result))
     figures = (figure_text(result.scorecard, figure.name) for figure in columns)
     return (*named, *figures, *more, *(cost_text(result, figure) for figure in COSTS))

@@ -33,6 +33,11 @@ def label(result: ArmResult) -> str:
     return f"{result.arm} {rate_text(result.learning_rate)}"
 
 
+def ended_label(result: ArmResult) -> str:
+    """Return `label`, and how the arm ended if it did not finish: `full 0.01 (failed)`."""
+    return label(result) + ("" if result.status == "finished" else f" ({result.status})")
+
+
 def format_number(value: float, signed: bool = False, places: Places = RATE) -> str:
     """Write a number: `.41`, `1.02`, `n/a` for NaN. places: decimals of values below .1, below 1, and from 1 on."""
     return _digits(value, _places(value, places), signed)

@@ -236,6 +236,7 @@ class ArmRun:
         run.log_file(self.result_file, "scorecard")
         run.log_note(escaped(arms_table([result]).markdown()))
         run.set_tags(interval_tags(result.scorecard))
+        run.set_tags({"pruned": result.reason or ""} if result.status == "pruned" else {})
 
     def _log_model(self, run: Run) -> None:
         base, rate = self.prepared.config.base_model, self.training.learning_rate

@@ -147,6 +147,7 @@ def _tracked(experiment: str, root: Path) -> Iterator[Row]:
     for run in _arms(store.client, found.experiment_id):
         params, tags = run.data.params, run.data.tags
         row = {"source": f"{MLFLOW}{experiment}", "run": run.info.run_id, "status": run.info.status.lower()}
+        row |= {"status": "pruned"} if "pruned" in tags else {}
         row |= {"arm": params.get("arm"), "method": params.get("method"), "operation": tags.get("operation")}
         row |= {"learning_rate": _number(params.get("learning_rate")), "seed": _number(params.get("seed"))}
         ends = _intervals(store.client, run.info.run_id)

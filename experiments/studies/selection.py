@@ -18,7 +18,15 @@ from experiments.common.errors import DamagedError
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.text import label, rate_text
 from experiments.runs.result_file import RESULT, check_files
-from experiments.scorecard import SignificantPairs, mean_card, mean_estimate, over_seeds, scorecard, significant_pairs
+from experiments.scorecard import (
+    SignificantPairs,
+    aa_floor,
+    mean_card,
+    mean_estimate,
+    over_seeds,
+    scorecard,
+    significant_pairs,
+)
 from experiments.scorecard.halves import of_half
 from experiments.scorecard.pairwise import other_questions
 from experiments.scorecard.seeds import Measured
@@ -127,13 +135,23 @@ def report_row(
     result = mean_result(own)
     if halves or records:  # computed again from the items: old runs get the intervals of today's code
         half, measured = False if halves else None, [item_records(run, root) for run in runs]
-        card = mean_card([scorecard(of_half(base, half), of_half(after, half), DRAWS) for base, after in measured])
+        card = mean_card([_card(run, root, half) for run in runs])
         card |= _of_seeds(trial, measured, half) if len(runs) > 1 else {}
         *before, last = result.trajectory or [{}]
         last = {name: card.get(name, value) for name, value in last.items()}
         kept = {} if halves else result.scorecard  # figures that need more than the last records: those of a stream
         result = replace(result, scorecard=kept | card, trajectory=[*before, last] if last else [])
     return ReportRow(name, trial, runs, replace(result, arm=name), candidates, records, halves)
+
+
+def _card(run: dict[str, Any], root: Path, half: bool | None, draws: int = DRAWS) -> dict[str, Estimate]:
+    """Return the figures of a half, or of all items, with the A/A floor if the base's answers to it are here."""
+    from experiments.runs.base_records import REWORDED, is_whole  # loads torch; `status` needs none
+
+    base, after = (of_half(records, half) for records in item_records(run, root))
+    asked_again = record_files(run, root)[0].with_name(REWORDED)
+    floor = of_half(read_records(asked_again), half) if is_whole(asked_again) else []
+    return scorecard(base, after, draws) | (aa_floor(base, floor, after, draws) if floor else {})
 
 
 def _of_seeds(trial: Trial, measured: Sequence[Measured], half: bool | None) -> dict[str, Estimate]:
@@ -213,8 +231,7 @@ def _best(study: StudyConfig, name: str, group: list[Trial], root: Path) -> Repo
     def score(trial: Trial, split: bool) -> float:
         result = mean_result([result_of(run) for run in trial.runs])
         if split:
-            halves = [half_records(run, root, True) for run in trial.runs]
-            result = replace(result, scorecard=mean_card([scorecard(*half, LEAST_DRAWS) for half in halves]))
+            result = replace(result, scorecard=mean_card([_card(run, root, True, LEAST_DRAWS) for run in trial.runs]))
         try:
             return sign * figure(result, objective.figure)
         except (TrialFailed, ValueError):  # this half has no such item

@@ -23,7 +23,7 @@ from experiments.common.colours import line_colours
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.plots.caption import SHARES, Asked, caption, write_caption
 from experiments.reporting.plots.style import MARKERS, STYLE
-from experiments.reporting.text import gain_name, label, rate_text
+from experiments.reporting.text import ended_label, gain_name, rate_text
 from experiments.scorecard.figures import FIGURES
 
 Array = NDArray[np.float64]
@@ -60,7 +60,7 @@ def points_by_step(result: ArmResult) -> dict[int, tuple[Estimate, Estimate]]:
 def forgetting_figure(results: Sequence[ArmResult], title: str, asked: Asked | None = None) -> Figure:
     """Draw retention against gain, 8 x 5.6 inches. For many arms: `multiples.gained_kept_figure`.
 
-    A failed arm ends in a cross and has no bars; an arm without evaluations is left out. asked: for the caption.
+    An arm that did not finish ends in a cross, without bars; one without evaluations is left out. asked: for caption.
     """
     with sns.axes_style("ticks"), matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 5.6), layout="constrained")
@@ -115,7 +115,7 @@ def _draw_arm(axes: Axes, result: ArmResult, look: Look) -> None:
     x, y = ([START[i], *(pair[i].value for pair in path)] for i in (0, 1))
     axes.plot(x, y, color=look.colour, linestyle=look.line, linewidth=1.5, alpha=0.75, zorder=2)
     axes.plot(x[1:-1], y[1:-1], ".", color=look.colour, markersize=5, alpha=0.75, zorder=3)
-    if result.status == "failed":
+    if result.status != "finished":
         axes.plot(x[-1], y[-1], marker="x", color=look.colour, markersize=9, markeredgewidth=2, zorder=5)
         return
     gain, retention = path[-1]
@@ -156,11 +156,10 @@ def _label_ends(figure: Figure, axes: Axes, drawn: list[tuple[ArmResult, Look]])
     taken: list[Array] = []
     for i in sorted(range(len(drawn)), key=lambda i: -crowd[i]):
         result, look = drawn[i]
-        name = label(result) + (" (failed)" if result.status == "failed" else "")
         dark = tuple(0.72 * c for c in look.colour)
         text = axes.annotate(
-            name, ends[i], xycoords="figure pixels", xytext=(0, 0), textcoords="offset pixels", fontsize=9,
-            fontweight="bold", color=dark, ha="center", va="center", zorder=8, annotation_clip=False,
+            ended_label(result), ends[i], xycoords="figure pixels", xytext=(0, 0), textcoords="offset pixels",
+            fontsize=9, fontweight="bold", color=dark, ha="center", va="center", zorder=8, annotation_clip=False,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
         box = text.get_window_extent()
@@ -210,7 +209,7 @@ def _obstacles(axes: Axes, result: ArmResult) -> Array:
     corners = [START, *((g.value, r.value) for g, r in path)]
     segments = list(itertools.pairwise(corners))
     (gain, retention), last = path[-1], corners[-1]
-    if result.status != "failed":
+    if result.status == "finished":
         if gain.low is not None and gain.high is not None:
             segments.append(((gain.low, last[1]), (gain.high, last[1])))
         if retention.low is not None and retention.high is not None:

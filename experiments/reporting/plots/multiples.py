@@ -80,13 +80,13 @@ def _panel(axes: Axes, arm: str, drawn: Sequence[Drawn]) -> None:
 def _draw(axes: Axes, result: ArmResult, look: Look) -> None:
     x, y = _path(result)
     axes.plot(x, y, color=look.colour, linewidth=1.4, zorder=3)
-    (gain, retention), failed = points(result)[-1], result.status == "failed"
-    if not failed:
+    (gain, retention), finished = points(result)[-1], result.status == "finished"
+    if finished:
         for ends, one in (((gain.low, gain.high), 0), ((retention.low, retention.high), 1)):
             if None not in ends:
                 line = (ends, [y[-1]] * 2) if one == 0 else ([x[-1]] * 2, ends)
                 axes.plot(*line, color=look.colour, linewidth=1, alpha=0.55, zorder=2)
-    axes.plot(x[-1], y[-1], marker="x" if failed else look.marker, color=look.colour, markersize=6,
+    axes.plot(x[-1], y[-1], marker=look.marker if finished else "x", color=look.colour, markersize=6,
               markerfacecolor=look.face, zorder=5)  # fmt: skip
 
 

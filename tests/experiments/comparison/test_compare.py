@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.cli.main import main
+from experiments.common.errors import CompareError
 from experiments.comparison.compare import Comparison, common_items, compare
 from experiments.comparison.folders import ComparedRun
 from experiments.comparison.inputs import read_runs
@@ -77,6 +78,22 @@ def test_the_harmonic_average_is_of_retention_and_of_the_gain_over_the_reference
     # to 87 times in 100
     assert own.low == pytest.approx(statistics.harmonic_mean([retention.low or 0.0, 1.0]), abs=1e-3)
     assert own.high == pytest.approx(statistics.harmonic_mean([retention.high or 0.0, 1.0]), abs=1e-3)
+
+
+@pytest.mark.parametrize("measured", [False, True], ids=["without records", "failed after an evaluation"])
+def test_the_reference_is_the_first_run_that_finished_as_in_a_runs_report(run: Path, measured: bool) -> None:
+    finished = read_runs([str(run)])
+    failed = dataclasses.replace(finished[0], name="failed", fault="failed: loss is NaN")
+    failed = failed if measured else ComparedRun("failed", fault=failed.fault)
+    result, alone = (compare(runs, draws=100) for runs in ([failed, *finished], finished))
+    assert result.reference == alone.reference == finished[0].name
+    assert [d for d in result.differences if d.name != "failed"] != []
+    assert any(note.startswith(f"the reference is {finished[0].name}: no run before it") for note in result.notes)
+    assert not any("the reference is" in note for note in alone.notes)
+    if not measured:
+        assert result.differences == alone.differences
+        with pytest.raises(CompareError, match=r"'failed' has no item records .* give one of control-0.001, full-0"):
+            compare([failed, *finished], "failed", draws=100)
 
 
 def test_few_questions_that_differ_have_the_exact_p() -> None:

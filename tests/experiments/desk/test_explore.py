@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -64,6 +66,13 @@ def test_a_point_has_its_own_step_if_one_before_it_is_no_number() -> None:
     arm.trajectory.insert(1, {"step": 4, "gain": Estimate(float("nan")), "retention": Estimate(0.9)})
     (line,) = forgetting_hover([arm])["data"]
     assert [text.partition("<")[0] for text in line["text"]] == ["step 0", "step 8"]
+
+
+@pytest.mark.parametrize("status", ["failed", "pruned"])
+def test_an_arm_that_did_not_finish_says_so_and_ends_in_a_cross(status: Literal["failed", "pruned"]) -> None:
+    whole, early = forgetting_hover([result("a", "full"), replace(result("b", "full"), status=status)])["data"]
+    assert (whole["name"], whole["marker"]["symbol"]) == ("a 1e-3", "circle")
+    assert (early["name"], early["marker"]["symbol"]) == (f"b 1e-3 ({status})", ["circle", "x"])
 
 
 def test_an_arm_without_evaluations_is_left_out() -> None:

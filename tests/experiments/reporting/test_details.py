@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -220,12 +220,13 @@ def test_replay_of_own_text_is_counted_and_later_operations_are_shown(base: str,
     assert "wise 0.5" in again
 
 
-def test_a_failed_arm_is_in_no_further_table() -> None:
-    """Base .2/.8. The failed arm gained .1 and kept all, the other gained .4 and kept half of it."""
+@pytest.mark.parametrize("status", ["failed", "pruned"])
+def test_an_arm_that_did_not_finish_is_in_no_further_table(status: Literal["failed", "pruned"]) -> None:
+    """Base .2/.8. The bad arm gained .1 and kept all, the other gained .4 and kept half of it."""
     config = small_config("base", evaluation={"bootstrap": 100})
     good = synthetic("good", 1e-3, 0.4, 0.5)
     good.scorecard["kl_new"], good.cost = Estimate(0.2), good.cost | {"tokens": 2048.0}
-    bad = dataclasses.replace(good, arm="bad", status="failed", reason="loss is NaN", steps=20)
+    bad = dataclasses.replace(good, arm="bad", status=status, reason="loss is NaN", steps=20)
     records = {"good 1e-3": {20: answers(3, 6), 60: answers(6, 4)}, "bad 1e-3": {20: answers(3, 8)}}
     run = RunRecords(config, answers(2, 8), [good, bad], records)
     found = {table.title: table for table in run.tables({}, [])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -90,12 +91,13 @@ def test_the_report_is_whole_and_needs_no_other_file(tmp_path: Path, config: Exp
     [
         [],
         [untrained()],
+        [replace(untrained(), status="pruned")],
         [synthetic("full", 1e-3, 0.4, 0.9)],
         [synthetic("full", 1e-3, math.nan, math.nan, math.nan), synthetic("full", 1e-4, 0.1, 0.9)],
         [ArmResult("bare", "full", 1e-3, "finished")],
         twelve(),
     ],
-    ids=["none", "failed", "one", "nan", "bare", "twelve"],
+    ids=["none", "failed", "pruned", "one", "nan", "bare", "twelve"],
 )
 def test_any_number_of_arms_and_any_gap_in_them_makes_a_report(
     results: list[ArmResult], tmp_path: Path, config: ExperimentConfig

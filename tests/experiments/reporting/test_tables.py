@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.reporting.tables import arms_table, format_table, retention_table, table_csv
 from experiments.scorecard.figures import FIGURES
-from tests.helpers.invented_arms import BASE, TASKS, six, untrained
+from tests.helpers.invented_arms import BASE, TASKS, six, synthetic, untrained
 
 
 def test_the_terminal_table_fits_and_shows_intervals() -> None:
@@ -48,6 +49,10 @@ def test_the_csv_holds_every_figure_of_every_arm() -> None:
 def test_the_best_arms_are_marked_and_a_failed_one_says_why() -> None:
     table = arms_table([*six(), untrained()])
     assert table.rows[-1] == ("broken", "1e-3", "failed: OutOfMemoryError: <no memory>\nsecond line")
+    for reason, said in (("hopeless", "pruned after step 20: hopeless"), ("pruned at step 20: kl was 2",) * 2):
+        pruned = replace(synthetic("full", 3e-3, 0.9, 1.0, steps=20), status="pruned", reason=reason)
+        assert arms_table([pruned]).rows == (("full", "3e-3", said),)
+        assert retention_table([pruned]) is None or retention_table([pruned]).rows == ()
     column = table.head.index("retention")
     assert [row for row, other in table.marks if other == column] == [4, 5]  # both learning rates of control
     wide = arms_table(six(), columns=[FIGURES["retention"]], costs={"minutes": list("abcdef")})

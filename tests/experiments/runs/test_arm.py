@@ -61,6 +61,9 @@ def test_a_pruned_arm_keeps_no_checkpoint(base: str, tmp_path: Path) -> None:
     outcome = run_experiment(config, tmp_path, observe=observe)
     [result] = outcome.results
     assert (result.status, result.steps) == ("pruned", 4)
+    tracker = Tracker(tmp_path, "small")
+    [arm] = tracker.client.search_runs([tracker.experiment_id], "attributes.run_name = 'full 0.001'")
+    assert (arm.info.status, arm.data.tags["pruned"]) == ("FINISHED", "not worth going on")
     assert not (outcome.folder / "arms" / "full-0.001" / "checkpoints").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiments.posthoc.export import export
 from experiments.posthoc.run import posthoc
 from experiments.records import ArmResult, Estimate, read_records
 from experiments.runs.arm_training import ArmTraining
+from experiments.runs.result_file import write_result
 from experiments.runs.run import run_experiment
 from experiments.runs.trained import as_kept, best_step
 from experiments.training.processes import ALONE
@@ -84,6 +86,9 @@ def test_the_weights_of_the_best_evaluation_stay_alone(
     assert said == ["measuring full 0.001 wise 1 (weights of step 4 of 6, training.keep: best) ..."]
     files = outcome.folder / "posthoc" / "full-0.001-wise-1", outcome.folder / "arms" / "full-0.001"
     assert read_records(files[0] / "items-4.jsonl") == read_records(files[1] / "items-4.jsonl")
+    write_result(trained.parent, replace(outcome.results[0], status="failed", reason="loss became nan at step 5"))
+    (made,) = posthoc(outcome.folder, "full", 1e-3, "wise", [0.5], say=said.append)  # the arm failed, its weights not
+    assert (made.status, made.reason, made.steps) == ("finished", None, 4)
 
 
 @pytest.mark.slow

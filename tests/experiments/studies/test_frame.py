@@ -118,6 +118,10 @@ def test_mlflow_has_the_same_values_without_intervals(tmp_path: Path) -> None:
     assert table["step"].tolist() == [0, 10, 20]
     assert set(table["seed"]) == {3}
     assert table["low"].isna().all()
+    assert set(table["status"]) == {"finished"}
+    with tracker.run("control 0.001", kind="arm", params=params, run_id=run.id) as again:
+        again.set_tags({"pruned": "kl was 9"})
+    assert set(frame("mlflow:demo", root=tmp_path)["status"]) == {"pruned"}
     with pytest.raises(CompareError, match="no such experiment: did you mean 'demo'"):
         frame("mlflow:dem", root=tmp_path)
 

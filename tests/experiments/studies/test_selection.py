@@ -37,7 +37,7 @@ from experiments.studies.selection import (
 )
 from experiments.studies.trial_results import has_records, record_files, result_of
 from experiments.studies.trials import Trial
-from tests.helpers.planted_study import SOME, TABLE5, objective, synthetic_store
+from tests.helpers.planted_study import SOME, TABLE5, objective, records, synthetic_store
 from tests.helpers.toy_study import toy_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*experimental")
@@ -114,6 +114,31 @@ def test_the_best_rate_is_chosen_on_items_that_are_not_reported(some: tuple[Stor
     assert arm.trial.number == max(cards, key=lambda number: cards[number][True])
     found = arm.result.scorecard
     assert found["gain"].value + found["kept_accuracy"].value == pytest.approx(cards[arm.trial.number][False])
+
+
+@pytest.mark.parametrize("half", [True, False], ids=["reported half", "all items"])
+def test_the_floor_is_of_the_items_of_the_other_figures(half: bool, tmp_path: Path) -> None:
+    """A report with `select` had no A/A floor, though it was measured."""
+    folder = tmp_path / "runs" / "r0"
+    base, again, after = (records(seed, 0.1, kept) for seed, kept in ((0, 0.8), (1, 0.75), (2, 0.5)))
+    write_records(folder / "base" / "items.jsonl", base)
+    write_records(folder / "base" / "reworded.jsonl", [r for r in again if r.suite == "kept"])
+    write_records(folder / "arms" / "full-1" / "items-20.jsonl", after)
+    result = ArmResult("full", "full", 1.0, "finished", None, 20)
+    write_result(folder / "arms" / "full-1", result)
+    run = {"seed": 0, "folder": "runs/r0", "result": result.to_dict()}
+    row = report_row("full", Trial(0, "complete", {}, [0.0], "", 1, 0.0, True, [run]), [run], 1, half, tmp_path)
+    asked = [i for i, r in enumerate(base) if r.suite == "kept" and not (half and even(r))]
+    assert 0 < len(asked) <= 120
+    lost, at_rest = (sum(base[i].correct == 1 and other[i].correct == 0 for i in asked) for other in (after, again))
+    card = row.result.scorecard
+    assert card["nfr"].value == pytest.approx(lost / len(asked))
+    assert card["floor_nfr"].value == pytest.approx(at_rest / len(asked))
+    assert card["nfr_above_floor"].value == pytest.approx((lost - at_rest) / len(asked))
+    assert "A/A floor" in arms_table([row.result]).note
+    (folder / "base" / "timing.json").write_text('{"files": {"reworded.jsonl": "another"}}')  # was changed since
+    row = report_row("full", row.trial, [run], 1, half, tmp_path)
+    assert "floor_nfr" not in row.result.scorecard
 
 
 @pytest.mark.slow
