@@ -74,7 +74,7 @@ def test_auto_is_planned_as_bf16_on_a_device_and_as_here_on_this_machine(
     assert bf16.parts != fp32.parts
     auto = given.model_copy(update={"precision": "auto"})
     for pays, mine in ((True, bf16), (False, fp32)):
-        monkeypatch.setattr("experiments.models.precision.bf16_pays", lambda pays=pays: (pays, "as told"))
+        monkeypatch.setattr("experiments.models.precision.bf16_pays", lambda pays=pays: (pays, "patched"))
         for device, wanted in ((chosen(None, "24gb"), bf16), (chosen("l4-24gb", None), bf16), (here(), mine)):
             assert plan_run(auto, device).arms[0].parts == wanted.parts
 
