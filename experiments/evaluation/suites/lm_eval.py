@@ -88,9 +88,8 @@ class HarnessSuite(Suite):
     """
 
     name = "lm_eval"
-    version = (
-        4  # right answers that are digits; replies that stop at each end, and that the task's settings alone decide
-    )
+    # right answers that are digits; replies that stop at each end, and that the task's settings alone decide
+    version = 4
     Settings = HarnessSettings
     settings: HarnessSettings
 
