@@ -17,7 +17,7 @@ from experiments.models.sharing import Progress
 from experiments.models.tokens import asked_key
 from experiments.records import Record
 from experiments.scorecard.bootstrap import Array, weighted
-from experiments.scorecard.figure import FINE, Figure
+from experiments.scorecard.figure import CHANGE, FINE, Figure
 from experiments.scorecard.figures import FIGURES
 from experiments.scorecard.pairing import require
 from experiments.scorecard.sample import NotMeasured, Sample
@@ -81,5 +81,6 @@ FIGURES["repetition_rise"] = Figure(
     signed=True,
     unchanged=0,
     tables=("further", "compare"),
+    bounds=CHANGE,
     draw=rise,
 )
