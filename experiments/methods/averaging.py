@@ -59,6 +59,7 @@ class Ema(Average):
 
     decay: float = Field(0.99, ge=0, lt=1, description="share of the average that stays at each step")
     active: ClassVar[type[Any]] = MeanOverSteps
+    kept_copies: ClassVar[int] = 1
 
 
 class MixWithStart(SecondCopy):
@@ -88,6 +89,7 @@ class Wise(Average):
         0.5, ge=0, le=1, description="share of the trained weights (not the alpha of an interpolation)"
     )
     active: ClassVar[type[Any]] = MixWithStart
+    kept_copies: ClassVar[int] = 1
 
     def refusal(self, tuning: Tuning) -> str | None:
         if not tuning.draws:  # copies may be adapters too
@@ -126,4 +128,5 @@ class Mer(Average):
     every: int = Field(10, ge=1, description="steps between two averages")
     rate: float = Field(0.5, gt=0, le=1, description="share of the way from the slow weights to the trained ones")
     active: ClassVar[type[Any]] = SlowWeights
+    kept_copies: ClassVar[int] = 1
     writes_weights: ClassVar[bool] = True

@@ -46,13 +46,15 @@ class Tuning(Section):
 
     in_control: whether a shorthand arm has these fields in its section `control`; else they are in `options`.
     adapts: whether what trains are adapters, whose factors are no weights of the base's kind. hooks_optimizer: whether
-    it has a `hook` of its own, which needs whole weights and their own optimizer state in this process.
+    it has a `hook` of its own, which needs whole weights and their own optimizer state in this process. step_copies:
+    copies of the trained weights, in fp32, that this hook holds during the optimizer's step alone.
     """
 
     in_control: ClassVar[bool] = False
     adapts: ClassVar[bool] = False
     reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
     hooks_optimizer: ClassVar[bool] = False
+    step_copies: ClassVar[int] = 0
 
     @property
     def draws(self) -> bool:
@@ -90,9 +92,11 @@ class Addition(Section):
 
     active: the class that acts in training, made as `active(part, model, context)`. It notes references (start weights,
     Fisher information) when it is made. None if nothing has to be noted: the part itself then has the hooks.
+    kept_copies: copies of the trained weights, in fp32, that it keeps during training.
     """
 
     active: ClassVar[type[Any] | None] = None
+    kept_copies: ClassVar[int] = 0
     reads_old: ClassVar[bool] = False  # whether it needs `MethodContext.old`
 
     def refusal(self, tuning: Tuning) -> str | None:

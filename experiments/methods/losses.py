@@ -156,6 +156,7 @@ class L2sp(LossTerm):
 
     weight: float = Field(0.01, ge=0, description="factor of the term")
     active: ClassVar[type[Any]] = FromStart
+    kept_copies: ClassVar[int] = 1
     reads_weights: ClassVar[bool] = True
 
 
@@ -182,6 +183,7 @@ class Ewc(LossTerm):
     weight: float = Field(1.0, ge=0, description="factor of the term")
     batches: int = Field(4, ge=1, le=10**5, description="batches of old text that F is estimated on")
     active: ClassVar[type[Any]] = FromStartByFisher
+    kept_copies: ClassVar[int] = 2
     reads_weights: ClassVar[bool] = True
     reads_old: ClassVar[bool] = True
 

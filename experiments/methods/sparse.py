@@ -21,6 +21,7 @@ class Mofo(Full):
     """
 
     hooks_optimizer: ClassVar[bool] = True
+    step_copies: ClassVar[int] = 1
     share: float = Field(0.15, gt=0, le=1, description="share of each tensor's entries that a step changes")
 
     def hook(self, optimizer: Optimizer) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ctrl.layer import expanded_layers
-from experiments.methods.sparse import Mofo
 from experiments.models.generation import BATCH
 from experiments.models.head import inner
 from experiments.models.precision import DTYPES
@@ -79,8 +78,8 @@ def training(shape: Shape, one: Pass, setup: Setup) -> dict[str, float]:
     elif count > 1 and setup.sharding == "none":
         gathered = one.gradients
     activations = float(one.activations if setup.micro_batches > 1 or count > 1 else one.peak - one.gradients)
-    if isinstance(shape.method.tuning, Mofo):  # its copy of the weights is there in the optimizer's step alone
-        activations = max(activations, trained / (count if whole else 1))
+    in_step = trained * shape.method.tuning.step_copies  # activations are gone by then
+    activations = max(activations, in_step / (count if whole else 1))
     return {
         "weights": (shape.bytes_of(True) + shape.bytes_of(False)) / (count if whole else 1),
         "gradients": gradients,

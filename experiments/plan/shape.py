@@ -29,9 +29,6 @@ from experiments.models.precision import Precision
 from experiments.models.quantised import BYTES, Bits
 from experiments.training.checkpointing import checkpoint_layers
 
-# copies of all trained weights, in fp32, that a loss term or an average keeps during training
-KEPT_COPIES = {"l2sp": 1, "ewc": 2, "ema": 1, "mer": 1, "wise": 1}
-
 
 @dataclass(frozen=True)
 class Counts:
@@ -75,8 +72,7 @@ class Shape:
     @property
     def kept_copies(self) -> int:
         """Copies of the trained weights that the method keeps."""
-        names = [type(part).__name__.lower() for part in self.method.additions]
-        return sum(KEPT_COPIES.get(name, 0) for name in names)
+        return sum(part.kept_copies for part in self.method.additions)
 
 
 def base_model(config: ExperimentConfig) -> PreTrainedModel:

@@ -54,8 +54,9 @@ def multiples_figure(results: Sequence[ArmResult], title: str, asked: Asked | No
         for axes in panels[:, 0]:
             axes.set_ylabel(FIGURES["retention"].title)
         figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-        rests = caption(asked or Asked(), SHARES)
-        write_caption(figure, f"{rests}; up and right is better; grey: the other arms")
+        rests = f"{caption(asked or Asked(), SHARES)}; up and right is better; grey: the other arms"
+        crosses = any(result.status != "finished" for result, _ in drawn)
+        write_caption(figure, rests + "; cross: an arm that did not finish" * crosses)
     return figure
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.methods import LOSS_TERMS, Tokens
+from experiments.methods import AVERAGES, LOSS_TERMS, Tokens
 from experiments.methods.active import ActiveAverage, ActiveTerm
-from experiments.methods.parts import read_part
+from experiments.methods.parts import PARTS, read_part
+from experiments.methods.weights import trainable
 from tests.helpers.engine import context
 from tests.helpers.tiny_llama import tiny
 
@@ -37,3 +38,12 @@ def test_the_base_classes_do_nothing() -> None:
     average.after_step(model, 1)
     with average.evaluated(model):
         assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", [*LOSS_TERMS, *AVERAGES])
+def test_the_plan_counts_what_a_part_keeps(name: str) -> None:
+    part, model = read_part(PARTS, name), tiny()
+    mine = {id(p) for p in model.parameters()}
+    held = [value for value in vars(part.begin(model, context())).values() if isinstance(value, dict)]
+    kept = [t for values in held for t in values.values() if isinstance(t, torch.Tensor) and id(t) not in mine]
+    assert sum(t.nbytes for t in kept) == part.kept_copies * sum(4 * p.numel() for p in trainable(model).values())

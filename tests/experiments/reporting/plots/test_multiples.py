@@ -41,3 +41,12 @@ def test_the_lowest_panel_of_each_column_names_its_axis(arms: int) -> None:
     assert len(shown) == arms
     assert sum(axes.get_xlabel() == "gain" for axes in shown) == min(arms, 4)
     assert shown[-1].get_xlabel() == "gain"
+
+
+def test_the_caption_explains_a_cross_if_there_is_one() -> None:
+    results = made(5)
+    assert "cross" not in multiples_figure(results, "five").get_supxlabel()
+    results[0].status = "pruned"
+    pruned = multiples_figure(results, "five")
+    assert pruned.get_supxlabel().replace("\n", " ").endswith("cross: an arm that did not finish")
+    assert sum(line.get_marker() == "x" for axes in pruned.axes for line in axes.lines) == 1
