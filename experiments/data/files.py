@@ -22,7 +22,7 @@ from experiments.data.columns import Columns, Usable
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
 from experiments.data.stored import VERSION, Stored, stored
-from experiments.data.tables import OPENERS, READERS, is_compressed, kind, rows
+from experiments.data.tables import MARK, OPENERS, READERS, is_compressed, kind, rows
 from experiments.data.unread import passed_over, said_classes, said_empty, said_unread
 
 TABLES = tuple(READERS)
@@ -172,7 +172,7 @@ class LocalFile(Columns, Finite):
                 f"data file {file} is plain text and has no columns: leave out question, answer and text, or give a "
                 f"table ({', '.join(TABLES)})"
             )
-        text = read_text(file)
+        text = read_text(file).replace(MARK, "")  # of files that were joined
         parts = text.split(self.separator) if self.separator else [text]
         return [Text(part.strip("\n")) for part in parts if not blank(part)]
 
