@@ -16,6 +16,7 @@ from experiments.records import MEASURED, Estimate, Record, read_records
 from experiments.runs.result_file import MADE_FROM, check_files
 
 KEPT = Path("trained") / "kept.json"  # in an arm's folder: of which step its weights are (`runs.trained`)
+BEST = Path("best") / "forgetting.json"  # in a ForgettingCallback's folder, of which step the model there is
 NOT_BEGUN = "it has not begun"
 
 
@@ -28,9 +29,9 @@ class ComparedRun:
     task's stage, in the order of learning. fault: why it did not finish. left_out: tasks of lm_eval without
     a verdict, or suites that a model cannot have, and why. tokens: that it was trained on; NaN if they are not known.
     method: empty if it is not known. remark: what else a reader must know of it. kept: the step of the weights that
-    are there, if it is not the last one (`training.keep: best`). graded: by which graders the replies to the new task's
-    questions were; grading: a digest of all that grades, by suite and task; room: most tokens of a reply by suite and
-    task; each if it is known.
+    are there, if it is not the last one (`training.keep: best`, keep_best). graded: by which graders the replies to the
+    new task's questions were; grading: a digest of all that grades, by suite and task; room: most tokens of a reply by
+    suite and task; each if it is known.
     """
 
     name: str
@@ -110,9 +111,9 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
         steps = {step: file for step, file in steps.items() if step in (_measured(values) or steps)}
     noted = read_json(folder / MODEL)
     left_out = noted.get("left_out", {})
-    kept = _kept_step(folder, values) if folder.parent.name == "arms" else None
+    kept, setting = _kept_step(folder, values) if folder.parent.name == "arms" else (None, "")
     kept = kept if kept in steps and kept != max(steps) else None
-    remark = noted.get("remark") or _of_kept(kept, steps)
+    remark = noted.get("remark") or _of_kept(kept, steps, setting)
     remark = _of_step(folder, values) if folder.parent.name == "posthoc" else remark
     return ComparedRun(
         folder.name,
@@ -128,11 +129,16 @@ def read_arm(folder: Path, base: Sequence[Record]) -> ComparedRun:
     )
 
 
-def _kept_step(arm: Path, result: Mapping[str, Any]) -> int | None:
-    """Return the step of the weights that are there, if it was noted. Raises CompareError if the note is another one.
+def _kept_step(arm: Path, result: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Return the step of the weights that are there, if it was noted, and the setting that kept them.
 
-    The last step would be judged in its place. What was unpacked from a study's file has no weights, nor their note.
+    Raises CompareError if the note is another one: the last step would be judged in its place. What was unpacked from a
+    study's file has no weights, nor their note. The model that a ForgettingCallback kept may be an earlier training's.
     """
+    run = arm.parents[1]
+    best, training = read_json(run / BEST), read_note(run / "base" / "state.json").get("training")
+    if training and best.get("training") == training:
+        return best["step"], "keep_best"
     note = arm / KEPT
     digest = result.get(MADE_FROM, {}).get(note.relative_to(arm.parents[1]).as_posix())
     if digest and note.parent.is_dir() and not same_file(note, digest):
@@ -140,7 +146,7 @@ def _kept_step(arm: Path, result: Mapping[str, Any]) -> int | None:
             f"{note} is not the file that was written, so nobody knows of which step the weights are: bring it back, "
             f"or delete the folder {arm} and start the run again"
         )
-    return read_note(note).get("step")
+    return read_note(note).get("step"), "training.keep: best"
 
 
 def _result(arm: Path, steps: Mapping[int, Path]) -> tuple[dict[str, Any], str]:
@@ -171,11 +177,11 @@ def _check_noted(arm: Path, files: Iterable[Path]) -> None:
         )
 
 
-def _of_kept(kept: int | None, steps: Collection[int]) -> str:
+def _of_kept(kept: int | None, steps: Collection[int], setting: str) -> str:
     """Say that an arm's weights are of another step than its figures, which are compared at equal steps."""
     if kept is None:
         return ""
-    return f"the figures are of step {max(steps)}, but the weights that were kept of step {kept} (training.keep: best)"
+    return f"the figures are of step {max(steps)}, but the weights that were kept of step {kept} ({setting})"
 
 
 def _of_step(folder: Path, values: Mapping[str, Any]) -> str:

@@ -33,7 +33,8 @@ def is_empty(figure: str, card: Mapping[str, Estimate]) -> bool:
 def gate(run: ComparedRun, margin: float, draws: int = 10_000, seed: int = 0) -> tuple[bool, str]:
     """Test for non-inferiority: passed only if the run finished and its bound of forgetting is below the margin.
 
-    The weights that are there are judged: with `training.keep: best` those of the best step, not of the last.
+    The weights that are there are judged: with `training.keep: best`, or a
+    callback's keep_best, those of the best step, not of the last.
     Returns (passed, one line). Raises CompareError if the run or its base has no records of kept tasks, or for a margin
     that is not between 0 and 1.
     """

@@ -21,8 +21,9 @@ from experiments.data.columnar import class_names
 from experiments.data.columns import Columns, Usable
 from experiments.data.items import Example, Text
 from experiments.data.source import Finite
+from experiments.data.splits import said_together
 from experiments.data.stored import VERSION, Stored, stored
-from experiments.data.tables import OPENERS, READERS, is_compressed, kind, rows
+from experiments.data.tables import MARK, OPENERS, READERS, is_compressed, kind, rows
 from experiments.data.unread import passed_over, said_classes, said_empty, said_unread
 
 TABLES = tuple(READERS)
@@ -32,7 +33,6 @@ CARDS = ("readme", "license", "licence", "notice", "citation", "changelog", "con
 LARGE = 2**21  # bytes of tables that are read into memory; larger ones are kept on disk as they were read
 PACKED = 4  # times that a compressed table is larger than its file, or more
 CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")  # what `datasets` writes next to a saved data set: map, filter
-SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 PART_NAME = re.compile(r"(.*\D|)(\d+)-of-(\d+)[^.]*(.*)")  # of a table: train-00000-of-00003.parquet
 KINDS = f"{', '.join(TABLES + TEXTS)}; a table may end with {', '.join(OPENERS)} too"
 SOME = 5  # files that are named
@@ -172,7 +172,7 @@ class LocalFile(Columns, Finite):
                 f"data file {file} is plain text and has no columns: leave out question, answer and text, or give a "
                 f"table ({', '.join(TABLES)})"
             )
-        text = read_text(file)
+        text = read_text(file).replace(MARK, "")  # of files that were joined
         parts = text.split(self.separator) if self.separator else [text]
         return [Text(part.strip("\n")) for part in parts if not blank(part)]
 
@@ -190,9 +190,7 @@ def _notes_on_read(path: Path, data: Sequence[Path]) -> Iterator[str]:
         yield f"{len(away)} of the files that are read are links out of {path}, {some}"
     if path.is_dir():
         yield from missing_parts(data)
-    splits = sorted(set().union(*(_words(file.relative_to(path)) & SPLITS for file in data if kind(file) in TABLES)))
-    if len(splits) > 1:
-        yield f"trained on together: the files of {', '.join(splits)}; for one of them alone, name its path"
+    yield from said_together([file.relative_to(path) for file in data if kind(file) in (*TABLES, ".txt")])
     documents = [str(file.relative_to(path)) for file in data if _is_text(file)]
     cards = [str(file.relative_to(path)) for file in data if _is_text(file) and _is_card(file)]
     if 0 < len(cards) < len(data):
@@ -213,11 +211,6 @@ def missing_parts(files: Sequence[Path]) -> Iterator[str]:
         if left := int(count) - len([number for number in numbers if number in asked]):
             some = f"{start}{next(n for n in asked if n not in numbers):0{len(count)}}-of-{count}"
             yield f"{left} of {int(count)} parts of the data are not here, such as {some}: the others are read"
-
-
-def _words(file: Path) -> set[str]:
-    """Return the words in the names of a file and its folders."""
-    return set(re.split(r"[^a-z]+", str(file).lower()))
 
 
 def _describes(file: Path, files: Sequence[Path]) -> bool:

@@ -21,7 +21,8 @@ from experiments.common.files import parse_json
 from experiments.data.cells import BadRow, as_stored
 from experiments.data.columnar import BATCHES, check_names
 
-BOM = b"\xef\xbb\xbf"
+MARK = "\ufeff"  # the byte order mark, also in front of a table that `cat` joined to another one
+BOM = MARK.encode()
 Row = tuple[str, Mapping[str, Any] | BadRow]  # where it is in the file, and its cells or why they cannot be read
 
 
@@ -155,7 +156,7 @@ def _numbered(lines: Iterable[bytes], first: int, file: Path) -> Iterator[Row]:
 
 def _row(line: bytes, place: str) -> Mapping[str, Any] | BadRow:
     try:
-        text = line.decode()
+        text = line.removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
         return BadRow(f"{place} is not UTF-8 text: {error}")
     value = _parsed(text, place)
@@ -203,8 +204,8 @@ def _csv(file: Path) -> Iterator[Row]:
 
 def _noted(text: Iterable[str], lines: list[str]) -> Iterator[str]:
     for line in text:
-        lines.append(line)
-        yield line
+        lines.append(line.removeprefix(MARK))
+        yield lines[-1]
 
 
 def _spaced(row: Mapping[str, Any], lines: list[str], mark: str) -> bool:

@@ -32,7 +32,7 @@ from experiments.measure.training_folder import (
 )
 from experiments.models.precision import Precision
 from experiments.records import MEASURED, ArmResult, Estimate, Record, read_records, write_records
-from experiments.runs.base_records import ITEMS, STATE, asked, asked_others
+from experiments.runs.base_records import ITEMS, STATE, TIMING, asked, asked_others, replies_noted
 from experiments.runs.baseline import headline, score
 from experiments.runs.checks import beyond_training, check_suites
 from experiments.runs.result_file import RESULT, write_result
@@ -117,6 +117,7 @@ class Watch:
         }
         note |= {"weights": weights, "training": uuid.uuid4().hex, "output": output}
         note |= {"asked": asked(suites), "with": libraries(model), "references": references.digests(suites)}
+        write_json(folder / "base" / TIMING, replies_noted(suites))
         write_json(folder / "base" / STATE, note)
         write_json(folder / FOLDER_NOTE, {"digest": "", "command": "callback", "arms": [NAME], **config.to_dict()})
         return cls(folder, config, evaluation, precision, records, budget, training=note["training"])

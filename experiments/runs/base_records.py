@@ -57,6 +57,15 @@ def asked(suites: Suites) -> dict[str, str]:
     return {name: _asked(suite) for name, suite in suites.suites.items()}
 
 
+def replies_noted(suites: Suites) -> dict[str, Any]:
+    """Return for `compare`, by suite and task, the most tokens of a reply and what decides which are right."""
+    drawn = suites.suites.items()
+    return {
+        "room": {name: dict(suite.room) for name, suite in drawn if suite.room},
+        "graded": {name: dict(suite.grading) for name, suite in drawn if suite.grading},
+    }
+
+
 def asked_others(known: Mapping[str, str], suites: Suites) -> list[str]:
     """Return the suites of which `asked` is another than was noted; what was not noted does not count."""
     return [name for name, digest in asked(suites).items() if known.get(name, digest) != digest]
@@ -160,9 +169,7 @@ class BaseFolder:
             write_json(self.folder / STATE, evaluation.state())
             write_records(self.folder / ITEMS, found.records)
             noted = {"seconds": found.seconds, "measured": found.measured, "precision": self.precision.name}
-            suites = self.suites.suites.items()
-            noted |= {"with": self._with(), "room": {name: dict(one.room) for name, one in suites if one.room}}
-            noted |= {"graded": {name: dict(one.grading) for name, one in suites if one.grading}}
+            noted |= {"with": self._with(), **replies_noted(self.suites)}
             self._keep(STATE, ITEMS, suites=asked(self.suites), **noted)
         if ITEMS not in self._note().get("files", {}):  # of an earlier version, or killed between two files
             self._keep(STATE, ITEMS)

@@ -5,7 +5,7 @@ The result of each operation is in the folder of its run, where `experiments.pos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,24 @@ def posthoc_rows(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> l
             if len(known) == len(runs):
                 found.append(report_row(item.label, arm.trial, known, arm.candidates, arm.halves, root))
     return found
+
+
+def of_other_steps(rows: Sequence[ReportRow]) -> Iterator[str]:
+    """Say which operations changed the weights of another step than that of their arm's figures (`keep: best`)."""
+    trained = {row.trial.number: row for row in rows if not row.result.operation}
+    for row in rows:
+        if row.result.operation and (arm := trained.get(row.trial.number)):
+            of, has = _steps(row), _steps(arm)
+            if of != has:
+                yield (
+                    f"{row.name}: made of the weights of step {of} (training.keep: best), and {arm.name} has the "
+                    f"figures of step {has}"
+                )
+
+
+def _steps(row: ReportRow) -> str:
+    """Name the last step of each seed."""
+    return ", ".join(str(result_of(run).steps) for run in row.runs)
 
 
 def _after(item: Posthoc, run: dict[str, Any], root: Path) -> dict[str, Any] | None:

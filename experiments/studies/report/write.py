@@ -25,7 +25,7 @@ from experiments.studies.artifacts import attach_pictures
 from experiments.studies.exchange import write_trials
 from experiments.studies.fetch import fetch_runs
 from experiments.studies.laws.report import mixture_laws
-from experiments.studies.posthoc import posthoc_rows
+from experiments.studies.posthoc import of_other_steps, posthoc_rows
 from experiments.studies.report.answers import answers_table
 from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, law_pictures, pictures
@@ -189,7 +189,7 @@ def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path,
         )
     if apart:
         notes.append(f"{apart}: arms are compared by their intervals, not by their answers to the same questions.")
-    notes += outside(trials, arms)
+    notes += [*outside(trials, arms), *of_other_steps(arms)]
     rows = {arm.name for arm in arms}
     notes += [
         f"{item.label} is not made yet, or on another machine: resume the study there"

@@ -241,14 +241,6 @@ class TestFolderOfADownload:
         assert f"not read, because they are caches of the package datasets: {', '.join(caches)}" in source.notes
         assert len(LocalFile(path=str(folder / caches[0]), skip_bad_rows=True, text="{answer}{question}").notes) == 0
 
-    def test_splits_that_are_read_together_are_said(self, tmp_path: Path) -> None:
-        for name in ("train-00000-of-1.jsonl", "test/data.jsonl"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            write(tmp_path / name)
-        said = "trained on together: the files of test, train; for one of them alone, name its path"
-        assert LocalFile(path=str(tmp_path), **COLUMNS).notes[0] == said
-        assert said not in LocalFile(path=str(tmp_path / "test"), **COLUMNS).notes
-
     def test_parts_that_are_not_here_are_said(self, tmp_path: Path) -> None:
         """A download that was stopped leaves the first parts; each has a name of its own in older data sets."""
         parts = [tmp_path / f"data/train-{i:05}-of-00004-{i}a.jsonl" for i in range(4)]

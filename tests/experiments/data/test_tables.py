@@ -19,6 +19,8 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.data.cells import BadRow, cell_text
+from experiments.data.files import LocalFile
+from experiments.data.items import Text
 from experiments.data.tables import parts, rows
 
 ROWS = [{"a": f"x\u2028{i}", "b": [{"c": i}]} for i in range(3)]
@@ -131,6 +133,17 @@ class TestCsv:
         assert first == {"a": "1", "b": "2"}
         assert isinstance(second, BadRow)
         assert str(second).endswith("a.csv, line 3 has more cells than the head")
+
+    def test_joined_tables_each_with_a_byte_order_mark(self, tmp_path: Path) -> None:
+        """`cat a.csv b.csv` of what Excel saved: the second head was a question, and its answer."""
+        (tmp_path / "a.csv").write_text('\ufeff"a",b\n1,2\n\ufeff"a",b\n\ufeff3,4\n')
+        first, head, last = cells(tmp_path / "a.csv")
+        assert (first, last) == ({"a": "1", "b": "2"}, {"a": "3", "b": "4"})
+        assert str(head).endswith("line 3 repeats the head")
+        (tmp_path / "a.jsonl").write_text('\ufeff{"a": 1}\n\ufeff{"a": 2}\n')
+        assert cells(tmp_path / "a.jsonl") == [{"a": 1}, {"a": 2}]
+        (tmp_path / "a.txt").write_text("\ufeffOne.\n\n\ufeffTwo.\n")
+        assert LocalFile(path=str(tmp_path / "a.txt")).examples == (Text("One."), Text("Two."))
 
 
 class TestLines:

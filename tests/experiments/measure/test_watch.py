@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from experiments.common.errors import ConfigError, DamagedError
 from experiments.common.files import read_json, write_json
+from experiments.comparison.inputs import read_runs
 from experiments.evaluation.evaluate import Suites
 from experiments.evaluation.suite import SuiteContext
 from experiments.measure import watch as room
@@ -97,6 +98,28 @@ def test_a_training_that_goes_on_keeps_its_best_model_and_drops_what_came_later(
     assert Watch.begun(tmp_path, CONFIG, suites(), model, 1.0).best is None  # another training
     assert not (again.arm / "result.json").exists()  # which lists would show as the result of this one
     assert not list(again.arm.glob("items-*"))
+
+
+def test_the_model_that_was_kept_is_judged_and_how_its_replies_were_cut_is_known(tmp_path: Path) -> None:
+    """The gate judged the last step, whose weights are not in `best`; `compare` did not say either."""
+    model, tokenizer, questions = tiny_model(), byte_tokenizer(), tmp_path / "new.jsonl"
+    questions.write_text('{"question": "1 + 1 =", "answer": "2"}')
+    config = measure_config("", str(questions), ["new"], None, "fp32", 0, {"new.max_tokens": 5, "bootstrap": 100})
+    drawn = Suites.drawn(config.evaluation, SuiteContext(0, ""), tokenizer, config.task(tokenizer))
+    said = "the figures are of step 4, but the weights that were kept of step 2 (keep_best)"
+    for kept, remark in ((True, said), (False, "")):  # a second training keeps none: what is in `best` is of the first
+        watch = Watch.begun(tmp_path, config, drawn, model, 1.0)
+        for step, gain in ((2, 0.5), (4, 0.1)):
+            watch.measure(step, model)
+            watch.points[step]["gain"] = Estimate(gain)
+            if kept:
+                watch.keep_best(step, model, tokenizer)
+        watch.write()
+        (run,) = read_runs([str(tmp_path)])  # `gate` judges what is usable
+        assert run.usable is run.checkpoints[2 if kept else 4]
+        assert run.remark == remark
+    assert run.room == {("new", "new"): 5}
+    assert run.grading == {("new", "new"): drawn.suites["new"].grading["new"]}
 
 
 def test_a_folder_that_was_removed_during_the_training_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from experiments.studies.posthoc import posthoc_rows
 from experiments.studies.queue import Store
 from experiments.studies.report.paper import compared
 from experiments.studies.report.readings import matched_gain
-from experiments.studies.report.write import _csv
+from experiments.studies.report.write import _csv, _notes
 from experiments.studies.selection import choose
 from experiments.studies.trial_results import result_of
 from tests.helpers.planted_study import odd
@@ -27,7 +27,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimenta
 
 
 def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path], tmp_path: Path) -> None:
-    """The merged model here is the base: it gains nothing and forgets nothing, on the half that is reported."""
+    """The merged model here is the base: it gains nothing and forgets nothing, on the half that is reported.
+
+    It is made of the weights of step 20, as with `training.keep: best`, which the report said nowhere.
+    """
     store, root = some
     arms = choose(store.config, store.trials(), root)
     assert posthoc_rows(store.config, arms, root) == []
@@ -35,7 +38,7 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     here = tmp_path / "root"
     shutil.copytree(root / "runs", here / "runs")
     [run] = chosen.runs
-    result = replace(result_of(run), operation="merge")
+    result = replace(result_of(run), operation="merge", steps=20)
     folder = result_folder(here / run["folder"], result)
     folder.mkdir(parents=True)
     shutil.copy(here / run["folder"] / "base" / "items.jsonl", folder / f"items-{result.steps}.jsonl")
@@ -43,6 +46,10 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     [row] = posthoc_rows(store.config, arms, here)
     assert (row.name, row.halves, row.trial.number) == ("lerp8-mse-merged", True, chosen.trial.number)
     assert (row.result.scorecard["gain"].value, row.result.scorecard["retention"].value) == (0, 1)
+    said = (
+        "lerp8-mse-merged: made of the weights of step 20 (training.keep: best), and lerp8-mse has the figures of step "
+    )
+    assert f"{said}40" in _notes(store, [*arms, row], store.trials(), here, "")
     base = odd(here / run["folder"] / "base" / "items.jsonl")
     right = [r.correct for r in base if r.suite == "kept" and r.correct is not None]
     assert row.result.scorecard["kept_accuracy"].value == pytest.approx(sum(right) / len(right))
