@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,6 +18,9 @@ from experiments.studies.space import DIMENSIONS, Scalar, probes
 
 if TYPE_CHECKING:
     from experiments.config import ExperimentConfig
+
+# fields whose default depends on other ones: steps, suites
+FOLLOWING = (("training", "warmup_steps"), ("evaluation", "every"))
 
 
 def load_study(path: str | Path, profile: str | None = None) -> StudyConfig:
@@ -34,7 +39,6 @@ def parse_study(
 
     begun: the study has trials, and settings without effect may stay.
     """
-    from experiments.config import load_config
     from experiments.evaluation.flat_keys import replaces
     from experiments.studies.checks import (  # loads torch, as the lines above
         check_dimensions,
@@ -55,9 +59,9 @@ def parse_study(
         before = {key: v for key, v in study.overrides.items() if not any(replaces(one, key) for one in last)}
         changes |= {"name": f"{study.name}-{profile}", "overrides": {**before, **last}}
         given = last if any(replaces(one, "evaluation.suites") for one in last) else {**before, **last}
-    if isinstance(study.base, str):
-        changes["base"] = load_config(study.base).to_flat()
     study = study.model_copy(update=changes)
+    if isinstance(study.base, str):
+        study = _with_base(study, study.base)
     configs = [_checked(study, picks, source) for picks in probes(study.search)]
     check_trials(study, configs, source)
     if not begun:
@@ -73,6 +77,29 @@ def stored_study(values: dict[str, Any], source: str = "study") -> StudyConfig:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{source}:\n{fault_lines(error, _keys_at)}") from None
+
+
+def _with_base(study: StudyConfig, name: str) -> StudyConfig:
+    """Return the study with the contents of its base, all defaults written out.
+
+    FOLLOWING are left out if the file has none and a trial would have others, as it has with `run --set`.
+    """
+    from experiments.config import load_config
+
+    base, (_, given) = load_config(name).to_flat(), read_yaml(name, SHIPPED, "config file")
+    searched = [getattr(d, "path", None) or key for key, d in study.search.items()]
+    part = copy.deepcopy(base)
+    for section, key in FOLLOWING:
+        if key not in given.get(section, {}) and f"{section}.{key}" not in searched:
+            del part[section][key]
+    whole, followed = (study.model_copy(update={"base": values}) for values in (base, part))
+
+    def same(picks: dict[str, Scalar]) -> bool:
+        with suppress(ConfigError):
+            return whole.run_config(picks, 0, 0) == followed.run_config(picks, 0, 0)
+        return False
+
+    return whole if all(map(same, probes(study.search))) else followed
 
 
 def _checked(study: StudyConfig, picks: dict[str, Scalar], source: str) -> ExperimentConfig:

@@ -9,11 +9,11 @@ import pytest
 import yaml
 
 from experiments.common.errors import ConfigError
-from experiments.config import SHIPPED
+from experiments.config import SHIPPED, load_config
 from experiments.studies.load import load_study, parse_study, stored_study
 from experiments.studies.optimizers import check_options
 from experiments.studies.space import grid
-from tests.helpers.study_of_one_arm import ARM, values
+from tests.helpers.study_of_one_arm import ARM, RATE, values
 from tests.helpers.toy_study import toy_study
 
 STUDIES = sorted((SHIPPED / "studies").glob("*.yaml"))
@@ -149,6 +149,36 @@ def test_a_named_arm_changes_what_overrides_give_to_all() -> None:
     study = parse_study(values(search={"arm": {"kind": "arms", "arms": arms}}, overrides={"arms": ARM, LAYERS: 4}))
     first, second = (study.run_config({"arm": arm}, 0, 0).arms[0].control for arm in arms)
     assert (first.interpolation, second.interpolation, second.layers) == ("slerp", "lerp", 4)
+
+
+LM_EVAL: dict[str, Any] = {"evaluation.suites": ["new", "kept", {"lm_eval": {"kept": ["arc_easy"]}}]}
+
+
+@pytest.mark.parametrize(
+    ("own", "changed"),
+    [
+        ({}, {"training.steps": 48}),
+        ({}, {"training.steps": 2}),
+        ({}, LM_EVAL),
+        ({"warmup_steps": 3}, {"training.steps": 48} | LM_EVAL),
+        ({}, {"training.steps": 48, "training.warmup_steps": 4, "evaluation.every": 3}),
+    ],
+)
+def test_defaults_that_follow_from_other_fields_are_those_of_the_trial(
+    own: dict[str, Any], changed: dict[str, Any], tmp_path: Path
+) -> None:
+    """As with `run --set` of the same values, whether they are overrides or searched."""
+    base = {"name": "b", "data": {"new": {"source": "facts"}}, "training": {"steps": 4, **own}, "arms": ARM}
+    file = tmp_path / "b.yaml"
+    file.write_text(yaml.safe_dump(base))
+    study = parse_study(values(base=str(file), overrides=changed))
+    arms = {"arm": {"kind": "arms", "arms": {"as is": {}, "changed": changed}}}
+    searched = parse_study(values(base=str(file), overrides={}, search=arms))
+    expected = load_config(file, changed)
+    for trial in (study.run_config({RATE: 1e-3}, 0, 0), searched.run_config({"arm": "changed"}, 0, 0)):
+        assert (trial.training, trial.evaluation) == (expected.training, expected.evaluation)
+    assert searched.run_config({"arm": "as is"}, 0, 0).training == load_config(file).training
+    assert parse_study(study.to_dict(), begun=True).identity() == study.identity()
 
 
 def test_files(tmp_path: Path) -> None:
