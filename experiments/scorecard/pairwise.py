@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ LEVEL = 0.05
 SignificantPairs: TypeAlias = Mapping[str, frozenset[frozenset[str]]]  # by figure: the pairs of arms that differ
 Flips: TypeAlias = tuple[Fraction, Fraction]  # answers to a question that were won and lost, the mean over the seeds
 Answers: TypeAlias = Mapping[tuple[str, str, str], Flips]  # by (suite, task, item)
+_share = functools.cache(Fraction)  # few are unlike, and each is made for thousands of questions
 COUNTED: Mapping[str, Callable[[Flips], Fraction]] = {"nfr": lambda flips: flips[1], "pfr": lambda flips: flips[0]}
 
 
@@ -96,7 +98,8 @@ def paired_p(
     if row is None or not row.sign_test:
         return p
     count, none = COUNTED.get(figure, lambda flips: flips[0] - flips[1]), (Fraction(0), Fraction(0))
-    changes = [count(one[key]) - count(other.get(key, none)) for key in one if key[0] == row.suite]
+    pairs = [(own, other.get(key, none)) for key, own in one.items() if key[0] == row.suite]
+    changes = [count(own) - count(others) for own, others in pairs if own != others]
     return max(p, mcnemar_p(sum(c < 0 for c in changes), sum(c > 0 for c in changes)))
 
 
@@ -110,12 +113,12 @@ def net_correct(runs: Sequence[Measured], choosing: bool | None = None) -> Answe
 
     A fraction, so that an arm of 2 seeds and one of 3 are equal if their means are.
     """
-    found: dict[tuple[str, str, str], Flips] = defaultdict(lambda: (Fraction(0), Fraction(0)))
+    found: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])
     for base, after in runs:
         before = {record.key: record.correct for record in of_half(base, choosing)}
         for record in of_half(after, choosing):
             if record.correct is not None and (had := before.get(record.key)) is not None:
-                key = record.suite, record.task, record.item
-                won, lost = (Fraction(record.correct > had, len(runs)), Fraction(record.correct < had, len(runs)))
-                found[key] = found[key][0] + won, found[key][1] + lost
-    return found
+                counts = found[record.suite, record.task, record.item]
+                counts[0] += record.correct > had
+                counts[1] += record.correct < had
+    return {key: (_share(won, len(runs)), _share(lost, len(runs))) for key, (won, lost) in found.items()}

@@ -16,7 +16,7 @@ from transformers import DynamicCache, StaticCache
 import ctrl
 from ctrl.expansion import take_off
 from tests.helpers.architectures import build as build_architecture
-from tests.helpers.families import EVERY, build, perturb
+from tests.helpers.families import build, in_turn, perturb
 from tests.helpers.tiny_llama import IDS, MASK, disturbed
 
 ALONE = "past_key_values was filled while the expanded layers did not run"
@@ -41,8 +41,7 @@ def test_every_cache_gives_the_tokens_of_none(structure: str, implementation: st
     assert not torch.equal(base, expected[:, : base.shape[1]])
 
 
-@pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize(("family", "structure"), in_turn(1))
 @pytest.mark.slow
 def test_a_static_cache_gives_the_tokens_of_a_dynamic_one(family: str, structure: str) -> None:
     model = ctrl.expand(build(family), ctrl.ControlConfig(structure=structure, layers=2))

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import ctrl
 from ctrl.expansion import take_off
 from ctrl.fingerprint import fingerprint
-from tests.helpers.families import EVERY, build
+from tests.helpers.families import build, in_turn
 from tests.helpers.named_bases import named, one_row, saved
 from tests.helpers.quantised import FakeInt8, replace_linears
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
@@ -95,8 +95,7 @@ def test_quantised_bases_are_known_by_their_norms_and_embeddings(load: str, tmp_
         put(named("hub/name", seed=3))
 
 
-@pytest.mark.parametrize("family", EVERY)
-@pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
+@pytest.mark.parametrize(("family", "structure"), in_turn(0))
 def test_the_same_base_under_another_name_or_dtype_is_welcome(family: str, structure: Any, tmp_path: Path) -> None:
     """A local copy of a base from the Hub; a base that was saved in bf16 and is loaded in fp32."""
     base = build(family).bfloat16().float()  # the values of a bf16 checkpoint

@@ -22,7 +22,7 @@ from ctrl import precision
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import expanded_layers
 from ctrl.mark import MARK
-from tests.helpers.families import EVERY, build, labelled, left_padded, perturb
+from tests.helpers.families import build, in_turn, labelled, left_padded, perturb
 from tests.helpers.tiny_llama import BATCHES, IDS, tiny
 from tests.helpers.trainers import hf_trainer
 
@@ -53,8 +53,7 @@ def dtypes(model: Any) -> set[torch.dtype]:
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize(("family", "structure"), in_turn(0))
 def test_every_family_starts_as_its_base_and_computes_as_half_copies(
     family: str, structure: Any, dtype: torch.dtype
 ) -> None:

@@ -19,7 +19,7 @@ from ctrl.config import ControlConfig
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import expanded_layers
 from tests.helpers import reference
-from tests.helpers.families import EVERY, build, left_padded, perturb
+from tests.helpers.families import build, in_turn, left_padded, perturb
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 HIDDEN = 32
@@ -201,8 +201,7 @@ def test_relaxed_norms_of_a_hybrid_are_those_of_its_pairs(tmp_path: Path, mix: f
     assert json.loads((tmp_path / "again" / "config.json").read_text())["expansion"]["interpolation_norm_alpha"] == mix
 
 
-@pytest.mark.parametrize("structure", list(STRUCTURES))
-@pytest.mark.parametrize("family", EVERY)
+@pytest.mark.parametrize(("family", "structure"), in_turn(2))
 def test_every_family_comes_back(tmp_path: Path, family: str, structure: str) -> None:
     """Without base=: config.json alone must describe the deeper stack, its layer types too."""
     model = ctrl.expand(build(family), ControlConfig(structure=structure, layers=2))  # type: ignore[arg-type]

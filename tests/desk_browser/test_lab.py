@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
-import nbformat
 import numpy as np
 import pytest
 
@@ -64,6 +63,8 @@ def opened(browser: Any, lab: str) -> Iterator[Callable[[str], Notebook]]:
 
 def small(project: Path, name: str, base: str, **changes: Any) -> str:
     """Write a notebook with small parameters to the project's mlruns/, which git ignores. Returns its path there."""
+    import nbformat  # takes seconds, in each process of the tests
+
     root = project / "mlruns"
     values = SMALL[name] | {"base_model": base, "root": str(root)} | changes
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib
 import itertools
 import json
@@ -83,6 +84,7 @@ class Roots:
             said = in_child(work, root.with_suffix(".log"))
             assert said.code == 0, said.text
         have_imported(modules.read_text().split())
+        gc.freeze()  # else each child looks through what it shares with this process
         self.made.add(root)
         return root
 

@@ -110,6 +110,18 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 # One of each kind is in the unit tier: rotary and tied, sliding layers and capped logits, learned positions, experts.
 UNIT = ("llama", "gemma2", "gpt2")
 EVERY = [name if name in UNIT else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+STRUCTURES = ("concat", "stack", "hybrid")
+
+
+def in_turn(turn: int) -> list[Any]:
+    """Pairs of family and structure for a test: each structure of the families of UNIT, one of each other family.
+
+    Another turn gives each of the others the next structure. Several tests with unlike turns have all pairs together.
+    """
+    pairs: list[Any] = [(name, structure) for name in UNIT for structure in STRUCTURES]
+    others = [name for name in FAMILIES if name not in UNIT]
+    given = [(name, STRUCTURES[(i + turn) % len(STRUCTURES)]) for i, name in enumerate(others)]
+    return pairs + [pytest.param(*pair, marks=pytest.mark.slow) for pair in given]
 
 
 def build(family: str, seed: int = 0) -> PreTrainedModel:

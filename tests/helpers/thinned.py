@@ -67,7 +67,6 @@ THINNED: dict[str, tuple[str, ...]] = {
         "test_two_threads_keep_their_passes_apart",
     ),
     "ctrl/whole/test_trainer.py": ("test_accumulated_gradients_are_those_of_one_large_batch",),
-    "experiments/cli/test_main.py": ("test_commands_that_read_files_import_no_torch",),
     "experiments/data/test_graders.py": (
         "TestContract::test_any_reply_has_a_verdict",
         "TestContract::test_right_and_wrong",

@@ -1,8 +1,12 @@
-"""One contract for every model family in every structure: an expanded model is right from its first to its last use."""
+"""One contract for every model family in every structure: an expanded model is right from its first to its last use.
+
+The families of the unit tier meet each test in each structure, the others in one structure, another in each test.
+"""
 
 from __future__ import annotations
 
 import copy
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,20 +17,34 @@ from transformers import PreTrainedModel
 import ctrl
 from ctrl.config import ControlConfig
 from tests.helpers import reference
-from tests.helpers.families import EVERY, WINDOW, build, greedy_by_hand, labelled, left_padded, perturb
+from tests.helpers.families import (
+    EVERY,
+    FAMILIES,
+    STRUCTURES,
+    WINDOW,
+    build,
+    greedy_by_hand,
+    in_turn,
+    labelled,
+    left_padded,
+    perturb,
+)
 
-STRUCTURES = ["concat", "stack", "hybrid"]
 Batch = dict[str, Tensor]
 
 
-@pytest.fixture(params=EVERY)
-def family(request: pytest.FixtureRequest) -> str:
-    return request.param
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "structure" in metafunc.fixturenames:
+        turn = zlib.crc32(metafunc.function.__name__.encode())
+        metafunc.parametrize(("family", "structure"), in_turn(turn))
+    elif "family" in metafunc.fixturenames:
+        metafunc.parametrize("family", EVERY)
 
 
-@pytest.fixture(params=STRUCTURES)
-def structure(request: pytest.FixtureRequest) -> str:
-    return request.param
+def test_every_family_meets_every_structure() -> None:
+    tests = [name for cls in globals().values() if isinstance(cls, type) for name in vars(cls) if name[:5] == "test_"]
+    pairs = [getattr(pair, "values", pair) for name in tests for pair in in_turn(zlib.crc32(name.encode()))]
+    assert set(pairs) == {(family, structure) for family in FAMILIES for structure in STRUCTURES}
 
 
 @pytest.fixture

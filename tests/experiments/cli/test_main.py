@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -63,40 +64,52 @@ def test_an_option_of_one_value_is_given_once(words: str, capsys: pytest.Capture
 
 
 LIBRARIES = {"torch", "transformers", "mlflow", "optuna", "scipy", "pandas"}
-SECONDS = pytest.mark.slow  # Optuna with its database, or 10,000 resamples
+READERS: list[tuple[list[str], set[str], str]] = [  # arguments, what they need of these, and what they say
+    (["--help"], set(), "usage:"),
+    ([], set(), ""),
+    (["list"], set(), "interpolations"),
+    (["runs"], set(), "demo-0123abcd"),
+    (["show", "demo"], {"scipy", "pandas"}, "+.50"),
+    (["compare", "judged"], {"scipy", "pandas"}, "retention"),
+    (["gate", "judged", "--margin", "0.5"], {"scipy", "pandas"}, "full-0.001"),
+    (["show", "toy"], {"optuna"}, "Does it?"),
+    (["status", "toy"], {"optuna"}, "toy: 6 waiting of 6"),
+    (["export", "toy", "x.csv"], {"optuna", "pandas"}, "6 trials written"),
+]
+# Each in a fork of one process: what that has imported for some is not there for the others.
+FORKED = """
+import json, os, sys
+import experiments.cli.main as cli
+for number, (argv, unneeded) in enumerate(json.load(sys.stdin)):
+    if not os.fork():
+        sys.stdout = sys.stderr = open(f"said-{number}.txt", "w")
+        try: cli.main(argv)
+        except SystemExit: pass
+        print("not needed:", *set(unneeded) & set(sys.modules), flush=True)
+        os._exit(0)
+    os.wait()
+"""
 
 
 @pytest.mark.parametrize(
-    ("argv", "needed", "said"),
-    [
-        (["--help"], set(), "usage:"),
-        ([], set(), ""),
-        (["list"], set(), "interpolations"),
-        (["runs"], set(), "demo-0123abcd"),
-        pytest.param(["show", "demo"], {"scipy", "pandas"}, "+.50", marks=SECONDS),
-        pytest.param(["compare", "judged"], {"scipy", "pandas"}, "retention", marks=SECONDS),
-        pytest.param(["gate", "judged", "--margin", "0.5"], {"scipy", "pandas"}, "full-0.001", marks=SECONDS),
-        pytest.param(["show", "toy"], {"optuna"}, "Does it?", marks=SECONDS),
-        pytest.param(["status", "toy"], {"optuna"}, "toy: 6 waiting of 6", marks=SECONDS),
-        pytest.param(["export", "toy", "x.csv"], {"optuna", "pandas"}, "6 trials written", marks=SECONDS),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    "chosen", [READERS[:4], pytest.param(READERS[4:], marks=pytest.mark.slow)], ids=["files", "figures"]
 )
-def test_commands_that_read_files_import_no_torch(argv: list[str], needed: set[str], said: str, tmp_path: Path) -> None:
+def test_commands_that_read_files_import_no_torch(
+    chosen: list[tuple[list[str], set[str], str]], tmp_path: Path
+) -> None:
+    """The slow ones need Optuna with its database, or 10,000 resamples."""
     root = tmp_path / "mlruns"
     make_run(root, results={"full 0.001": {"gain": 0.5, "retention": 0.9}})
     write_run(tmp_path / "judged", {"full-0.001": (0.05, 0.5), "full-0.0001": (0.0, 0.1)})
-    if "optuna" in needed:
+    if any("optuna" in needed for _, needed, _ in chosen):
         make_study(root, "toy")
         open_store(root, question="Does it?")
-    code = "import sys; from experiments.cli.main import main\n"
-    code += f"try: main({argv})\nexcept SystemExit: pass\n"
-    code += f"print('not needed:', *{LIBRARIES - needed} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT, check=True
-    )
-    assert said in done.stdout
-    assert done.stdout.splitlines()[-1] == "not needed:"
+    given = json.dumps([(argv, sorted(LIBRARIES - needed)) for argv, needed, _ in chosen])
+    subprocess.run([sys.executable, "-c", FORKED], cwd=tmp_path, input=given, text=True, env=ENVIRONMENT, check=True)
+    for number, (argv, _, said) in enumerate(chosen):
+        text = (tmp_path / f"said-{number}.txt").read_text()
+        assert said in text, argv
+        assert text.splitlines()[-1] == "not needed:", argv
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,8 @@ def test_another_model_is_another_cache(open_context: Open, tmp_path: Path) -> N
 def test_other_weights_of_the_same_size_and_time_are_another_cache(
     open_context: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
     file = Path(tiny_base(tmp_path / "other")) / "model.safetensors"
+    monkeypatch.setenv("HOME", str(tmp_path))  # now: the shipped model's tokenizer lies below the real one
     context, calls = open_context(name="~/other")
     first, known = sampled(context), file.stat()
     whole = file.read_bytes()

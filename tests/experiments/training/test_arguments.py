@@ -23,7 +23,9 @@ from experiments.training.arguments import (
 )
 from experiments.training.config import TrainingConfig
 from experiments.training.train import training_arguments
+from tests.helpers import engine
 from tests.helpers.engine import Killed, arm_config, config, context, plan, train
+from tests.helpers.tiny_llama import tiny
 
 NESTED = "__bnb_optimizer_quant_state__"  # where bitsandbytes saves what FSDP is not to see
 SMALLEST = 4096  # numbers of a tensor whose state is held in 8 bit
@@ -157,11 +159,12 @@ def wide() -> LlamaForCausalLM:
 @pytest.mark.slow
 def test_a_compiled_arm_trains_as_a_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through dynamo, without a compiler: the losses and the divergence are those of the plain run."""
+    monkeypatch.setattr(engine, "tiny", lambda: tiny(depth=2))  # half of the layers to trace
     for variable in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
         monkeypatch.setenv(variable, "no")
-    plain = train(arm_config("control"), tmp_path / "plain", steps=3)
-    given = {"torch_compile_backend": "eager"}
-    compiled = train(arm_config("control"), tmp_path / "compiled", steps=3, arguments=given)
+    arm = arm_config("control", control={"layers": 1})
+    plain = train(arm, tmp_path / "plain", steps=3)
+    compiled = train(arm, tmp_path / "compiled", steps=3, arguments={"torch_compile_backend": "eager"})
     for step, logs in plain.logs.items():
         assert compiled.logs[step]["loss"] == pytest.approx(logs["loss"], rel=1e-4)
         assert compiled.logs[step]["divergence"] == pytest.approx(logs["divergence"], rel=1e-3, abs=1e-9)

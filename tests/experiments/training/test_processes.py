@@ -46,7 +46,11 @@ LOGGED = ("loss", "lm_loss", "weighted_lm_loss", "divergence", "penalty", "grad_
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Outcome]:
     """What one process trains by a method. It is the same for all modes."""
     folder = tmp_path_factory.mktemp("alone")
-    return functools.cache(lambda name, precision: train(two.arm(name), folder / name / precision, precision=precision))
+    return functools.cache(
+        lambda name, precision: train(
+            two.arm(name), folder / name / precision, precision=precision, steps=two.steps(name)
+        )
+    )
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 FEW = ["training.steps=1", "training.batch_size=4", "training.warmup_steps=0", "evaluation.every=1"]
 FEW += [f"evaluation.{size}=1" for size in ("replies", "new_replies", "reply_tokens")]
-FEW += ["evaluation.kept_items=4", "evaluation.perplexity_tokens=64"]
+FEW += ["evaluation.kept_items=4", "evaluation.kept_tasks=[capitals]", "evaluation.perplexity_tokens=64"]
 FEW += ["evaluation.bootstrap=100", "evaluation.new_items=3", "data.length=256"]
 FEW += ["arms=[{name: lora, method: lora, learning_rates: [1.0e-3]}]"]
 TOOL = {"name": "stock", "description": "Count pieces", "parameters": {"type": "object", "properties": {}}}

@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,14 @@ from experiments.tracking.uri import page, without_password
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
-LENGTH, SECONDS = 100_000, 1.0
+LENGTH, SECONDS, PART = 100_000, 1.0, 5  # a fifth of a text comes first: see in_time
 PARTS = (
     "a", "1", " ", "\n", "\n \n", ",", "1,", "11,", "1,111,", ".", "1e1", "```", "```a", "#### \n", "://", "://a:@",
     "?", "?pass", "&key=", "'", '")', "a>", ">1", "[Errno 1] ", "_", "{% generation", "strftime_now(", "word", "é",
     "\\boxed{", "{", "\\(", "1 1/", "$",
 )  # fmt: skip
 STARTS = {"1": "a>", " ": "a>1", "\n": "1."}  # what must come first, so that a pattern gets as far as the part
-TEXTS = [f"{start}{part * (LENGTH // len(part))}x" for part in PARTS for start in {"", STARTS.get(part, "")}]
+BEGUN = [(start, part) for part in PARTS for start in {"", STARTS.get(part, "")}]
 METHODS = ("search", "match", "fullmatch", "sub", "findall", "finditer", "split")
 OWN = {"experiments.cli.catalogue"}  # reads the docstrings of this package alone
 
@@ -108,16 +109,31 @@ READERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def in_time(work: Callable[[], object], what: str) -> None:
-    """Do the work. It is stopped, and the test fails, after a second of this process."""
+def hostile(start: str, part: str, length: int) -> str:
+    return f"{start}{part * (length // len(part))}x"
 
+
+def in_time(work: Callable[[str], object], what: str) -> None:
+    """Do the work with each text. It is stopped, and the test fails, after a second of this process.
+
+    A fifth of a text comes first. Where it takes less than a 25th of the second, the whole one takes less than the
+    second in quadratic time too, and is left out; of cubic time already the fifth takes hours.
+    """
+    for start, part in BEGUN:
+        began = time.process_time()
+        _stopped(work, hostile(start, part, LENGTH // PART), what)
+        if time.process_time() - began >= SECONDS / PART**2:
+            _stopped(work, hostile(start, part, LENGTH), what)
+
+
+def _stopped(work: Callable[[str], object], text: str, what: str) -> None:
     def stop(*_: object) -> None:
-        pytest.fail(f"more than {SECONDS} s for {what}")
+        pytest.fail(f"more than {SECONDS} s for {what} of {len(text)} letters: {text[:20]!r}")
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        work()
+        work(text)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
@@ -137,12 +153,22 @@ def used(found: Any) -> Any:
 @pytest.mark.parametrize(("name", "pattern", "method"), PATTERNS, ids=[f"{n} {m}" for n, _, m in PATTERNS])
 def test_patterns(name: str, pattern: str, method: str) -> None:
     compiled = re.compile(pattern)
-    for text in TEXTS:
-        given = ("", text) if method == "sub" else (text,)
-        in_time(lambda: used(getattr(compiled, method)(*given)), repr(text[:20]))  # noqa: B023
+    first = ("",) if method == "sub" else ()
+    in_time(lambda text: used(getattr(compiled, method)(*first, text)), f"{name} {method}")
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_readers(name: str) -> None:
-    for text in TEXTS:
-        in_time(lambda: READERS[name](text), repr(text[:20]))  # noqa: B023
+    in_time(READERS[name], name)
+
+
+def slow(text: str, seconds: float) -> None:
+    began = time.process_time()
+    while time.process_time() - began < seconds * (len(text) / LENGTH) ** 2:
+        pass
+
+
+def test_a_reader_of_quadratic_time_is_found() -> None:
+    """Of 1.5 s for a whole text a fifth takes .06 s."""
+    with pytest.raises(pytest.fail.Exception, match=r"more than 1\.0 s for slow of 100001 letters: 'aaaa"):
+        in_time(lambda text: slow(text, 1.5), "slow")
