@@ -54,6 +54,11 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
         )
     if config.training.schedule == "infinite":
         yield from _phases(config.training)
+    if config.training.arguments.get("neftune_noise_alpha"):
+        yield (
+            "training.arguments: the noise of neftune_noise_alpha is drawn for each micro-batch and process, and is "
+            "larger where its rows are shorter: results depend on training.micro_batch and the number of processes"
+        )
     for arm in config.arms:
         yield from arm.notes
         yield from _without_weight(arm)

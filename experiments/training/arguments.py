@@ -25,7 +25,8 @@ PASSED = {
     "adam_beta1": "decay of Adam's mean of gradients",
     "adam_beta2": "decay of Adam's mean of squared gradients",
     "adam_epsilon": "added to the root in Adam's step",
-    "neftune_noise_alpha": "noise on the embeddings of training rows (arXiv 2310.05914)",
+    "neftune_noise_alpha": "noise on the embeddings of training rows (arXiv 2310.05914), drawn for each micro-batch "
+    "and process, and larger where its rows are shorter",
     "tf32": "let fp32 products of NVIDIA GPUs use TF32",
     "full_determinism": "deterministic kernels, slower",
     "torch_compile": "compile the model with torch.compile",

@@ -187,6 +187,14 @@ def test_a_warm_up_of_all_steps_is_said(steps: int, part: str) -> None:
     assert not said(steps - 1)
 
 
+@pytest.mark.parametrize(("alpha", "lines"), [(5.0, 1), (0, 0), (None, 0)])
+def test_noise_that_depends_on_how_a_step_is_cut_is_said(alpha: float | None, lines: int) -> None:
+    """That of transformers is within alpha / sqrt(tokens * width) of a pass as it is padded."""
+    arguments = {} if alpha is None else {"neftune_noise_alpha": alpha}
+    said = list(notes(parse_config({"name": "x", "arms": [ARM], "training": {"arguments": arguments}})))
+    assert [line.startswith("training.arguments: the noise of neftune_noise_alpha") for line in said] == [True] * lines
+
+
 def test_old_text_is_not_measured() -> None:
     old = {"source": "file", "path": "x.jsonl", "grader": "contains", "test": {"share": 0.5}}
     said = [
