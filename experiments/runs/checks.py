@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
+from ctrl.attention_rows import check_attention
 from ctrl.structure import decoder_layers, place
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import ExperimentConfig
@@ -17,11 +18,12 @@ from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
 from experiments.methods.config import ArmConfig
 from experiments.methods.low_rank import linear_names, lora_names, not_linear
+from experiments.methods.tuning import Control
 from experiments.models.positions import alike_up_to, embedding_rows, positions, trained_positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
 from experiments.plan.launches import arm_faults, launch_faults, this_sharding
-from experiments.training.arguments import missing_package
+from experiments.training.arguments import unavailable
 from experiments.training.checkpointing import why_not
 from experiments.training.launcher import world_size
 from experiments.training.lm_loss import why_unweighted
@@ -161,10 +163,9 @@ def _sampled(source: BaseText, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _training_faults(config: ExperimentConfig, model: PreTrainedModel) -> list[str]:
     training = config.training
-    missing = missing_package(training.arguments)
     reason = None if training.checkpointing == "none" else why_not(model)
     return [
-        *([missing] if missing else []),
+        *unavailable(training.arguments),
         *([f"training.checkpointing: {reason}"] if reason else []),
     ]
 
@@ -182,9 +183,18 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
         )
     if (method.weighs_tokens or method.penalises_tokens) and (reason := why_unweighted(model)):
         faults.append(f"method {arm.method_name} weighs or penalises tokens, but {reason}")
+    compares_attention = isinstance(method.tuning, Control) and method.tuning.config.divergence == "attention"
+    if compares_attention and (attention := model.config._attn_implementation) != "eager":
+        return [
+            *faults,
+            f"control.divergence 'attention' reads attention weights, which {attention!r} attention does not return: "
+            "set attention: eager",
+        ]
     try:
         if method.tuning.linear_layers(model) == []:
             faults.append("its targets are linear layers, and this model has none there: set targets to all")
+        if compares_attention:
+            check_attention(model.config)
         if method.layer_choice is not None:
             place(method.layer_choice, len(decoder_layers(model)))
     except ctrl.ConfigError as error:
