@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,15 +130,22 @@ def _show_measurement(folder: Path) -> None:
 def config_lines(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the config of a run in a few lines: title -> text."""
     data, training, evaluation = config["data"], config["training"], config["evaluation"]
-    replay = f", {data['replay']:.0%} replay of {_sources(data['old'])}" if data.get("replay") else ""
     rows = training["batch_size"] * training.get("gradient_accumulation", 1)
     when = f"every {evaluation['every']} steps" if evaluation["every"] else "at the end"
     return {
         "base model": f"{config['base_model']}, precision {config['precision']}, seed {config['seed']}",
-        "new task": _sources(data["new"]) + replay,
+        "new task": _sources(data["new"]) + _replay(data, config["arms"]),
         "training": f"{training['steps']} steps of {rows} rows",
         "evaluation": f"{when}: {', '.join(evaluation['suites'])}",
     }
+
+
+def _replay(data: Mapping[str, Any], arms: Iterable[Mapping[str, Any]]) -> str:
+    """Return what is replayed and its share, from the least to the most of the arms; empty if none replays."""
+    own = (arm.get("replay") for arm in arms)
+    shares = sorted((data.get("replay") or 0.0) if one is None else one for one in own)
+    ends = dict.fromkeys(f"{share:.0%}" for share in (shares[0], shares[-1]))
+    return f", {' to '.join(ends)} replay of {_sources(data['old'])}" if any(shares) else ""
 
 
 def _sources(sources: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.cli.console import Commands, add_root, say, show_rows
 from experiments.cli.servers import HOST, ended_by_ctrl_c, free_port, start, wait
+from experiments.common.commands import command
 from experiments.common.errors import ConfigError, StudyError
 from experiments.common.paths import default_root, short_path
 from experiments.desk.overview import GAINS
@@ -72,15 +73,18 @@ def ui_command(args: argparse.Namespace) -> int:
 def optuna_command(root: Path) -> Callable[[int], str]:
     """Return a function that makes the shell command of optuna-dashboard for a port.
 
-    Raises ConfigError if it is not installed, StudyError if no study was started.
+    It opens one storage: that of the root, or of the first study if none is there. STUDY_STORAGE has the latter's URL
+    from then on. Raises ConfigError if it is not installed, StudyError if no study was started.
     """
     from experiments.studies.artifacts import FOLDER
     from experiments.studies.locks import STORAGE, sqlite_file, sqlite_url
-    from experiments.studies.storage import storage_url
+    from experiments.studies.storage import storage_url, storages
 
     if importlib.util.find_spec(DASHBOARD) is None:
         raise ConfigError("--optuna needs optuna-dashboard, which is not installed: pip install optuna-dashboard")
-    url = storage_url(root, None)
+    url, studies = storage_url(root, None), [*storages(root).values()]
+    if studies and not os.environ.get(STORAGE) and not (root / "optuna.db").is_file():
+        url = os.environ[STORAGE] = studies[0]
     if (file := sqlite_file(url)) and not file.is_file():
         raise StudyError(f"no study was started yet: there is no {short_path(file)}; leave --optuna out")
     own = f"os.environ.get({STORAGE!r}) or {sqlite_url(root.resolve() / 'optuna.db')!r}"  # may have a password
@@ -115,16 +119,23 @@ def mlflow_links(tracker: Any, address: str) -> str:
 
 
 def optuna_links(root: Path, address: str) -> None:
-    """Print a link to each study."""
+    """Print a link to each study, and the command that opens those in another storage."""
     import optuna
 
-    from experiments.studies.storage import storage_url
+    from experiments.studies.locks import STORAGE, shown
+    from experiments.studies.storage import storage_url, storages
 
     say(f"optuna-dashboard: {address}")
-    storage = optuna.storages.RDBStorage(storage_url(root, None))
+    url = storage_url(root, None)
+    storage = optuna.storages.RDBStorage(url)
     studies = storage.get_all_studies()
     if studies:
         show_rows((), [(one.study_name, f"{address}/dashboard/studies/{one._study_id}") for one in studies])
+    at: tuple[str | Path, ...] = () if root.resolve() == default_root().resolve() else ("--root", root)
+    here = command("ui", "--optuna", *at)
+    for name, own in storages(root).items():
+        if own != url:
+            say(f"{name} is in another storage: {STORAGE}={shlex.quote(shown(own))} {here} opens it")
 
 
 def has_screen() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping
 from decimal import Decimal
@@ -31,10 +32,16 @@ def cell_text(cell: Any, column: str, place: str) -> str:
     if cell is None:
         return ""
     if not isinstance(cell, PLAIN):
-        raise BadRow(f"{place}: column {column!r} holds a {type(cell).__name__}, which is no text")
+        hint = ": write dates as texts; source file reads those of JSON lines as they are" if _is_time(cell) else ""
+        raise BadRow(f"{place}: column {column!r} holds a {type(cell).__name__}, which is no text{hint}")
     if isinstance(cell, float) and not math.isfinite(cell):
         raise BadRow(f"{place}: column {column!r} is empty" if math.isnan(cell) else f"{place}: {column!r} is {cell}")
     return whole(written(cell), column, place)
+
+
+def _is_time(cell: Any) -> bool:
+    """Whether a cell is a date or a time, which pyarrow makes of texts like 2020-01-01 in JSON lines and CSV."""
+    return isinstance(cell, datetime.date | datetime.time | datetime.timedelta)
 
 
 def written(value: Any) -> str:

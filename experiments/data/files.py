@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,6 +118,13 @@ class LocalFile(Columns, Finite):
         except (OSError, TypeError):
             return None
         return table if len(table) else None
+
+    @property
+    def tables_alone(self) -> bool:
+        """Whether no file is a text. By the name, if the files cannot be read here."""
+        with suppress(ConfigError):
+            return not any(map(_is_text, self._files()[0]))
+        return kind(Path(self.path)) in TABLES
 
     def has_column(self, name: str) -> bool:
         """Whether the first row of the first table has a column. Raises ConfigError for a file that cannot be read."""

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -33,13 +33,17 @@ SCORE = struct.Struct("d")
 LONGEST = 4096  # bytes of a result: a pipe takes so many at once
 READY = b"+"  # what a check says first, after it gave up its rights: a reply can say nothing before it
 ROUNDS = 50  # checks of one reply, each after modules were imported that the one before asked for
+# modules of Python's own library that do more than define when they are imported: print, open a window, run tests
+ACTING = {"antigravity", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
+LIBRARY = sys.stdlib_module_names - ACTING
 
 
 class Isolated:
     """A verifier in a process of its own; called as the verifier itself, one reply at a time.
 
     scorer: can be pickled. If it has a method `ready`, that imports what it needs; others are tried with the answer.
-    packages, an attribute of it: packages whose further modules are imported when a check needs them.
+    packages, an attribute of it: packages besides Python's own library whose modules are imported when a check needs
+    them.
     seconds, memory: limits of one reply, seconds of the processor, memory in bytes.
     """
 
@@ -97,15 +101,14 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 def _checked(scorer: Any, seconds: float, memory: int, answer: str, entry: dict[str, Any]) -> float:
     """Fork, check the reply there, and return its score. Raises MemoryError if the system ends the check.
 
-    A library that imports a part of itself only when it is needed cannot do so without rights, and would call a right
-    reply wrong. So modules of `scorer.packages` that a check asks for are imported here, and it is made again. A reply
-    that runs as code can ask too: for modules of these packages alone, and a few times.
+    A library that imports a part of itself only when it is needed (`datetime.strptime`) cannot do so without rights,
+    and would call a right reply wrong. So modules of LIBRARY and of `scorer.packages` that a check asks for are
+    imported here, and it is made again. A reply that runs as code can ask too: for these alone, and a few times.
     """
     tried: set[str] = set()
-    packages = getattr(scorer, "packages", ())
     for left in reversed(range(ROUNDS)):
         score, asked = _forked(scorer, seconds, memory, answer, entry)
-        wanted = {name for name in asked if name.partition(".")[0] in packages}
+        wanted = {name for name in asked if _may_ask(name, scorer)}
         if wanted <= tried or not left:
             break
         for name in sorted(wanted - tried):
@@ -113,6 +116,12 @@ def _checked(scorer: Any, seconds: float, memory: int, answer: str, entry: dict[
                 importlib.import_module(name)
         tried |= wanted
     return score
+
+
+def _may_ask(name: str, scorer: Any) -> bool:
+    """Whether a module is imported if a check asks for it; not `unittest.__main__`, which runs as a program."""
+    first = name.partition(".")[0]
+    return (first in LIBRARY or first in getattr(scorer, "packages", ())) and not name.endswith("__main__")
 
 
 @contextmanager
@@ -129,19 +138,19 @@ def _passed_over(given: str = "") -> Iterator[None]:
 
 
 class Wanted:
-    """Notes which modules of some packages were to be imported; first in `sys.meta_path` it finds none."""
+    """Notes which modules a check was to import and may ask for; first in `sys.meta_path` it finds none."""
 
-    def __init__(self, packages: Sequence[str]) -> None:
-        self.packages, self.names = packages, set[str]()
+    def __init__(self, scorer: Any) -> None:
+        self.scorer, self.names = scorer, set[str]()
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.partition(".")[0] in self.packages:
+        if _may_ask(name, self.scorer):
             self.names.add(name)
 
 
 def _scored(scorer: Any, answer: str, entry: dict[str, Any]) -> bytes:
     """Return the score of a reply as bytes, and after it the modules that were missing for it."""
-    wanted = Wanted(getattr(scorer, "packages", ()))
+    wanted = Wanted(scorer)
     sys.meta_path.insert(0, wanted)
     score = 0.0
     try:
@@ -222,4 +231,6 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    scores = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # modules may print when they are imported
+    serve(sys.stdin.buffer, scores)

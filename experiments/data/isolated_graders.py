@@ -31,7 +31,7 @@ SMALL, CLOSE = 1e-3, 1e-5  # numbers below SMALL are compared by their digits, w
 IMPORTED, MAIN = "reply", '__name__ = "__main__"\n'  # the name of a reply's module, and that of the tests
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 RUNS = (ast.Call, ast.Assert, ast.Raise, ast.Name)  # a name alone fails if the reply does not define it
-# what a program may import; a process without rights cannot open the files of others
+# what programs import most; a process without rights cannot open the files of others, and has to ask for them
 MODULES = (
     "abc", "array", "base64", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses",
     "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "io", "itertools", "json",
@@ -159,19 +159,20 @@ class Math(InIsolation):
 class Code(InIsolation):
     """The code of the reply passes tests: Python that runs after it and ends without an exception.
 
-    It runs in a process that can open no file, no connection, no other process and no thread (Linux), with limits of
-    time and memory. It could still fool its own tests. The code is that of the reply's blocks marked as Python, or else
-    all of it. What it has under `if __name__ == "__main__":` is not run, since it may wait for input.
+    It runs in a process that can open no file, no connection, no other process and no thread (Linux), so asyncio and
+    time zones do not work there, with limits of time and memory. It could still fool its own tests. The code is that of
+    the reply's blocks marked as Python, or else all of it. What it has under `if __name__ == "__main__":` is not run,
+    since it may wait for input.
     """
 
     main = "tests"
-    version = 2  # what is under __main__ is not run
+    version = 3  # what the library imports late is there, and a reply may sleep
     tests: str = Field("tests", description="column of the tests, a text or a list of lines, or a text with {columns}")
     allow: bool = Field(False, description="must be true: replies of the model are run as code")
     seconds: float = Field(10.0, gt=0, le=600, description="of the processor, for one reply")
     memory: float = Field(1.0, gt=0, description="memory of one reply in GB")
     modules: tuple[str, ...] = Field(
-        (), description="modules that programs may import, in addition to those of the library"
+        (), description="modules that programs may import, in addition to Python's own library"
     )
 
     @property
@@ -179,8 +180,13 @@ class Code(InIsolation):
         return tuple(re.findall(r"{(\w+)}", self.tests)) if "{" in self.tests else (self.tests,)
 
     @property
+    def packages(self) -> tuple[str, ...]:
+        """Those of `modules`, whose parts are imported when a reply needs them."""
+        return tuple(name.partition(".")[0] for name in self.modules)
+
+    @property
     def needs(self) -> tuple[str, ...]:
-        return "python", *(name.partition(".")[0] for name in self.modules)
+        return "python", *self.packages
 
     def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
         cells = {name: _text(row[name]) for name in self.reads}

@@ -11,6 +11,7 @@ from experiments.config import ExperimentConfig
 from experiments.methods.config import ArmConfig
 from experiments.models.precision import Precision
 from experiments.plan.accelerators import Device, here
+from experiments.plan.launches import arm_faults, launch_faults
 from experiments.plan.memory import Setup, Sharding, disk, mean_state, stages, state_bytes, training
 from experiments.plan.meter import Pass, trace
 from experiments.plan.shape import Counts, build
@@ -76,13 +77,19 @@ def plan_run(
 ) -> Plan:
     """Plan every arm of a config. device: default: this machine's. length: tokens of a row, if not `data.length`.
 
-    Raises ConfigError if the number of devices does not divide `training.batch_size`, ModelError without the base.
+    Raises ConfigError if the number of devices does not divide `training.batch_size`, and for what no arm can do with
+    this sharding, ModelError without the base.
     """
     device, arms, failed = device or here(), [], {}
     if config.precision == "fp32":
         device = replace(device, flops=None)  # its speed is that of bf16, up to 15 times the one of fp32
     Processes(devices).cut(config.training)
+    if faults := [*launch_faults(config, sharding, _precision(config, device).bf16)]:
+        raise ConfigError("\n".join(faults))
     for arm in config.arms:
+        if faults := [*arm_faults(arm, config, sharding, devices)]:
+            failed[arm.name] = "; ".join(faults)
+            continue
         try:
             arms.append(_Planner(config, arm, device, devices, sharding, length or config.data.length).plan())
         except ConfigError as error:  # of this arm's method: the others have plans
@@ -94,6 +101,10 @@ def plan_run(
     return Plan(config, device, arms, failed, {arm.name: len(arm.learning_rates) for arm in config.arms})
 
 
+def _precision(config: ExperimentConfig, device: Device) -> Precision:
+    return Precision("bf16" if config.precision == "auto" and device.bf16 else config.precision)
+
+
 class _Planner:
     """Trace passes of one arm as they are needed, each once."""
 
@@ -102,7 +113,7 @@ class _Planner:
     ) -> None:
         self.config, self.arm, self.device, self.length = config, arm, device, length
         self.training = config.training
-        self.precision = Precision("bf16" if config.precision == "auto" and device.bf16 else config.precision)
+        self.precision = _precision(config, device)
         rows, micro_batches = Processes(devices).cut(config.training)
         self.shape = build(config, arm, self.precision)
         state = mean_state(self.shape, config.training.arguments)
@@ -148,7 +159,8 @@ class _Planner:
 
     def _largest(self, how: str, setup: Setup) -> int:
         """The most rows of a micro-batch that fit and divide a device's rows of a step; 0 if one does not."""
-        sizes = [n for n in range(self.own, 0, -1) if self.own % n == 0]
+        least = self.own if self.shape.method.reads_pass else 1  # which no micro-batch may cut
+        sizes = [n for n in range(self.own, least - 1, -1) if self.own % n == 0]
         return next((n for n in sizes if self._needs(n, how, setup) <= self.device.memory), 0)
 
     def _change(self) -> str | None:
@@ -160,11 +172,18 @@ class _Planner:
                 first = f"{self._rows()}micro_batch: {largest}"
                 return f"training: {{{', '.join([first, *CHANGES[1:count]])}}}"
         for devices in itertools.takewhile(lambda n: self.own * self.setup.devices % n == 0, (2, 4, 8, 16)):
+            if self._refused(devices):
+                return None
             setup = replace(self.setup, devices=devices, sharding="fsdp")
             if sum(training(self.shape, self._pass(1, "all"), setup).values()) <= self.device.memory:
                 first = f"{self._rows()}micro_batch: 1"
                 return f"training: {{{first}, checkpointing: all}} and --devices {devices} --sharding fsdp"
         return None
+
+    def _refused(self, devices: int) -> bool:
+        """Whether a run of this arm with FSDP is refused."""
+        of_all = launch_faults(self.config, "fsdp", self.precision.bf16)
+        return any((*of_all, *arm_faults(self.arm, self.config, "fsdp", devices)))
 
     def _rows(self) -> str:
         """Return the fields that a micro-batch needs if the config makes a step of several batches."""

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import ctrl
+from ctrl.attention_rows import check_attention
 from ctrl.structure import decoder_layers, place
 from experiments.common.errors import ConfigError, MachineError
 from experiments.config import ExperimentConfig
@@ -17,12 +18,14 @@ from experiments.data.items import NewTask, NewText
 from experiments.evaluation.evaluate import Suites
 from experiments.methods.config import ArmConfig
 from experiments.methods.low_rank import linear_names, lora_names, not_linear
+from experiments.methods.tuning import Control
 from experiments.models.positions import alike_up_to, embedding_rows, positions, trained_positions
 from experiments.models.precision import Precision
 from experiments.models.tokens import answer_ids, end_of_text, prompt_ids
-from experiments.training.arguments import missing_package
+from experiments.plan.launches import arm_faults, launch_faults, this_sharding
+from experiments.training.arguments import unavailable
 from experiments.training.checkpointing import why_not
-from experiments.training.launcher import deepspeed, shards, world_size
+from experiments.training.launcher import world_size
 from experiments.training.lm_loss import why_unweighted
 
 ADAM = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adamw_apex_fused")
@@ -47,9 +50,11 @@ def check_run(config: ExperimentConfig, model: PreTrainedModel) -> None:
 
     Called before anything is measured.
     """
-    faults = [*_precision_faults(config), *_shard_faults(config), *_training_faults(config, model)]
+    sharding = this_sharding()
+    faults = [*launch_faults(config, sharding, Precision(config.precision).bf16), *_training_faults(config, model)]
     for arm in config.arms:
-        faults += [f"arm {arm.name!r}: {fault}" for fault in _arm_faults(arm, config, model)]
+        of_arm = [*arm_faults(arm, config, sharding, world_size()), *_arm_faults(arm, config, model)]
+        faults += [f"arm {arm.name!r}: {fault}" for fault in of_arm]
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -156,45 +161,13 @@ def _sampled(source: BaseText, tokenizer: PreTrainedTokenizerBase) -> int:
     return len(prompt_ids(tokenizer, "")) + 2 * source.max_tokens
 
 
-def _precision_faults(config: ExperimentConfig) -> list[str]:
-    if not (deepspeed() and Precision(config.precision).bf16):
-        return []
-    return [
-        f"precision {config.precision!r} means bf16 here, and DeepSpeed would hold all weights in it, norms too, "
-        "which is not the run of one process: set precision to fp32, or use accelerate launch --use_fsdp "
-        "--fsdp_version 2"
-    ]
-
-
 def _training_faults(config: ExperimentConfig, model: PreTrainedModel) -> list[str]:
     training = config.training
-    missing = missing_package(training.arguments)
     reason = None if training.checkpointing == "none" else why_not(model)
-    cut = training.arguments.get("optim") == "muon" and (shards() or deepspeed())
-    muon = ["training.arguments: optim 'muon' needs whole matrices, and FSDP and DeepSpeed cut them: launch without"]
     return [
-        *(muon if cut else []),
-        *([missing] if missing else []),
+        *unavailable(training.arguments),
         *([f"training.checkpointing: {reason}"] if reason else []),
     ]
-
-
-def _shard_faults(config: ExperimentConfig) -> list[str]:
-    if config.quantised is None or not (shards() or deepspeed()):
-        return []
-    return [
-        f"quantised={config.quantised}: FSDP and DeepSpeed cut or cast weights in floats only: launch with torchrun "
-        "alone, where each process holds the quantised base, or leave quantised out"
-    ]
-
-
-def _cut(config: ExperimentConfig) -> str:
-    """Return what cuts the batches of a step into passes of fewer rows; empty if nothing does."""
-    micro, count = config.training.micro_batch, world_size()
-    if count > 1:
-        return f"each of the {count} processes of this launch has a part of a batch"
-    rows = config.training.batch_size
-    return f"training.micro_batch={micro} cuts a step of {rows} rows" if micro is not None and micro < rows else ""
 
 
 def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel) -> list[str]:
@@ -202,37 +175,26 @@ def _arm_faults(arm: ArmConfig, config: ExperimentConfig, model: PreTrainedModel
     replay = config.data.replay if arm.replay is None else arm.replay
     if method.needs_replay and not (replay and config.data.old):
         faults.append("its options need replayed rows: give data.old, and data.replay or its replay")
-    if method.reads_weights and shards():
-        faults.append(
-            f"method {arm.method_name} adds a function of all weights to the loss, and FSDP has them in shards: launch "
-            "it without FSDP (each process then has the whole model), or leave the arm out"
-        )
-    if method.hooks_optimizer and (shards() or deepspeed()):
-        faults.append(
-            f"method {arm.method_name} changes the optimizer's steps, and FSDP and DeepSpeed have weights or states in "
-            "shards: launch it without them, or leave the arm out"
-        )
     optim = config.training.arguments.get("optim", "adamw_torch")
     if method.hooks_optimizer and optim not in ADAM:
         faults.append(
             f"method {arm.method_name} reads Adam's means of gradients, whole and in floats, which optim {optim!r} of "
             "training.arguments has not: leave optim out, or leave the arm out"
         )
-    if method.writes_weights and deepspeed():
-        faults.append(
-            f"method {arm.method_name} sets weights between steps, and DeepSpeed trains copies of its own: launch it "
-            "without DeepSpeed, or leave the arm out"
-        )
     if (method.weighs_tokens or method.penalises_tokens) and (reason := why_unweighted(model)):
         faults.append(f"method {arm.method_name} weighs or penalises tokens, but {reason}")
-    if method.reads_pass and (cut := _cut(config)):
-        faults.append(
-            f"method {arm.method_name} weighs a token by the others of its pass, and {cut}: results would not be those "
-            "of the whole step. Leave that out, or leave the arm out"
-        )
+    compares_attention = isinstance(method.tuning, Control) and method.tuning.config.divergence == "attention"
+    if compares_attention and (attention := model.config._attn_implementation) != "eager":
+        return [
+            *faults,
+            f"control.divergence 'attention' reads attention weights, which {attention!r} attention does not return: "
+            "set attention: eager",
+        ]
     try:
         if method.tuning.linear_layers(model) == []:
             faults.append("its targets are linear layers, and this model has none there: set targets to all")
+        if compares_attention:
+            check_attention(model.config)
         if method.layer_choice is not None:
             place(method.layer_choice, len(decoder_layers(model)))
     except ctrl.ConfigError as error:

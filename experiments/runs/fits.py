@@ -12,11 +12,10 @@ from experiments.common.errors import RunError
 from experiments.config import ExperimentConfig
 from experiments.methods.config import ArmConfig
 from experiments.plan.accelerators import Device, here
-from experiments.plan.memory import Sharding
+from experiments.plan.launches import this_sharding
 from experiments.plan.plan import plan_run
 from experiments.plan.report import refusal
 from experiments.plan.shape import base_model
-from experiments.training.launcher import deepspeed, shards
 
 SHORT = 64  # tokens of a row, if rows are conversations of unknown length
 PER_PARAMETER = 20  # bytes: weight, gradient and AdamW's state in fp32, and casts
@@ -44,7 +43,7 @@ def check_fits(config: ExperimentConfig, processes: int = 1) -> None:
         length = config.data.length if config.data.packs else min(config.data.length, SHORT)
         if _surely_fits(config, device, length):
             return
-        plan = plan_run(config, device, processes, _sharding(), length)
+        plan = plan_run(config, device, processes, this_sharding(), length)
     except Exception:  # whatever it is: loading the model says it, if it is a fault
         return
     kept = [arm for arm in plan.arms if not (arm.micro_batch and cuts_itself(config, arms[arm.name]))]
@@ -70,7 +69,7 @@ def fitting_rows(config: ExperimentConfig, arm: ArmConfig, processes: int = 1) -
     try:
         if not counts_tokens(config) or _surely_fits(config, device, config.data.length):
             return None
-        plan = plan_run(config.model_copy(update={"arms": (arm,)}), device, processes, _sharding())
+        plan = plan_run(config.model_copy(update={"arms": (arm,)}), device, processes, this_sharding())
     except Exception:  # whatever it is: the arm trains as it would without a plan
         return None
     if not plan.too_large or not plan.arms[0].micro_batch:
@@ -88,10 +87,6 @@ def counts_tokens(config: ExperimentConfig) -> bool:
     said = getattr(model, "accepts_loss_kwargs", None)
     kinds = [one.kind for one in inspect.signature(model.forward).parameters.values()]
     return bool(said) if said is not None else inspect.Parameter.VAR_KEYWORD in kinds
-
-
-def _sharding() -> Sharding:
-    return "fsdp" if shards() else "zero2" if deepspeed() else "none"
 
 
 def _surely_fits(config: ExperimentConfig, device: Device, length: int) -> bool:

@@ -15,8 +15,8 @@ from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.data.columns import Columns
-from experiments.data.files import TABLES, TEXTS, LocalFile
-from experiments.data.tables import kind
+from experiments.data.files import TEXTS, LocalFile
+from experiments.data.hub import HuggingFace
 from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
 from experiments.methods.parts import part_name
@@ -54,6 +54,16 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
         )
     if config.training.schedule == "infinite":
         yield from _phases(config.training)
+    if config.training.arguments.get("neftune_noise_alpha"):
+        yield (
+            "training.arguments: the noise of neftune_noise_alpha is drawn for each micro-batch and process, and is "
+            "larger where its rows are shorter: results depend on training.micro_batch and the number of processes"
+        )
+    if config.data.choose is not None and config.data.choose.by == "random" and _given(config.data.choose, ("of",)):
+        yield (
+            "data.choose: of has no effect with by: random if enough examples fit a row: they are in random order, and "
+            "the first ones are kept"
+        )
     for arm in config.arms:
         yield from arm.notes
         yield from _without_weight(arm)
@@ -101,8 +111,13 @@ def _data(config: ExperimentConfig) -> Iterator[str]:
         read = next((name for name in INSTEAD_OF if isinstance(source, Columns) and getattr(source, name)), None)
         if read and (unread := _given(source, INSTEAD_OF[read])):
             yield f"data: source {source.label}: {', '.join(unread)} is not read next to {read}: leave one of both out"
-        if isinstance(source, LocalFile) and kind(Path(source.path)) in TABLES and _given(source, ("separator",)):
+        if isinstance(source, LocalFile) and _given(source, ("separator",)) and source.tables_alone:
             yield f"data: source {source.label}: separator splits text files ({', '.join(TEXTS)}), not tables"
+        if isinstance(source, HuggingFace) and source.revision is not None and Path(source.name).is_dir():
+            yield (
+                f"data: source {source.label}: revision has no effect: it is one of the Hub, and {source.name} is a "
+                "folder: leave it out"
+            )
 
 
 def _training(config: ExperimentConfig) -> Iterator[str]:

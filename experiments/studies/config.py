@@ -61,7 +61,7 @@ class Sampler(Named):
     """How the next trial's picks are drawn."""
 
     name: Literal["grid", "random", "tpe", "nsga2", "gp"] = Field("tpe", description="kind of sampler")
-    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the sampler")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="of the sampler; grid draws nothing and does not read it")
 
 
 class Pruner(Named):

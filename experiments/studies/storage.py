@@ -77,6 +77,12 @@ def noted_storage(root: Path, name: str) -> str | None:
     return values.get("storage") if isinstance(values, dict) else None
 
 
+def storages(root: Path) -> dict[str, str]:
+    """Return the storage's URL of each study that was started with this root."""
+    names = sorted(file.parent.name for file in (root / "studies").glob("*/study.yaml"))
+    return {name: noted_storage(root, name) or storage_url(root, None) for name in names}
+
+
 def command_line(store: Store, root: Path, *words: str) -> str:
     """Return `control-llm WORDS`, with --root and --storage if the study would not be found without them.
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Iterable, Mapping
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, get_type_hints
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from experiments.common.section import nearest
@@ -25,7 +27,8 @@ PASSED = {
     "adam_beta1": "decay of Adam's mean of gradients",
     "adam_beta2": "decay of Adam's mean of squared gradients",
     "adam_epsilon": "added to the root in Adam's step",
-    "neftune_noise_alpha": "noise on the embeddings of training rows (arXiv 2310.05914)",
+    "neftune_noise_alpha": "noise on the embeddings of training rows (arXiv 2310.05914), drawn for each micro-batch "
+    "and process, and larger where its rows are shorter",
     "tf32": "let fp32 products of NVIDIA GPUs use TF32",
     "full_determinism": "deterministic kernels, slower",
     "torch_compile": "compile the model with torch.compile",
@@ -164,6 +167,11 @@ BOUNDS: dict[str, tuple[float, float]] = {  # least, and less than
     "dataloader_prefetch_factor": (1, 1001),
     "ddp_bucket_cap_mb": (1, 10**5),
 }
+CHOICES: dict[str, Callable[[], list[str]]] = {  # which values there are on this machine
+    "torch_compile_backend": lambda: torch.compiler.list_backends(()),
+    "torch_compile_mode": lambda: list(torch._inductor.list_mode_options()),
+    "dataloader_multiprocessing_context": multiprocessing.get_all_start_methods,
+}
 
 
 def check_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,6 +189,15 @@ def check_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
 def identity(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that can change a result."""
     return {name: value for name, value in given.items() if name not in FREE}
+
+
+def unavailable(given: Mapping[str, Any]) -> Iterator[str]:
+    """Say which of the arguments this machine has not. Another one may have them, so a file with them can be read."""
+    if missing := missing_package(given):
+        yield missing
+    for name, known in CHOICES.items():
+        if given.get(name) is not None and given[name] not in (names := known()):
+            yield f"training.arguments: unknown {name} {given[name]!r}: {nearest(given[name], names)}"
 
 
 def missing_package(given: Mapping[str, Any]) -> str | None:

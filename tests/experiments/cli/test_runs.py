@@ -133,6 +133,15 @@ def test_sources_and_replay_in_a_line() -> None:
     data = {"new": new, "old": [{"source": "self", "share": 1.0}], "replay": 0.25}
     lines = config_lines({**CONFIG, "data": data})
     assert lines["new task"] == "file a.jsonl + python, 25% replay of self"
+    for whole, own, said in (
+        (0.25, (None, 0.0), ", 0% to 25% replay of self"),
+        (0.0, (0.5, 0.5), ", 50% replay of self"),
+        (0.0, (0.0, None), ""),
+        (0.5, (0.0, 0.0), ""),
+    ):
+        arms = [{**CONFIG["arms"][0], "replay": share} for share in own]
+        lines = config_lines({**CONFIG, "data": data | {"replay": whole}, "arms": arms})
+        assert lines["new task"] == f"file a.jsonl + python{said}"
 
 
 def test_the_rows_of_a_step_are_those_of_all_its_batches() -> None:

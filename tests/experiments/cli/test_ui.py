@@ -16,8 +16,9 @@ import pytest
 
 from experiments.cli import main as cli
 from experiments.cli.servers import free_port
-from experiments.cli.ui import DASHBOARD, has_screen, mlflow_links, optuna_command
+from experiments.cli.ui import DASHBOARD, has_screen, mlflow_links, optuna_command, optuna_links
 from experiments.common.errors import ConfigError, StudyError
+from experiments.studies.storage import storage_url
 from experiments.tracking.tracker import Tracker
 from tests.helpers.served_ui import freed, served
 from tests.helpers.toy_study import open_store
@@ -77,6 +78,34 @@ class TestOptuna:
         assert line.endswith("--host 127.0.0.1 --port 8081 --server wsgiref")
         (tmp_path / "optuna-artifacts").mkdir()
         assert optuna_command(tmp_path)(8081).endswith(f" --artifact-dir {tmp_path}/optuna-artifacts")
+
+    def test_studies_in_another_storage(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The first one's is opened if the root has none, and those of others are named."""
+        own, files = tmp_path / "own", {}
+        for name in ("mine", "yours"):
+            (own / name).mkdir(parents=True)
+            files[name] = open_store(own / name).url
+            (tmp_path / "studies" / name).mkdir(parents=True)
+            (tmp_path / "studies" / name / "study.yaml").write_text(f"name: {name}\nstorage: {files[name]}")
+
+        def opened() -> tuple[str, str]:
+            monkeypatch.setenv("STUDY_STORAGE", "")  # what is set in it is undone after the test
+            optuna_command(tmp_path)
+            optuna_links(tmp_path, "http://127.0.0.1:8080")
+            return storage_url(tmp_path, None), capsys.readouterr().out
+
+        url, said = opened()
+        assert url == files["mine"]
+        assert "toy" in said
+        assert "mine is in" not in said
+        assert f"yours is in another storage: STUDY_STORAGE={files['yours']} " in said
+        open_store(tmp_path)
+        url, said = opened()
+        assert url == f"sqlite:///{tmp_path}/optuna.db"
+        for name, own_url in files.items():
+            assert f"{name} is in another storage: STUDY_STORAGE={own_url} " in said
 
     def test_the_password_is_in_no_command(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("STUDY_STORAGE", "postgresql+psycopg://bob:S3CRET@host/db")

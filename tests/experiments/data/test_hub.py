@@ -116,6 +116,19 @@ class TestDatasets:
         with pytest.raises(ConfigError, match=r"column 'answer' is empty"):
             list(HuggingFace(name=name, streaming=True).epoch(0, 0, frozenset()))
 
+    def test_dates_that_pyarrow_makes_of_texts_have_a_way_out(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Passing over such rows would pass over all of them."""
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+        data = tmp_path / "data"
+        data.mkdir()
+        path = write(data / "a.jsonl", [{"question": f"q{i}", "answer": f"2020-01-0{i}"} for i in range(1, 5)])
+        with pytest.raises(ConfigError, match=r"holds a datetime, which is no text: write dates as texts; source file"):
+            HuggingFace(name=str(data)).held_out(1, 0)
+        read = LocalFile(path=str(path)).examples
+        assert {e.answer for e in read if isinstance(e, Item)} == {f"2020-01-0{i}" for i in range(1, 5)}
+
     def test_columns_are_joined(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
         rows = [{"instruction": f"i{i}", "input": "" if i % 2 else "x", "output": str(i)} for i in range(4)]

@@ -71,7 +71,7 @@ def test_a_library_may_import_parts_of_itself_when_they_are_needed(
 ) -> None:
     (tmp_path / "lazy_part").mkdir()
     (tmp_path / "lazy_part" / "__init__.py").write_text("")
-    (tmp_path / "lazy_part" / "more.py").write_text("SCORE = 1.0")
+    (tmp_path / "lazy_part" / "more.py").write_text("print('Hello from lazy_part!', flush=True)\nSCORE = 1.0")
     (tmp_path / "lazy_other.py").write_text("SCORE = 1.0")
     monkeypatch.syspath_prepend(tmp_path)
     checks = Isolated(Lazy())

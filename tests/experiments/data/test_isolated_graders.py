@@ -87,6 +87,30 @@ def test_unittest_main_is_refused(tmp_path: Path) -> None:
         LocalFile(path=path, grader={"code": {"allow": True}}).examples  # noqa: B018
 
 
+PROGRAMS = {  # what the library and packages import when it is needed, and further modules of the library
+    "_strptime": ("from datetime import datetime", "datetime.strptime('01/02/2020', '%d/%m/%Y').year == 2020"),
+    "_strptime of time": ("import time", "time.strptime('2020', '%Y').tm_year == 2020"),
+    "a codec": ("", "'ü'.encode('cp1252') == bytes([252]) and '山'.encode('big5') == bytes([164, 115])"),
+    "graphlib": ("import graphlib", "[*graphlib.TopologicalSorter({'a': ['b']}).static_order()] == ['b', 'a']"),
+    "xml": ("import xml.etree.ElementTree as E", "E.fromstring('<a>1</a>').text == '1'"),
+    "a mock": ("from unittest.mock import Mock", "Mock(return_value=3)() == 3"),
+    "a part of numpy": ("import numpy as np", "np.testing.assert_allclose(np.fft.fft([1, 0]), [1, 1]) is None"),
+    "sleep": ("import time", "time.sleep(.01) is None"),
+}
+
+
+def test_a_program_has_what_its_modules_import_later() -> None:
+    """A right reply would be wrong. A module that acts when it is imported is there for none, and ends nothing."""
+    grade = read_grader({"code": {"allow": True, "modules": ["numpy"]}}).scorer()
+    for what, (line, true) in PROGRAMS.items():
+        entry = Item("q", "a", {"tests": f"assert f()\nassert {true}"}).entry
+        assert grade(f"{line}\ndef f(): return {true}", entry) == 1.0, what
+        assert grade(f"{line}\ndef f(): return not ({true})", entry) == 0.0, what
+    for name in ("this", "unittest.__main__", "yaml"):
+        assert grade(f"import {name}", Item("q", "a", {"tests": ""}).entry) == 0.0
+    assert grade("x = 1", Item("q", "a", {"tests": "assert x == 1"}).entry) == 1.0
+
+
 def test_memory_of_a_reply_is_limited() -> None:
     grade = read_grader({"code": {"allow": True, "memory": 0.3}}).scorer()
     entry = Item("q", "a", {"tests": ""}).entry

@@ -80,6 +80,19 @@ def test_an_arm_is_checked_against_its_base_model() -> None:
             check_run(parse_config({"name": "x", "arms": [made]}), model)
 
 
+def test_attention_weights_are_asked_for_before_anything_is_measured() -> None:
+    """The arm would fail at its expansion, after the base was measured."""
+    made = arm(train={"control": {"layers": 2, "divergence": "attention"}})
+    config, model = parse_config({"name": "x", "arms": [made]}), tiny()
+    with pytest.raises(ConfigError, match=r"arm 'x': control\.divergence 'attention' reads .* set attention: eager"):
+        check_run(config, model)
+    model.set_attn_implementation("eager")
+    check_run(config, model)
+    model.config.attention_dropout = 0.1
+    with pytest.raises(ConfigError, match=r"arm 'x': .* drops some of them at random in training"):
+        check_run(config, model)
+
+
 @pytest.mark.parametrize(
     ("training", "processes", "said"),
     [

@@ -187,6 +187,40 @@ def test_a_warm_up_of_all_steps_is_said(steps: int, part: str) -> None:
     assert not said(steps - 1)
 
 
+@pytest.mark.parametrize(("alpha", "lines"), [(5.0, 1), (0, 0), (None, 0)])
+def test_noise_that_depends_on_how_a_step_is_cut_is_said(alpha: float | None, lines: int) -> None:
+    """That of transformers is within alpha / sqrt(tokens * width) of a pass as it is padded."""
+    arguments = {} if alpha is None else {"neftune_noise_alpha": alpha}
+    said = list(notes(parse_config({"name": "x", "arms": [ARM], "training": {"arguments": arguments}})))
+    assert [line.startswith("training.arguments: the noise of neftune_noise_alpha") for line in said] == [True] * lines
+
+
+def test_fields_of_sources_that_what_is_read_does_not_have(tmp_path: Path) -> None:
+    """A separator splits texts alone, also in a folder, and a folder has no revisions."""
+    for name in ("a.jsonl", "b.csv"):
+        (tmp_path / name).write_text("")
+    split = {"source": "file", "path": str(tmp_path), "separator": "---"}
+    (fault,) = faults({}, data={"new": split})
+    assert fault.startswith(f"data: source {tmp_path.stem}: separator splits text files")
+    (tmp_path / "c.txt").write_text("one---two")
+    assert not faults({}, data={"new": split})
+    assert not faults({}, data={"new": {**split, "path": str(tmp_path / "not here")}})
+    hub = {"source": "huggingface", "name": str(tmp_path)}
+    assert not faults({}, data={"new": hub})
+    assert not faults({}, data={"new": {**hub, "name": "gsm8k", "revision": "abc"}})
+    (fault,) = faults({}, data={"new": {**hub, "revision": "abc"}})
+    assert f"revision has no effect: it is one of the Hub, and {tmp_path} is a folder" in fault
+
+
+@pytest.mark.parametrize(
+    ("choose", "idle"), [({"of": 800}, True), ({}, False), ({"by": "loss", "of": 800}, False), ({"keep": 50}, False)]
+)
+def test_a_random_choice_does_not_depend_on_how_many_there_are(choose: dict[str, Any], idle: bool) -> None:
+    data = {"replay": 0.1, "old": {"source": "self"}, "choose": choose}
+    said = list(notes(parse_config({"name": "x", "arms": [ARM], "data": data})))
+    assert [line.startswith("data.choose: of has no effect with by: random") for line in said] == [True] * idle
+
+
 def test_old_text_is_not_measured() -> None:
     old = {"source": "file", "path": "x.jsonl", "grader": "contains", "test": {"share": 0.5}}
     said = [

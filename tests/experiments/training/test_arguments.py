@@ -20,6 +20,7 @@ from experiments.training.arguments import (
     missing_package,
     optimizers,
     owned,
+    unavailable,
 )
 from experiments.training.config import TrainingConfig
 from experiments.training.train import training_arguments
@@ -95,6 +96,25 @@ def test_an_optimizer_without_its_package_is_named() -> None:
     said = missing_package({"optim": "adamw_anyprecision"})
     assert said == "training.arguments: optim 'adamw_anyprecision' needs the package torchdistx: pip install torchdistx"
     assert "adamw_torch_fused" in optimizers()
+
+
+@pytest.mark.parametrize("value", ["nope", "spwan", "default"])
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("torch_compile_backend", "inductor"),
+        ("torch_compile_mode", "default"),
+        ("dataloader_multiprocessing_context", "spawn"),
+    ],
+)
+def test_what_this_machine_does_not_have_is_named(name: str, right: str, value: str) -> None:
+    """Before the base is measured; a file that names it can be read on any machine."""
+    check_arguments({name: value})
+    assert list(unavailable({name: right})) == []
+    said = list(unavailable({name: value, "optim": "adamw_torch"}))
+    assert [line.startswith(f"training.arguments: unknown {name} {value!r}: ") for line in said] == [True] * (
+        value != right
+    )
 
 
 def test_a_digest_changes_with_what_can_change_a_result() -> None:
