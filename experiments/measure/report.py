@@ -74,7 +74,7 @@ def write_measurement(
     tables, notes = _tables(session, results, list(runs.values()))
     notes += filter(None, (without_words(name, run.base, run.after) for name, run in runs.items()))
     notes = list(dict.fromkeys([*notes, *remarks]))  # the comparison of several has their remarks too
-    notes += [*_left_out(left_out), session.arithmetic]
+    notes += [*_left_out(left_out), *session.remarks(), session.arithmetic]
     page = session.folder / "report.html"
     report = Report(words, tables, {name: found for name, found in lost.items() if found}, notes, page)
     write_json(session.folder / "figures.json", {r.arm: plain_figures(r.scorecard) for r in results})

@@ -18,6 +18,7 @@ from experiments.comparison.inputs import read_runs
 from experiments.measure.endpoint import EndpointError
 from experiments.measure.run import Measurement, _measure_all, measure
 from experiments.records import read_records
+from experiments.runs.baseline import without_room
 from experiments.scorecard.figures import FIGURES
 from experiments.tracking.journal import journals
 from tests.helpers.byte_level import CHATML, byte_tokenizer
@@ -156,6 +157,9 @@ def test_a_second_call_reads_what_is_finished(
     assert again.folder == measured.folder
     assert again.results == measured.results[:3]
     assert [r.arm for r in again.results] == ["same", "perturbed", "adapter"]
+    remarks = list(without_room(read_records(again.folder / "base" / "items.jsonl")))
+    assert remarks  # on what the base cannot forget: they were said by the first call alone, and in no report
+    assert set(remarks) <= set(measured.report.notes) & set(again.report.notes)
 
 
 def test_the_command_prints_the_answer_first_and_ends_with_the_code_of_the_gate(
