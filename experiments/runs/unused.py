@@ -17,6 +17,7 @@ from experiments.config import ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TABLES, TEXTS, LocalFile
 from experiments.data.tables import kind
+from experiments.data.unread import said_escapes
 from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
 from experiments.methods.parts import part_name
@@ -54,6 +55,7 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
         )
     if config.training.schedule == "infinite":
         yield from _phases(config.training)
+    yield from said_escapes({"data.system": config.data.system})
     for arm in config.arms:
         yield from arm.notes
         yield from _without_weight(arm)
