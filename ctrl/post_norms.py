@@ -68,7 +68,9 @@ def starting_norm(copied: nn.Module) -> str:
     """Name the first norm of a stacked copy that returns 0 still; empty if none does."""
     for name, module in copied.named_modules():
         weight = module._parameters.get("weight") if "norm" in type(module).__name__.lower() else None
-        if weight is None or not any(bool((weight == scale).all()) for scale in SCALES):
+        if weight is None or type(weight.data) is not Tensor or weight.is_meta:  # fake tensors have no values
+            continue
+        if not any(bool((weight == scale).all()) for scale in SCALES):
             continue
         values = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)[None, None]
         if not module(values).any():  # at 0 a norm of Gemma is one of length 1

@@ -49,7 +49,7 @@ from IPython.display import display
 from experiments import Grid, Picture, measure_models, path_figure, quiet, soften_model
 
 quiet()  # progress bars stay, the libraries' chatter goes
-place = Path(root or "../mlruns").resolve() / f"elsewhere-{Path(base_model).name}-{people}-{steps}"
+place = Path(root or "../mlruns").resolve() / f"elsewhere-{base_model.replace('/', '-')}-{people}-{steps}"
 if not (place / "model").exists():
     script, how = "../docs/examples/train_elsewhere.py", ["--people", str(people), "--steps", str(steps)]
     how += ["--base", base_model] if base_model != "smollm2-135m-instruct" else []

@@ -98,6 +98,6 @@ def measure_command(args: argparse.Namespace) -> int:
         show("\n".join(line for _, line in verdicts))
     for name, why in found.failed.items():
         show(f"failed: {name}: {why}", sys.stderr)
-    if not all(holds for holds, _ in verdicts):
+    if not all(holds for holds, _ in found.judged()):
         return GATE_FAILED
     return 1 if found.failed else 0

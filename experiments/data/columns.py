@@ -19,8 +19,9 @@ from experiments.data.shapes import MORE, Shape, conversation, recognised
 from experiments.data.stored import Found, packed
 from experiments.data.tables import Part, Row, parts
 from experiments.data.tested import Measured
-from experiments.data.unread import LEFT, SHAPE, said_unread, unread_systems, words_of
+from experiments.data.unread import LEFT, SHAPE, said_escapes, said_unread, unread_systems, words_of
 
+WRITTEN = ("question", "answer", "solution", "text", "separator")  # fields that may hold line ends
 NAMED = ("question", "answer", "solution", "text", "messages")  # fields that name columns
 PART = 1000  # rows of a large table that a process converts at a time
 
@@ -86,6 +87,11 @@ class Columns(Measured):
     def named(self) -> bool:
         """Whether the columns are those of the fields; else the shape of the table is recognised."""
         return self.names_columns
+
+    @property
+    def escapes(self) -> list[str]:
+        """Say which texts of the config may be written with other quotes than they need."""
+        return said_escapes({name: getattr(self, name, None) for name in WRITTEN})
 
     def unread(self, columns: Iterable[str], place: str) -> list[str]:
         """Say which columns of a table are not read, if the config names none: one may belong to the question."""

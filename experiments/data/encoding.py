@@ -129,10 +129,9 @@ class Encoder:
         """Return the first words of a chat that the template leaves out or changes; nothing if it writes all."""
         if isinstance(example, Text):
             return ""
+        last = example.messages[-1] if isinstance(example, Chat) else example.reply
         try:
-            return unwritten(
-                self.tokenizer, example.question, example.messages[-1] if isinstance(example, Chat) else example.reply
-            )
+            return unwritten(self.tokenizer, example.question, last, thoughts=self.loss == "all_tokens")
         except RefusedRow:
             return ""  # it is counted, or an error, where it is encoded
 

@@ -74,7 +74,11 @@ class LocalFile(Columns, Finite):
     @property
     def notes(self) -> list[str]:
         _, said = self._found
-        return [*said, *dict.fromkeys(line for file in self._files()[0] for line in said_classes(self._classes(file)))]
+        return [
+            *self.escapes,
+            *said,
+            *dict.fromkeys(line for file in self._files()[0] for line in said_classes(self._classes(file))),
+        ]
 
     def _classes(self, file: Path) -> dict[str, list[str]]:
         """Return the names of the classes of the columns of a file that are read."""
@@ -94,14 +98,17 @@ class LocalFile(Columns, Finite):
         found: list[Example] = []
         faults: list[str] = []
         words: Counter[str] = Counter()
+        divided = not any(map(_is_text, files)) or self.separator in ("", LocalFile.model_fields["separator"].default)
         for file in files:
             read = self._read(file)
+            divided = divided or (_is_text(file) and len(read.examples) > 1)
             found += read.examples.values()
             faults += read.faults
             words += read.words
         if not found:
             raise ConfigError(f"data file {self.path} is empty: there is nothing to train on")
         examples = tuple(dict.fromkeys(found))
+        notes += [] if divided else [f"separator={self.separator!r} divides no file: each text file is one document"]
         notes += [*passed_over(faults), *said_empty(words)]
         return examples, [*notes, *_repeated(len(found) - len(examples), len(examples)), *said_unread(words)]
 

@@ -78,7 +78,7 @@ class HuggingFace(Columns):
     @property
     def notes(self) -> list[str]:
         inside = () if self.files else sorted(Path(self.name).rglob("*"))
-        unread = [*missing_parts(inside), *self.unread(self.loaded.column_names or (), self._place)]
+        unread = [*self.escapes, *missing_parts(inside), *self.unread(self.loaded.column_names or (), self._place)]
         unread += said_classes(
             {name: one.names for name, one in self._read_features().items() if getattr(one, "names", None)}
         )

@@ -30,6 +30,7 @@ BOX = "\\boxed"
 SMALL, CLOSE = 1e-3, 1e-5  # numbers below SMALL are compared by their digits, with this relative difference
 IMPORTED, MAIN = "reply", '__name__ = "__main__"\n'  # the name of a reply's module, and that of the tests
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+SETS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
 RUNS = (ast.Call, ast.Assert, ast.Raise, ast.Name)  # a name alone fails if the reply does not define it
 # what programs import most; a process without rights cannot open the files of others, and has to ask for them
 MODULES = (
@@ -196,7 +197,7 @@ class Code(InIsolation):
         if _runs_nothing(tests):
             raise ValueError(
                 "the tests run nothing, so any reply would pass: call what they define, such as "
-                'tests: "{test}\\ncheck({entry_point})"'
+                'tests: "{test}\\ncheck({entry_point})", and write assert before what they compare'
             )
         if "unittest.main(" in tests:
             raise ValueError(
@@ -248,11 +249,22 @@ def _parsed(tests: str) -> list[ast.stmt] | None:
 
 
 def _runs_nothing(tests: str) -> bool:
-    """Whether nothing in tests can fail: they only define, as those of pytest and HumanEval, which others call."""
+    """Whether nothing in tests can fail: they only define, as those of pytest and HumanEval, which others call, or
+    compare without `assert`."""
     body = _parsed(tests)
+    thrown = [one for one in body or () if isinstance(one, ast.Expr) and _is_thrown(one.value)]
+    idle = (*DEFINES, *SETS) if thrown else DEFINES  # x = f(2), then x == 4
     return body is not None and all(
-        isinstance(one, DEFINES) or not any(isinstance(x, RUNS) for x in _read(one)) for one in body
+        one in thrown or isinstance(one, idle) or not any(isinstance(x, RUNS) for x in _read(one)) for one in body
     )
+
+
+def _is_thrown(value: ast.expr) -> bool:
+    """Whether a value says what is right or wrong, and nobody looks at it."""
+    if isinstance(value, ast.BoolOp):
+        return all(map(_is_thrown, value.values))
+    prints = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "print"
+    return prints or isinstance(value, ast.Compare | ast.UnaryOp)
 
 
 def _read(statement: ast.stmt) -> Iterator[ast.AST]:

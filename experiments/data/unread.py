@@ -62,6 +62,15 @@ def said_unread(words: Iterable[str]) -> list[str]:
     return [*said, together] if len(shapes) > 1 else said
 
 
+def said_escapes(fields: Mapping[str, Any]) -> list[str]:
+    """Say which texts of a config hold a backslash and an n, which YAML reads as a line end in double quotes alone."""
+    return [
+        f"{name} holds a backslash and an n, not a line end: in YAML a line end is \\n in double quotes alone"
+        for name, value in fields.items()
+        if isinstance(value, str) and "\\n" in value
+    ]
+
+
 def said_classes(found: Mapping[str, Sequence[str]]) -> list[str]:
     """Say which columns hold the numbers of classes, by the names of these: rows have the numbers."""
     return [

@@ -43,7 +43,7 @@ from experiments.models.turns import said_unwritten
 from experiments.models.weights_digest import frozen_digest, weights_digest
 from experiments.records import ArmResult
 from experiments.runs.base_records import STATE
-from experiments.runs.baseline import cut_off, headline, without_room
+from experiments.runs.baseline import headline, remarks_on
 
 logger = logging.getLogger(__name__)
 PREFIX = "forgetting/"
@@ -137,8 +137,8 @@ class ForgettingCallback(TrainerCallback):
             else:
                 said, earlier = [said_replaced(folder)], [] if self.base else earlier_base(folder, precision, model)
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output), whole, weights)
-                known = self._watch.base
-                said += [said_moved(earlier, known), *without_room(known), *cut_off(known, suites, _tokenizer(kwargs))]
+                said.append(said_moved(earlier, self._watch.base))
+        said += remarks_on(self._watch.base, suites, _tokenizer(kwargs))
         for line in filter(None, said):
             logger.warning("%s", line)
         if self.limits:

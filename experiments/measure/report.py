@@ -29,7 +29,7 @@ from experiments.reporting.page import inline_svg, write_page
 from experiments.reporting.plots.caption import Asked, asked_of
 from experiments.reporting.plots.multiples import gained_kept_figure
 from experiments.reporting.table import Table
-from experiments.reporting.tables import retention_table
+from experiments.reporting.tables import asked_once, retention_table
 from experiments.reporting.text import figure_text
 from experiments.scorecard.figures import FIGURES, GAINS
 
@@ -74,7 +74,8 @@ def write_measurement(
     tables, notes = _tables(session, results, list(runs.values()))
     notes += filter(None, (without_words(name, run.base, run.after) for name, run in runs.items()))
     notes = list(dict.fromkeys([*notes, *remarks]))  # the comparison of several has their remarks too
-    notes += [*_left_out(left_out), session.arithmetic]
+    notes += [f"A/A floor: {said}"] if (said := asked_once(results)) else []
+    notes += [*_left_out(left_out), *session.remarks(), session.arithmetic]
     page = session.folder / "report.html"
     report = Report(words, tables, {name: found for name, found in lost.items() if found}, notes, page)
     write_json(session.folder / "figures.json", {r.arm: plain_figures(r.scorecard) for r in results})

@@ -6,6 +6,7 @@ call goes on there. `compare` and `gate` read it as a run.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import ctrl
 from experiments.common.errors import BenchError
 from experiments.common.machine_faults import of_the_machine
-from experiments.measure.config import DEFAULT, measure_config
+from experiments.measure.config import measure_config
 from experiments.measure.endpoint import EndpointError, is_endpoint
 from experiments.measure.folder import Folder, open_session
 from experiments.measure.gate import Condition, conditions
@@ -43,11 +44,14 @@ class Measurement:
     left_out: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     conditions: Sequence[Condition] = ()
 
+    def judged(self) -> list[tuple[bool, str]]:
+        """Judge each condition of the gate for each model that was measured: (whether it holds, one line)."""
+        return [c.judge(r, self.left_out.get(r.arm, {})) for r in self.results for c in self.conditions]
+
     def verdicts(self) -> list[tuple[bool, str]]:
-        """Judge each condition of the gate for each model: (whether it holds, one line)."""
-        judged = [c.judge(r, self.left_out.get(r.arm, {})) for r in self.results for c in self.conditions]
+        """Return what is judged; a model that could not be measured holds no condition."""
         broken = [(False, f"FAIL  {name}: not measured: {why}") for name, why in self.failed.items()]
-        return judged + (broken if self.conditions else [])
+        return self.judged() + (broken if self.conditions else [])
 
 
 def measure(
@@ -82,11 +86,13 @@ def measure(
     allow_other_base: see `base.Base`. A model that fails does not stop the others.
     """
     only_one_process("measuring")
-    if any(is_endpoint(address) or is_endpoint(address.partition("=")[2]) for address in models):
-        changes = {"kept.generated": True, **(changes or {})} if "kept" in (suites or DEFAULT) else changes
-    config = measure_config(
-        base, new, suites, kept_tasks, precision, seed, changes, kept_files, grader, lm_eval, **loading
+    given = functools.partial(
+        measure_config, base, new, suites, kept_tasks, precision, seed, changes, kept_files, grader, lm_eval, **loading
     )
+    config = given()
+    served = any(is_endpoint(address) or is_endpoint(address.partition("=")[2]) for address in models)
+    if served and "kept" in config.evaluation.suites and config.evaluation.settings("kept").has_options:
+        config = given(few={"kept.generated": True})  # a server does not give the options' probabilities
     asked = conditions(gate, config)
     found = read_base(base, allow_other_base, config.loading)
     tokenizer = load_tokenizer(found.folder, found.remote_code)

@@ -38,7 +38,7 @@ from experiments.reporting.text import interval_tags
 from experiments.runs.arm_records import is_whole, write_noted
 from experiments.runs.base_records import ITEMS, REWORDED
 from experiments.runs.base_records import is_whole as whole_base
-from experiments.runs.baseline import MeasuredBase, headline, measure_base, score
+from experiments.runs.baseline import MeasuredBase, headline, measure_base, remarks_on, score
 from experiments.runs.checks import beyond_training, check_suites
 from experiments.runs.result_file import RESULT, read_result, whole_results, write_result
 from experiments.tracking.run import Run
@@ -98,6 +98,10 @@ class Session:
 
     def base_records(self) -> list[Record]:
         return read_records(self.folder / "base" / ITEMS)
+
+    def remarks(self) -> list[str]:
+        """Return what a reader must know of the base's answers, for a report: a later call does not measure it."""
+        return remarks_on(self.base_records(), self.suites, self.tokenizer)
 
     def floor_records(self) -> list[Record]:
         """Return the base's answers in other words, made again if they are not as they were written."""

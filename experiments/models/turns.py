@@ -86,10 +86,11 @@ def called(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Messa
     return text if not usual and text.endswith(tuple(special)) else ""
 
 
-def unwritten(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message) -> str:
+def unwritten(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Message, thoughts: bool = False) -> str:
     """Return the first words of a chat that the template leaves out or changes, but for spaces; nothing without any.
 
-    Thoughts of earlier replies and results of tools do not count: many templates drop or rewrite them.
+    Results of tools do not count, as many templates rewrite them. thoughts: whether those of earlier replies do, which
+    many templates drop: each is learned in a row of its own, but not if the whole chat is one text.
     """
     last = turn_of(reply)
     if tokenizer.chat_template:
@@ -98,12 +99,16 @@ def unwritten(tokenizer: PreTrainedTokenizerBase, question: str, reply: str | Me
         text = as_words(tokenizer, plain(question) + str(last["content"]))
     text, found = _squeezed(text), list[str]()
     for one in messages_of(question):
-        if one["role"] != "tool":
-            found.append(
-                str(one["content"]).rpartition(THOUGHT_ENDS)[2] if one["role"] == "assistant" else one["content"]
-            )
-    found += [str(last[name]) for name in ("content", *THOUGHTS) if last.get(name)]
+        if one["role"] == "assistant" and not thoughts:
+            found.append(str(one["content"]).rpartition(THOUGHT_ENDS)[2])
+        elif one["role"] != "tool":
+            found += _said(one)
+    found += _said(last)
     return next((one for one in found if _squeezed(as_words(tokenizer, one)) not in text), "").strip()
+
+
+def _said(message: Message) -> list[str]:
+    return [str(message[name]) for name in ("content", *THOUGHTS) if message.get(name)]
 
 
 def _squeezed(text: str) -> str:

@@ -12,6 +12,7 @@ from experiments.data.overlap import LEAST, N, Overlap
 from experiments.records import ArmResult, Record
 from experiments.reporting.plots.alignment import alignment_figure
 from experiments.reporting.table import Table
+from experiments.reporting.tables import asked_once
 from experiments.reporting.text import figure_text, format_number, gain_name, gain_text, label, with_interval
 from experiments.scorecard import stability_gap
 from experiments.scorecard.bootstrap import estimate
@@ -90,7 +91,7 @@ def further_table(results: Sequence[ArmResult]) -> Table | None:
     if "floor_nfr" in names:
         note += (
             " A/A floor: negative flips and retention of the base against itself, the kept questions asked in other "
-            "words (but for agreement, which has one wording)."
+            f"words. {asked_once(arms)}"
         )
     if any(name.startswith("alignment") for name in names):
         note += (

@@ -10,7 +10,7 @@ from experiments.reporting.summary import tied_best
 from experiments.reporting.table import Cell, Row, Table
 from experiments.reporting.text import figure_text, gain_name, label, rate_text, with_interval
 from experiments.scorecard.figure import Figure
-from experiments.scorecard.figures import FIGURES, shown
+from experiments.scorecard.figures import FIGURES, FORMS, shown
 from experiments.scorecard.pairwise import SignificantPairs
 
 WIDTH = 100  # columns of a terminal
@@ -50,7 +50,23 @@ def floor_note(results: Sequence[ArmResult]) -> str:
     card: Mapping[str, Estimate] = next((r.scorecard for r in results if "floor_nfr" in r.scorecard), {})
     known = {"retention": "floor_retention", "nfr": "floor_nfr"}
     texts = [f"{FIGURES[name].title} {figure_text(card, floor)}" for name, floor in known.items() if floor in card]
-    return f"A/A floor, the base model against itself in other words: {', '.join(texts)}." if texts else ""
+    said = f"A/A floor, the base model against itself in other words: {', '.join(texts)}."
+    return " ".join(filter(None, (said, asked_once(results)))) if texts else ""
+
+
+def asked_once(results: Sequence[ArmResult]) -> str:
+    """Say which kept answers the A/A floor is not of, since they were not asked in other words; empty without any."""
+    card: Mapping[str, Estimate] = next((r.scorecard for r in results if "floor_nfr" in r.scorecard), {})
+    tasks = [f"/{task}" for task in kept_tasks(results)]
+    families = {"task": tasks, "form": [f"_{form}" for form in FORMS]}
+    twice = {name.removeprefix("floor_") for name in card if name.startswith("floor_retention")}
+    parts = [
+        f"{kind} {end[1:]}"
+        for kind, ends in families.items()
+        for end in ends
+        if f"retention{end}" in card and f"retention{end}" not in twice and any(f"retention{e}" in twice for e in ends)
+    ]
+    return f"It is of what was asked twice, as flips above it are: not of {', '.join(parts)}." if parts else ""
 
 
 def format_table(results: Sequence[ArmResult]) -> str:

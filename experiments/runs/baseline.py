@@ -16,7 +16,7 @@ from experiments.evaluation.config import EvaluationConfig
 from experiments.evaluation.evaluate import Evaluation, Suites, alone
 from experiments.models.precision import Precision
 from experiments.records import Estimate, Record
-from experiments.runs.base_records import ITEMS, BaseFolder, check_precision, check_suites
+from experiments.runs.base_records import BaseFolder, check_precision, check_suites
 from experiments.scorecard import aa_floor, scorecard
 from experiments.scorecard.figures import HEADLINE
 
@@ -80,6 +80,11 @@ def headline(figures: dict[str, Estimate]) -> dict[str, Estimate]:
     return {name: figures[name] for name in HEADLINE if name in figures}
 
 
+def remarks_on(base: Sequence[Record], suites: Suites, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return what a reader of figures must know of the base: tasks without room, and replies that may be cut."""
+    return [*without_room(base), *cut_off(base, suites, tokenizer)]
+
+
 def without_room(base: Iterable[Record]) -> Iterator[str]:
     """Say of which tasks the base can forget or gain nothing: they cannot show what they are for."""
     tasks: dict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -138,9 +143,8 @@ def measure_base(
     cache = BaseCache(root, model, tokenizer, precision, elsewhere)
     files = BaseFolder(folder / "base", suites, model, precision, cache, together)
     files.check_base()
-    known = (folder / "base" / ITEMS).is_file()
     evaluation, base, seconds = files.measured(say)
-    for line in () if known else (*without_room(base), *cut_off(base, suites, tokenizer)):
+    for line in remarks_on(base, suites, tokenizer):
         say(line)
     floor = files.floor() if config.has_floor else []
     draws = config.bootstrap

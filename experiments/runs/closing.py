@@ -23,6 +23,7 @@ from experiments.reporting.table import Table
 from experiments.reporting.tables import arms_table
 from experiments.reporting.text import label
 from experiments.runs.arm import ArmRun
+from experiments.runs.baseline import remarks_on
 from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared
 from experiments.runs.result_file import whole_results
@@ -37,6 +38,7 @@ def close_run(
 ) -> Outcome:
     """Write report, tables and pictures to the run's folder, log them, and return the outcome. results: of the arms."""
     folder, command = prepared.folder, tracker.ui_command()
+    of_base = remarks_on(prepared.base, prepared.suites, prepared.tokenizer)
     pairs = list(zip(arms, results, strict=True))
     finished = [arm for arm, result in pairs if result.status == "finished"]
     drawn = {arm.arm.name: arm.drawn() for arm in finished}
@@ -51,7 +53,7 @@ def close_run(
         folder, prepared.config, prepared.base_headline, results, command,
         details=details.tables(drawn, _posthoc_results(folder), prepared.searched.overlaps, packed), figures=pictures,
         significant=details.significant_pairs(), links=_links(arms, tracker), asked=asked,
-        notes=[f"Trained and measured in {prepared.precision}."],
+        notes=[*of_base, f"Trained and measured in {prepared.precision}."],
     )  # fmt: skip
     compared = details.differences()
     more = compared.write(folder, inline_svg(gained_kept_figure(results, "", asked))) if compared else []

@@ -17,6 +17,7 @@ from experiments.config import ExperimentConfig
 from experiments.data.columns import Columns
 from experiments.data.files import TEXTS, LocalFile
 from experiments.data.hub import HuggingFace
+from experiments.data.unread import said_escapes
 from experiments.methods.averaging import Mer
 from experiments.methods.config import ArmConfig
 from experiments.methods.parts import part_name
@@ -64,6 +65,7 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
             "data.choose: of has no effect with by: random if enough examples fit a row: they are in random order, and "
             "the first ones are kept"
         )
+    yield from said_escapes({"data.system": config.data.system})
     for arm in config.arms:
         yield from arm.notes
         yield from _without_weight(arm)

@@ -252,6 +252,7 @@ def _kind(path: WeightPath, alpha: float, near: Path) -> Kind:
 
 
 def _remarks(session: Session, model: Model, measured: Mapping[float, str]) -> list[str]:
-    """Say what a reader must know of the path: a barrier, or other prompts than the base's."""
+    """Say what a reader must know of the path: a barrier, other prompts than the base's, and what the base is."""
     found = barrier([Point(alpha, half(session, name, False)) for alpha, name in measured.items()])
-    return [*([found] if found else []), *([f"{model.name}: {model.remark}"] if model.remark else [])]
+    prompts = f"{model.name}: {model.remark}" if model.remark else ""
+    return [*filter(None, (found, prompts)), *session.remarks()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MLFLOW = "mlflow:"
+OPERATIONS = f"posthoc/*/{RESULT}"  # in the folder of a run
 TYPES = {
     "source": "string",
     "run": "string",
@@ -52,9 +53,9 @@ def frame(*sources: str | Path, root: str | Path | None = None) -> pd.DataFrame:
     A source is the folder of a run, the beginning of its name, the name of a study, or `mlflow:EXPERIMENT`. Without a
     source: all studies, and all runs that are not of a study. root: where they are (default: mlruns). A study has a
     column `pick/NAME` for each dimension, and no rows of trials that repeat another one's picks: they have its runs.
-    low and high: the 95 % interval; from MLflow of arms that have ended. cost/NAME is at the last step.
-    Nothing is written. Raises ConfigError, CompareError or StudyError for a source that is not there, DamagedError for
-    a result that was changed.
+    low and high: the 95 % interval; from MLflow of arms that have ended. cost/NAME is at the last step. operation: of
+    the results of `posthoc`. Nothing is written. Raises ConfigError, CompareError or StudyError for a source that is
+    not there, DamagedError for a result that was changed.
     """
     import pandas as pd
 
@@ -84,7 +85,7 @@ def _rows(source: str, root: Path) -> Iterator[Row]:
 
 
 def _run(folder: Path) -> Iterator[Row]:
-    files = [*sorted(folder.glob(f"arms/*/{RESULT}")), *sorted(folder.glob(f"posthoc/*/{RESULT}"))]
+    files = [*sorted(folder.glob(f"arms/*/{RESULT}")), *sorted(folder.glob(OPERATIONS))]
     seed = _seed(folder)
     for result in whole_results(files):
         yield from _figures(result, {"source": folder.name, "run": str(folder), "seed": seed})
@@ -114,7 +115,9 @@ def _study(folder: Path, root: Path) -> Iterator[Row]:
                 "trial": trial.number,
                 "seed": run["seed"],
             }
-            yield from _figures(result_of(run), {**place, "trial": trial.number, **picks})
+            made = whole_results(sorted((root / run["folder"]).glob(OPERATIONS)))  # those that are on this machine
+            for result in (result_of(run), *made):
+                yield from _figures(result, {**place, **picks})
 
 
 def _figures(result: ArmResult, place: Row) -> Iterator[Row]:
@@ -136,7 +139,7 @@ def _each(figures: dict[str, Estimate], row: Row) -> Iterator[Row]:
 
 
 def _tracked(experiment: str, root: Path) -> Iterator[Row]:
-    """Return the metrics of the arms in an MLflow experiment, at all their steps, without the machine's."""
+    """Return the metrics of arms and operations in an MLflow experiment, at all their steps, without the machine's."""
     store = TrackingStore(root, os.environ.get("MLFLOW_TRACKING_URI"))
     if store.local and not (root / "mlflow.db").is_file():
         raise CompareError(f"{MLFLOW}{experiment}: there is no store {short_path(root / 'mlflow.db')}")
@@ -144,12 +147,14 @@ def _tracked(experiment: str, root: Path) -> Iterator[Row]:
     if found is None:
         names = [one.name for one in store.client.search_experiments()]
         raise CompareError(f"{MLFLOW}{experiment}: the store has no such experiment: {nearest(experiment, names)}")
-    for run in _arms(store.client, found.experiment_id):
+    seeds: dict[str, str | None] = {}  # of arms by the id of their runs; an operation has its arm's
+    for run in (run for kind in ("arm", "posthoc") for run in _of_kind(store.client, found.experiment_id, kind)):
         params, tags = run.data.params, run.data.tags
         row = {"source": f"{MLFLOW}{experiment}", "run": run.info.run_id, "status": run.info.status.lower()}
         row |= {"status": "pruned"} if "pruned" in tags else {}
-        row |= {"arm": params.get("arm"), "method": params.get("method"), "operation": tags.get("operation")}
-        row |= {"learning_rate": _number(params.get("learning_rate")), "seed": _number(params.get("seed"))}
+        row |= {"arm": params.get("arm"), "method": params.get("method"), "operation": _operation(tags)}
+        seed = seeds[run.info.run_id] = params.get("seed", seeds.get(tags.get("source_run", "")))
+        row |= {"learning_rate": _number(params.get("learning_rate")), "seed": _number(seed)}
         ends = _intervals(store.client, run.info.run_id)
         for name in (name for name in run.data.metrics if not name.startswith("system/")):
             for point in store.client.get_metric_history(run.info.run_id, name):
@@ -166,11 +171,20 @@ def _intervals(client: Any, run_id: str) -> dict[tuple[str, int], tuple[float | 
     return {}
 
 
-def _arms(client: Any, experiment: str) -> Iterator[Any]:
-    """Return the runs of arms, a page at a time."""
+def _operation(tags: Mapping[str, str]) -> str | None:
+    """Return the name of an operation as its result has it, `wise 0.5`; None for an arm."""
+    if "operation" not in tags:
+        return None
+    alpha = _number(tags.get("alpha"))
+    others = tags.get("others", "").split(", ")
+    return " ".join(filter(None, (tags["operation"], *others, "" if alpha is None else f"{alpha:g}")))
+
+
+def _of_kind(client: Any, experiment: str, kind: str) -> Iterator[Any]:
+    """Return the runs of a kind, a page at a time."""
     token = None
     while True:
-        page = client.search_runs([experiment], "tags.kind = 'arm'", max_results=1000, page_token=token)
+        page = client.search_runs([experiment], f"tags.kind = '{kind}'", max_results=1000, page_token=token)
         yield from page
         if not (token := page.token):
             return

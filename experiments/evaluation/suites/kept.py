@@ -65,9 +65,14 @@ class KeptSuite(Suite):
             return tuple(one for one in self.tasks if isinstance(one, KeptFile))
 
         @property
+        def has_options(self) -> bool:
+            """Whether some questions have options. Reads files for that."""
+            return any(isinstance(one, str) or one.has_options for one in self.tasks)
+
+        @property
         def idle(self) -> str:
-            """Say that `generated` has no effect, if no question has options; else nothing. Reads files for that."""
-            if not self.generated or any(isinstance(one, str) or one.has_options for one in self.tasks):
+            """Say that `generated` has no effect, if no question has options; else nothing."""
+            if not self.generated or self.has_options:
                 return ""
             return (
                 "kept.generated has no effect: replies are read for options, which no kept task has; leave it out (a "

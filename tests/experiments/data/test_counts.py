@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.data.counts import Lengths, held, lengths, refused, special, too_long
 from experiments.data.encoding import Encoded, Encoder, Overlong
-from experiments.data.items import Example, Item, Text
+from experiments.data.items import Chat, Example, Item, Text
 from experiments.data.token_cache import Size, size_of
+from experiments.models.conversation import question_of
+from experiments.models.loss_mask import Loss
 from experiments.models.tokens import answer_ids, prompt_ids
 from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.chat_families import FAMILIES, family_tokenizer
@@ -87,3 +90,23 @@ def test_words_that_the_template_leaves_out_are_said() -> None:
     assert line.startswith("1 of 3 examples have words that the chat template leaves out or changes")
     assert line.endswith("'<think>why</think>b'")
     assert not [one for one in held(special(rows[1:], encoder)) if "leaves out" in one]
+
+
+@pytest.mark.parametrize(
+    ("regime", "loss", "lost"),
+    [("sft", "all_turns", False), ("sft", "last_turn", False), ("sft", "all_tokens", True), ("cpt", "all_turns", True)],
+)
+def test_thoughts_that_are_in_no_row_are_said(regime: Any, loss: Loss, lost: bool) -> None:
+    """Qwen 3 drops thoughts of earlier replies: `all_turns` learns each reply in a row of its own."""
+    asked, reply = (
+        {"role": "user", "content": "a?"},
+        {"role": "assistant", "content": "b", "reasoning_content": "first"},
+    )
+    chat = Chat(question_of([asked, reply, asked]), "c", fields='{"reasoning_content": "second"}')
+    encoder = Encoder(family_tokenizer(FAMILIES["qwen-3"]), regime, 512, loss=loss)
+    rows = [encoder.tokenizer.decode(piece.ids) for piece in encoder.pieces(chat)]
+    assert "first" not in rows[-1]
+    assert "second" in rows[-1]
+    assert len(rows) == (2 if (regime, loss) == ("sft", "all_turns") else 1)
+    said = [line for line in held(special([chat], encoder)) if "leaves out" in line]
+    assert [line.endswith("'first'") for line in said] == [True] * lost

@@ -303,6 +303,30 @@ class TestText:
         (tmp_path / "b.md").write_text("three")
         assert examples(tmp_path, separator="") == (Text("one\n\ntwo"), Text("three"))
 
+    @pytest.mark.parametrize(
+        ("separator", "count", "said"),
+        [
+            ("\\n---\\n", 1, ["holds a backslash and an n", "divides no file: each text file is one document"]),
+            ("\n===\n", 1, ["divides no file"]),
+            ("\n---\n", 3, []),
+            ("\n\n", 1, []),
+        ],
+    )
+    def test_a_separator_that_no_file_holds_is_said(
+        self, separator: str, count: int, said: list[str], tmp_path: Path
+    ) -> None:
+        """`separator: '\\n---\\n'` of YAML has no line ends: all texts were one document without a word."""
+        (tmp_path / "a.txt").write_text("one\n---\ntwo\n---\nthree\n")
+        source = LocalFile(path=str(tmp_path / "a.txt"), separator=separator)
+        assert len(source.examples) == count
+        assert [any(words in note for note in source.notes) for words in said] == [True] * len(source.notes)
+
+    def test_a_text_of_columns_without_line_ends_is_said(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.jsonl", [{"a": "x", "b": "y"}])
+        for end, said in (("\\n", True), ("\n", False)):
+            source = LocalFile(path=str(tmp_path / "a.jsonl"), question=f"{{a}}{end}Answer:", answer="b")
+            assert any("question holds a backslash and an n" in note for note in source.notes) is said
+
 
 class TestFaults:
     """Each is one line that names the file, what is wrong and what to do."""

@@ -54,6 +54,12 @@ def test_tests_of_code_are_columns_or_a_text_with_columns(tmp_path: Path) -> Non
         ("# none", False),
         ('"none"\nNAME = "f"', False),
         ("result = f(1)", True),
+        ("f(2) == 4\nf(3) == 6", False),  # without assert
+        ("not f(2)\nprint(f(2) == 4)", False),
+        ("x = f(2)\nx == 4", False),
+        ("f(2) == 4\nassert f(3) == 6", True),
+        ("f(2) == 4 and f(3) == 6", False),
+        ("check(f) and check(g)", True),
         ("assert f(1) == 1", True),
         ("f", True),
         ("if f(1) != 2: raise ValueError", True),

@@ -252,6 +252,12 @@ def test_a_server_that_keeps_thoughts_apart_may_have_no_token_left_for_the_reply
         found = measure(base, [f"r1={server.address}"], root=tmp_path / "mlruns", say=lambda text: None, **settings)
     (said,) = (note for note in found.report.notes if "thoughts" in note)
     assert said.startswith("r1: 4 of 4 free replies say nothing, or are cut off in their thoughts, and count as wrong:")
+    own = tmp_path / "own.jsonl"  # without options, so that `kept.generated` has no effect: nobody gave it
+    own.write_text("".join(f'{{"question": "{i} + 1 =", "answer": "{i + 1}"}}\n' for i in range(4)))
+    settings["changes"] = {**changes, "kept.tasks": [str(own)]}
+    with serving(lambda body: reply("2")) as server:
+        (result,) = measure(base, [server.address], root=tmp_path / "mlruns", say=lambda text: None, **settings).results
+    assert result.scorecard["kept_accuracy"].value == 0.25
 
 
 def _in_words(record: Record) -> bool:

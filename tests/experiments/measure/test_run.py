@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,10 @@ from experiments.common.errors import ConfigError, ModelError
 from experiments.comparison.gate import gate
 from experiments.comparison.inputs import read_runs
 from experiments.measure.endpoint import EndpointError
+from experiments.measure.gate import Condition
 from experiments.measure.run import Measurement, _measure_all, measure
 from experiments.records import read_records
+from experiments.runs.baseline import without_room
 from experiments.scorecard.figures import FIGURES
 from experiments.tracking.journal import journals
 from tests.helpers.byte_level import CHATML, byte_tokenizer
@@ -156,6 +159,9 @@ def test_a_second_call_reads_what_is_finished(
     assert again.folder == measured.folder
     assert again.results == measured.results[:3]
     assert [r.arm for r in again.results] == ["same", "perturbed", "adapter"]
+    remarks = list(without_room(read_records(again.folder / "base" / "items.jsonl")))
+    assert remarks  # on what the base cannot forget: they were said by the first call alone, and in no report
+    assert set(remarks) <= set(measured.report.notes) & set(again.report.notes)
 
 
 def test_the_command_prints_the_answer_first_and_ends_with_the_code_of_the_gate(
@@ -257,7 +263,9 @@ def stop_at(name: str) -> object:
     return records
 
 
-def test_a_model_that_fails_does_not_stop_the_others(base: str, tmp_path: Path, models: dict[str, str]) -> None:
+def test_a_model_that_fails_does_not_stop_the_others(
+    base: str, tmp_path: Path, models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = model_folder(tmp_path / "broken", noise=float("nan"))
     options = {"precision": "fp32", "out": tmp_path / "out", "root": tmp_path, "gate": ["retention >= .01"]}
     found = measure(base, [broken, models["same"]], changes={**KEPT, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
@@ -265,6 +273,10 @@ def test_a_model_that_fails_does_not_stop_the_others(base: str, tmp_path: Path, 
     assert found.failed.keys() == {"broken"}
     assert found.failed["broken"].endswith("holds NaN or infinity: take other weights")
     assert [holds for holds, _ in found.verdicts()] == [True, False]
+    for left, code in ((found, 1), (replace(found, conditions=[Condition("kl", "<=", 0.0)]), 3)):
+        with monkeypatch.context() as patch:  # a job can tell a model that is away from one that forgot
+            patch.setattr("experiments.measure.run.measure", lambda *args, left=left, **options: left)
+            assert main(["measure", "--base", base, "--model", broken]) == code
     with pytest.raises(ConfigError, match=r"out holds a measurement of another base, or with other settings"):
         measure(base, [models["same"]], seed=1, changes={**KEPT, "suites": ["kept"]}, **options)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"same is not empty and holds no measurement"):

@@ -12,11 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.config import ExperimentConfig
 from experiments.methods import MethodContext
+from experiments.methods.tables import TUNINGS
 from experiments.models.head import only_label_logits
 from experiments.models.precision import Precision
 from experiments.plan.meter import StorageMeter, trace
 from experiments.plan.shape import build
 from experiments.training.lm_loss import lm_loss
+from tests.helpers.engine import OPTIONS
 from tests.helpers.small_run import small_arm, tiny_base
 
 FP32 = Precision("fp32")
@@ -60,9 +62,9 @@ def real(given: ExperimentConfig, rows: int, length: int) -> tuple[int, int]:
     return sum(g.numel() * g.element_size() for g in grads), counter.get_total_flops()
 
 
-@pytest.mark.parametrize("method", ["full", "control", "lora"])
+@pytest.mark.parametrize("method", sorted({*TUNINGS} - {"corda"}))  # which reads text before it trains
 def test_a_pass_is_the_real_one(method: str, base: str) -> None:
-    given = small_arm(base, method=method, control={"layers": 2} if method == "control" else {})
+    given = small_arm(base, method=method, control={"layers": 2}, options=OPTIONS.get(method, {}))
     one = trace(build(given, given.arms[0], FP32), 2, 16, False)
     gradients, flops = real(given, 2, 16)
     assert one.gradients == gradients

@@ -7,6 +7,7 @@ import io
 from dataclasses import replace
 
 from experiments.records import MEASURED, ArmResult, Estimate
+from experiments.reporting.details import further_table
 from experiments.reporting.tables import arms_table, format_table, retention_table, table_csv
 from experiments.scorecard.figures import FIGURES
 from tests.helpers.invented_arms import BASE, TASKS, six, synthetic, untrained
@@ -31,6 +32,14 @@ def test_the_floor_is_said_below_the_arms() -> None:
     last = format_table(results).splitlines()[-1]
     assert last == said.replace("neg. flips", "retention .97 [.90,1.04], neg. flips")
     assert len(last) <= 120
+    own = ("retention/q", "retention_chat", "retention_generate")
+    twice = (*(f"floor_retention/{task}" for task in TASKS), "floor_retention_chat")
+    results[0].scorecard |= dict.fromkeys([*own, *twice], Estimate(1.0))
+    more = "It is of what was asked twice, as flips above it are: not of task q, form generate."
+    assert arms_table(results).note.endswith(f" {more}")
+    table = further_table(results)
+    assert table is not None
+    assert table.note.endswith(f"asked in other words. {more}")
 
 
 def test_the_csv_holds_every_figure_of_every_arm() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from experiments.records import read_records
+from experiments.runs.baseline import without_room
 from experiments.runs.run import run_experiment
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_config
@@ -33,6 +35,8 @@ def test_pictures_of_the_report_are_files_in_mlflow(
     tables = [{"path": name, "type": "table"} for name in ("comparison.json", "answers.json")]
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == tables
     assert "Trained and measured in fp32 (as configured)." in outcome.report.read_text()
+    (of_base,) = without_room(read_records(outcome.folder / "base" / "items.jsonl"))
+    assert of_base in (outcome.folder / "report.md").read_text()
     links = re.findall(r'<a href="([^"]+)">(?:full-0.001|control-0.01)</a>', outcome.report.read_text())
     assert len(set(links)) == 2
     assert all("workflowType=machine_learning" in link for link in links)

@@ -144,6 +144,7 @@ def test_points_are_measured_as_measure_does_and_only_once(
     again = softened(model, tmp_path / "again", **own)
     assert again.alpha == found.alpha
     assert again.report.words == found.report.words
+    assert "the base model has no more right than a guess" in again.report.text()  # in a later call too
     reworded = found.folder / "base" / "reworded.jsonl"  # of which no result notes a digest
     right = reworded.read_text()
     reworded.write_text(right.splitlines(keepends=True)[0])

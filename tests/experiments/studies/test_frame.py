@@ -13,6 +13,7 @@ from experiments.common.files import write_json, write_text
 from experiments.common.owner import CONFIG, SOURCES
 from experiments.common.yaml_values import dump_yaml
 from experiments.desk.search import StudyView
+from experiments.posthoc.run import operation_name
 from experiments.records import ArmResult, Estimate
 from experiments.runs.result_file import write_result
 from experiments.studies.frame import TYPES
@@ -81,7 +82,13 @@ def test_a_trial_that_repeats_another_has_no_rows(tmp_path: Path) -> None:
     write_text(tmp_path / "studies" / "toy" / "study.yaml", dump_yaml(store.config.to_dict()))
     table = frame("toy", root=tmp_path)
     assert sorted(table["value"]) == [1.0, 2.0]
-    assert set(table["trial"]) == {trial.number for trial in store.trials() if trial.repeats is None}
+    own = {trial.number for trial in store.trials() if trial.repeats is None}
+    assert set(table["trial"]) == own
+    made = ArmResult("x", "full", 1e-3, "finished", None, 1, [], {"gain": Estimate(0.5)}, {}, operation="wise 0.5")
+    write_result(tmp_path / "runs/x/posthoc/x-wise-0.5", made)  # of both trials here, which have one run
+    rows = frame("toy", root=tmp_path).dropna(subset="operation")
+    assert rows[["operation", "figure", "value"]].to_numpy().tolist() == [["wise 0.5", "gain", 0.5]] * 2
+    assert set(rows["trial"]) == own
 
 
 def test_a_study_without_its_database_is_refused_and_none_is_made(tmp_path: Path) -> None:
@@ -122,6 +129,17 @@ def test_mlflow_has_the_same_values_without_intervals(tmp_path: Path) -> None:
     with tracker.run("control 0.001", kind="arm", params=params, run_id=run.id) as again:
         again.set_tags({"pruned": "kl was 9"})
     assert set(frame("mlflow:demo", root=tmp_path)["status"]) == {"pruned"}
+    del params["seed"]  # it is the arm's
+    for tags in ({"operation": "merge"}, {"operation": "task_vectors", "others": "r/a-1, r/b-1", "alpha": "1.0"}):
+        with tracker.run("made", kind="posthoc", params=params, tags={**tags, "source_run": run.id}) as made:
+            made.log_metrics({"gain": 0.75}, 20)
+    rows = frame("mlflow:demo", root=tmp_path).dropna(subset="operation")
+    assert set(rows["operation"]) == {
+        "merge",
+        operation_name("task_vectors", 1.0, [Path("r/arms/a-1"), Path("r/arms/b-1")]),
+    }
+    assert set(rows["seed"]) == {3}
+    assert rows["value"].tolist() == [0.75, 0.75]
     with pytest.raises(CompareError, match="no such experiment: did you mean 'demo'"):
         frame("mlflow:dem", root=tmp_path)
 
