@@ -125,19 +125,29 @@ def original_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "plain_copy_of", type(module))
 
 
-@made_once
 def plain_class(cls: type[nn.Module]) -> type[nn.Module]:
     """Make a class that behaves like cls, but of whose bases only torch's own are the same: isinstance does not match.
 
-    The bases are made anew in the same way. Methods that call `super()` get the new class to start from.
+    The bases are made anew in the same way. Methods that call `super()` get the new class to start from. It is made
+    once, and again after a member of cls or of a base was replaced.
     """
+    made: Any = _plain_class(cls)
+    plain = (one for one in made.__mro__ if hasattr(one, "plain_members"))
+    if any(one.plain_members != vars(one.plain_copy_of) for one in plain):
+        _plain_class.cache_clear()  # type: ignore[attr-defined]
+    return _plain_class(cls)
+
+
+@made_once
+def _plain_class(cls: type[nn.Module]) -> type[nn.Module]:
     bases = tuple(map(_plain_base, cls.__bases__))
     members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
     if (forward := members.get("forward")) is not None and _checkpoints(forward):
         members["forward"] = forward.__wrapped__
     cell = types.CellType()
     members = {name: _with_class(member, cell) for name, member in members.items()}
-    cell.cell_contents = made = type(f"{cls.__name__}Copy", bases, {**members, "plain_copy_of": cls})
+    members |= {"plain_copy_of": cls, "plain_members": dict(vars(cls))}
+    cell.cell_contents = made = type(f"{cls.__name__}Copy", bases, members)
     return made
 
 
@@ -145,7 +155,7 @@ def _plain_base(base: type) -> type:
     if base.__name__ == "GradientCheckpointingLayer":
         return nn.Module
     own = issubclass(base, nn.Module) and not base.__module__.startswith("torch.")
-    return plain_class(base) if own else base
+    return _plain_class(base) if own else base
 
 
 def _with_class(member: Any, cell: types.CellType) -> Any:

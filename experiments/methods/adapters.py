@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import re
+import warnings
 from collections import Counter
 from typing import Any, ClassVar, Literal, get_type_hints
 
@@ -20,6 +21,7 @@ from experiments.common.section import nearest
 from experiments.methods.base import MethodContext, Tuning
 from experiments.methods.low_rank import linear_names, lora_names
 from experiments.methods.reference import has_base
+from experiments.models.precision import Precision, compute_as_base
 
 OWN = {  # fields of PEFT that the bench sets
     "task_type": "the bench trains causal language models",
@@ -95,11 +97,16 @@ class Peft(Tuning):
         from peft import get_peft_model
 
         base = probe(model)
+        with context.precision.autocast():
+            as_run = probe(model)
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             adapted: PreTrainedModel = get_peft_model(model, self._config(model))
+        compute_as_base(adapted)
         if not base.is_meta:  # `control-llm plan` has no values
             self._check_start(adapted, base)
+            with context.precision.autocast():
+                self._say_rounding(_apart(adapted, as_run), context.precision)
         _check_tied(adapted)
         _check_merge(adapted)
         return adapted
@@ -152,6 +159,16 @@ class Peft(Tuning):
         with model.disable_adapter():
             if has_base(model) and _apart(model, base) > AGAIN:
                 raise ConfigError(f"peft: type {self.type!r} changes the base's weights, and they do not come back")
+
+    def _say_rounding(self, difference: float, precision: Precision) -> None:
+        """Warn if arithmetic alone takes the start away from the base: it is in each figure of the arm."""
+        if precision.bf16 and difference:
+            warnings.warn(
+                f"peft: type {self.type!r} with these fields starts as the base model up to rounding: in bf16 its "
+                f"logits differ by {difference:.1g} of the largest one, so its KL to the base does not start at 0. "
+                "precision: fp32 keeps that small",
+                stacklevel=2,
+            )
 
 
 def _starts(name: str, value: Any, start: str) -> bool:

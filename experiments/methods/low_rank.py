@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ctrl.config import MAX_RANK
@@ -16,6 +16,7 @@ from ctrl.sharded import write_once
 from ctrl.structure import decoder_layers, is_attention
 from experiments.methods.base import MethodContext, Tuning
 from experiments.methods.batches import single_rows
+from experiments.models.precision import compute_as_base, is_linear
 
 
 class Lora(Tuning):
@@ -40,7 +41,9 @@ class Lora(Tuning):
 
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)  # A is random
-            return get_peft_model(model, self._config(model, **settings))
+            adapted: PreTrainedModel = get_peft_model(model, self._config(model, **settings))
+        compute_as_base(adapted)
+        return adapted
 
     def _config(self, model: PreTrainedModel, **settings: Any) -> Any:
         from peft import LoraConfig
@@ -138,7 +141,7 @@ class Corda(Lora):
 
 def linear_names(model: PreTrainedModel, targets: str) -> list[str]:
     """List the full names of linear layers in decoder layers. targets: `all`, or `mlp` for those outside attention."""
-    linear = {id(m) for layer in decoder_layers(model) for m in layer.modules() if _is_linear(m)}
+    linear = {id(m) for layer in decoder_layers(model) for m in layer.modules() if is_linear(m)}
     attention = {id(m) for a in model.modules() if is_attention(a) for m in a.modules()} if targets == "mlp" else set()
     return [name for name, m in model.named_modules() if id(m) in linear and id(m) not in attention]
 
@@ -152,12 +155,6 @@ def not_linear(model: PreTrainedModel) -> tuple[float, list[str]]:
     """Return the share of the layers' weights in matrices of no linear layer (stacked experts), and their names."""
     owned = [(name, m) for layer in decoder_layers(model) for name, m in layer.named_modules()]
     named = [(f"{name}.{n}", p, m) for name, m in owned for n, p in m.named_parameters(recurse=False)]
-    other = [(name, p) for name, p, m in named if p.dim() > 1 and not _is_linear(m)]
+    other = [(name, p) for name, p, m in named if p.dim() > 1 and not is_linear(m)]
     whole = sum(p.numel() for _, p, _ in named)
     return sum(p.numel() for _, p in other) / whole, list(dict.fromkeys(name for name, _ in other))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    from transformers.pytorch_utils import Conv1D
-
-    return isinstance(module, nn.Linear | Conv1D)

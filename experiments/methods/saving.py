@@ -27,7 +27,7 @@ from ctrl.sharded import write_once
 from experiments.common.errors import DamagedError
 from experiments.common.files import PART, read_json, write_json
 from experiments.models.checked import short_text
-from experiments.models.precision import DTYPES
+from experiments.models.precision import DTYPES, compute_as_base
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's name
 MODEL_CONFIG = "config.json"  # next to a whole model
@@ -179,6 +179,7 @@ def _with_adapter(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
             f"{folder} does not fit the base model ({ADAPTER_CONFIG} has no place for {len(surplus)} tensors of its "
             f"weights, such as {surplus[0]}): {AGAIN}"
         )
+    compute_as_base(model)
     return model  # type: ignore[return-value]  # passes all on to the base
 
 

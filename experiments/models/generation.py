@@ -20,7 +20,7 @@ from experiments.models.reading import check_finite, own_replies, reading, windo
 from experiments.models.sharing import Progress, each, in_order, no_progress
 from experiments.models.tokens import end_of_turn, prompt_ids, reply_text
 
-BATCH = 128  # prompts at a time, or fewer if memory has no room: batches of one size give the same bits everywhere
+BATCH = 128  # prompts at a time: batches of one size give the same bits everywhere; fewer if memory has no room
 LEAVING = 0.25  # share of a batch; dropping rows copies the cache, which costs as much as one more token
 
 

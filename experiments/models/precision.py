@@ -1,4 +1,4 @@
-"""Choose the arithmetic of a run: fp32, or bf16 where the machine computes it fast; the device; dtypes by name."""
+"""Choose the arithmetic of a run: fp32, or bf16 where the machine computes it fast; of its adapters; dtypes by name."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ctrl.quantised import is_quantised
+from ctrl.quantised import is_quantised, is_quantised_linear
 from ctrl.sharded import sharded
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}  # of weights
@@ -115,3 +115,39 @@ class Precision:
         linear = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m.weight) not in tied]
         parameters = {id(p): p for module in linear for p in module.parameters(recurse=False)}
         return [p for p in parameters.values() if p.dtype == torch.float32 and not is_quantised(p)]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return whether a module is a matrix that adapters can change."""
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def compute_as_base(model: nn.Module) -> None:
+    """Let the layers of PEFT return the dtype of the base's layers under autocast, and not that of their input.
+
+    An adapter that changes nothing then computes what the base does, bit for bit. DoRA's lengths of rows are computed
+    in fp32, as at their start.
+    """
+    from peft.tuners.lora.dora import DoraLinearLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
+        if type(module) is DoraLinearLayer:  # not of an embedding, whose input is ids
+            module.register_forward_pre_hook(_wide_input)
+        elif isinstance(module, BaseTunerLayer):
+            base = module.get_base_layer()
+            if is_linear(base) and not is_quantised_linear(base):  # quantised ones return the dtype of their input
+                module.register_forward_hook(_narrow_output)
+
+
+def _wide_input(module: nn.Module, args: tuple[Tensor]) -> Tensor:
+    (x,) = args
+    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+
+
+def _narrow_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    kind = output.device.type
+    replaced = "forward" in vars(module)  # by `fp32_head`
+    return output if replaced or not torch.is_autocast_enabled(kind) else output.to(torch.get_autocast_dtype(kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import types
 import warnings
 from collections.abc import Callable
@@ -239,6 +240,25 @@ def test_a_layer_that_calls_the_method_of_its_base_is_copied() -> None:
     plain.__class__ = copies.plain_class(type(build("llama").model.layers[1]))
     found = copied(x, position_embeddings=rotary)
     torch.testing.assert_close(found, 2 * plain(x, position_embeddings=rotary))
+
+
+def test_a_class_that_was_patched_after_an_expansion_is_copied_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook: the copies ran the forward from before the patch, so the start was not the base."""
+    before = ctrl.expand(tiny().eval(), ControlConfig(layers=2))
+    attention: Any = tf.models.llama.modeling_llama.LlamaAttention
+    old = attention.forward
+
+    def forward(self: Any, hidden_states: Any, **kwargs: Any) -> Any:
+        return old(self, hidden_states * 2, **kwargs)
+
+    monkeypatch.setattr(attention, "forward", forward)
+    base = tiny().eval()
+    want = base(IDS).logits
+    model = ctrl.expand(base, ControlConfig(layers=2))
+    assert torch.equal(model(IDS).logits, want)
+    monkeypatch.undo()
+    assert torch.equal(ctrl.expand(tiny().eval(), ControlConfig(layers=2))(IDS).logits, before(IDS).logits)
+    assert torch.equal(pickle.loads(pickle.dumps(before))(IDS).logits, before(IDS).logits)
 
 
 def _gpt_oss() -> PreTrainedModel:

@@ -16,9 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from experiments.config import ExperimentConfig, parse_config
-from experiments.methods import ActiveMethod, Batch, MethodContext
+from experiments.evaluation.reply_log_probs import fp32_head
+from experiments.methods import ActiveMethod, Batch, Method, MethodContext
+from experiments.methods.base import Tuning
 from experiments.methods.config import ArmConfig
+from experiments.methods.saving import load_onto
 from experiments.methods.weights import snapshot
+from experiments.models.modes import evaluating
 from experiments.models.precision import Precision
 from experiments.training.callbacks import Hooks
 from experiments.training.processes import ALONE, Processes
@@ -112,6 +116,39 @@ def old_text(count: int) -> list[Batch]:
 
 def context(precision: str = "fp32") -> MethodContext:
     return MethodContext(0, Precision(precision), old_text)
+
+
+def bf16_start(tuning: Tuning, folder: Path) -> float:
+    """Return the KL of an untrained arm to its base under bf16, as suites measure it, before and after a save.
+
+    Without a KL its logits and greedy replies have to be the base's. The base's matrices are large enough for likely
+    tokens to differ by rounding.
+    """
+    method, bf16, ids = Method(tuning), context("bf16"), collate(sequences(8))["input_ids"]
+
+    def base() -> Any:
+        model = tiny().eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(4 if p.dim() > 1 else 1)
+        return model
+
+    def log_p(model: PreTrainedModel) -> Tensor:
+        with evaluating(model, bf16.precision), fp32_head(model):
+            found: Tensor = model(ids).logits.log_softmax(-1)
+        return found
+
+    def replies(model: Any) -> list[list[int]]:
+        with evaluating(model, bf16.precision):
+            found: list[list[int]] = model.generate(ids[:, :6], max_new_tokens=3, do_sample=False).tolist()
+        return found
+
+    model = method.prepare(base(), bf16)
+    active = method.begin(model, bf16)
+    want, own, again = map(log_p, (base(), model, load_onto(base(), active.save(model, folder))))
+    kl = max(float((want.exp() * (want - found)).sum(-1).max()) for found in (own, again))
+    assert kl or (torch.equal(own, want) and torch.equal(again, want) and replies(model) == replies(base()))
+    return kl
 
 
 def config(arm: ArmConfig, **training: Any) -> ExperimentConfig:
