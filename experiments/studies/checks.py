@@ -24,6 +24,7 @@ from experiments.studies.space import Float, probes
 
 DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
 ARM = re.compile(r"^arm [^:]*: ")  # with which a fault begins; each trial may have another
+NO_EFFECT = "(?:has no effect|is not read|is read by no arm|splits text files)"  # what faults say of a field
 SHARE = re.compile(r"data\.replay|arms\.\d+\.replay")
 
 
@@ -155,13 +156,13 @@ def check_dimensions(study: StudyConfig, configs: Sequence[ExperimentConfig], so
 
 
 def _in_sections(values: Mapping[str, Any], of: str = "") -> Iterator[str]:
-    """Yield the fields that dotted keys set, each with its section: `rates.alpha`; not a single one."""
+    """Yield the fields and sections that dotted keys set, each with that around it: `rates.alpha`; not a single one."""
     for key, value in values.items():
         name = _in_section(f"{of}{key}")
+        if of or len(values) > 1:
+            yield name
         if isinstance(value, dict):
             yield from _in_sections(value, f"{name}.")
-        elif of or len(values) > 1:
-            yield name
 
 
 def _in_section(place: str) -> str:
@@ -189,7 +190,8 @@ def check_numbers(study: StudyConfig, source: str) -> None:
 def _idle_field(name: str, config: ExperimentConfig) -> str:
     """Return why the field of this name (`_in_section`) has no effect; an empty text if it has."""
     before = r"(?<!\w)" if "." in name else r"(?<![\w.])"  # the latter: `arms.0.replay` is no `data.replay`
-    said = re.compile(rf"{before}{re.escape(name)} has no effect")
+    place = re.escape(name).replace(r"\.", r"(?:\.|: )")  # training.arguments: NAME
+    said = re.compile(rf"{before}{place} {NO_EFFECT}")
     return next((fault for fault in unused_fields(config) if said.search(fault)), "")
 
 

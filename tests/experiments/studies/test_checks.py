@@ -49,6 +49,7 @@ def test_each_base_model_is_loaded_once(base: str, tmp_path: Path, monkeypatch: 
 
 RATIO = {"kind": "float", "path": "training.min_lr_ratio", "low": 0.1, "high": 0.5, "step": 0.1}  # .1 is the default
 MARGIN = {"kind": "choice", "path": "arms.0.control.margin", "values": [0.0, 0.1, 0.2]}
+OLD, SGD = {"source": "self", "number": 8}, {"optim": "sgd"}
 CONTROL = {"kind": "arms", "arms": {"control": ARMS["control"]}}
 MARGINS: dict[str, Any] = {
     "kind": "arms", "arms": {"a": ARMS["control"], "b": {**ARMS["control"], "arms.0.control.margin": 0.2}}
@@ -72,6 +73,21 @@ COSINE = {"kind": "arms", "arms": {"cosine": {**ARMS["control"], "arms.0.control
         (
             {"x": {"kind": "choice", "path": "training.rates", "values": [{}, {"alpha": 3.0}]}},
             "rates.alpha has no effect",
+        ),
+        (
+            {"x": {"kind": "arms", "arms": {"a": ARMS["control"], "b": {**ARMS["control"], "data.old": OLD}}}},
+            "'b' of 'x': data.old is read by no arm",
+        ),
+        (
+            {
+                "x": {"kind": "arms", "arms": {name: {**ARMS["control"], "data.old": OLD} for name in "ab"}},
+                "y": {"kind": "choice", "path": "data.replay", "values": [0.0, 0.2]},
+            },
+            False,
+        ),
+        (
+            {"x": {"kind": "choice", "path": "training.arguments", "values": [SGD, {**SGD, "adam_beta1": 0.5}]}},
+            "training.arguments: adam_beta1 is not read by optim 'sgd'",
         ),
     ],
 )
