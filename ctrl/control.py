@@ -46,6 +46,7 @@ class Control(DivergenceWatch):
     before_peft: set[str] | None = field(default=None, repr=False)  # that trained before PEFT put adapters on the model
     log: Any = None  # ctrl.diagnostics' log while one is open
     looked: bool = False  # whether a training pass has looked at what trains
+    training: bytes = b""  # of each parameter of the model, whether it trained then
     watched: bool = False  # and watches its optimizer
     said: set[str] = field(default_factory=set, repr=False)  # see `say`
     references: list[weakref.ref[Any]] = field(default_factory=list, repr=False)  # what ctrl.reference has made
@@ -153,8 +154,16 @@ class Control(DivergenceWatch):
             warn(message, stacklevel=stacklevel + 1)
 
     def look(self, model: Any = None) -> None:
-        """Let the model look at what trains, in the first pass of a training: trainers may run its decoder alone."""
-        if torch.compiler.is_compiling() or self.looked:
+        """Let the model look at what trains, in the first pass of a training: trainers may run its decoder alone.
+
+        model: given at the start of each of its passes, of which one after a part was unfrozen or frozen looks again.
+        """
+        if torch.compiler.is_compiling():
+            return
+        if model is not None:
+            before, self.training = self.training, bytes(p.requires_grad for p in model.parameters())
+            self.looked &= before == self.training
+        if self.looked:
             return
         model = self.owner() if model is None and self.owner else model
         if model is not None:

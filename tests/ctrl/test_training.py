@@ -90,6 +90,7 @@ def test_a_weight_that_a_reference_shares_and_that_trains_is_named() -> None:
     batch = {k: torch.stack([row[k] for row in sequences()]) for k in ("input_ids", "attention_mask", "labels")}
     model = expanded().train()
     plain = ctrl.reference(model)
+    model(**batch)  # a first stage, which trains the copies alone
     model.lm_head.requires_grad_(True)
     with pytest.warns(UserWarning, match=r"lm_head.weight trains, and the model of ctrl.reference shares it"):
         model(**batch)
@@ -118,7 +119,7 @@ def begins_again(model: Any) -> None:
 
 
 @pytest.mark.parametrize("change", ["bfloat16", "requires_grad_"])
-@pytest.mark.parametrize("begin", [begins_again, lambda model: model.to("cpu")])  # as trainers do
+@pytest.mark.parametrize("begin", [begins_again, lambda model: model.to("cpu"), lambda model: None])
 def test_a_later_training_is_looked_at_too(change: str, begin: Any) -> None:
     """Only the first training pass of a model was: copies that were rounded after it lost their steps unsaid."""
     model = ctrl.expand(tiny().bfloat16(), ctrl.ControlConfig(layers=2)).train()
