@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     gate.add_argument(
         "--margin", type=float, default=0.01, help="kept accuracy that may be lost (default: %(default)s)"
     )
-    gate.add_argument("--arm", help="one arm alone: control-0.0003 (default: all)")
+    gate.add_argument("--arm", help="one arm alone: control-0.0003 (default: all, and what posthoc made of them)")
     gate.add_argument("--base", help="a RUN measured before training, if the run has no base of its own")
     gate.add_argument("--new", nargs="+", default=[], metavar="TASK", help=NEW)
     gate.add_argument("--each-task", action="store_true", help="each kept task alone must be below the margin")

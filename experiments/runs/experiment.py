@@ -191,7 +191,9 @@ def _say_packing(arm: ArmTraining, session: Session) -> None:
     """Say how much padding packing saves in the first steps of an arm."""
     data, batch = arm.prepared.data, arm.processes.cut(arm.training)[0]
     if found := data.packing_of(data.rows(arm.arm), batch, MOST):
+        less = f"{found.saved:.0%} less" if found.saved >= 0 else f"{-found.saved:.0%} more"
+        advice = "" if found.saved >= 0 else ": few fit in one row, so leave data.packed out, or raise data.length"
         session.say(
             f"packing: the first {found.conversations:,} conversations are {found.rows:,} rows of {found.computed:,} "
-            f"tokens with padding, {found.saved:.0%} less than the {found.padded:,} without packing"
+            f"tokens with padding, {less} than the {found.padded:,} without packing{advice}"
         )

@@ -40,7 +40,7 @@ from experiments.soften.path import By, WeightPath
 from experiments.soften.report import SoftenReport, write_card, write_report
 
 ALPHAS = (0.2, 0.4, 0.6, 0.8, 1.0)
-CHOSEN = "chosen.json"
+CHOSEN, OF_MODEL = "chosen.json", ("alpha", "by", "rule", "files")  # its fields on a model that was written
 ELSEWHERE = "choose another folder"
 SUITES = ("kept", "drift", "text")  # and `new`, if there is a file
 
@@ -145,14 +145,25 @@ def _write_model(part: Path, path: WeightPath, alpha: float, chosen: Model) -> N
 def _note_chosen(folder: Path, note: Mapping[str, Any], files: Mapping[str, str]) -> None:
     """Note what was chosen, and the digests of the model's files.
 
-    That is done before the model appears: after a kill in between, the same command knows it as its own.
+    That is done before the model appears: after a kill in between, the same command knows it as its own. Models that
+    calls with other conditions have written elsewhere stay known.
     """
-    write_json(folder / CHOSEN, {**note, "files": files, "digest": json_digest({**note, "files": files})})
+    before = read_note(folder / CHOSEN)
+    written = {**before.get("written", {}), **({before["to"]: before} if before.get("to") else {})}
+    written = {to: {name: one.get(name) for name in OF_MODEL} for to, one in written.items() if to != note["to"]}
+    values = {**note, "files": files, **({"written": written} if written else {})}
+    write_json(folder / CHOSEN, {**values, "digest": json_digest(values)})
+
+
+def _written(folder: Path, target: str | None) -> dict[str, Any]:
+    """Return the note on the model that a call has written to a place; empty if none has."""
+    last = read_note(folder / CHOSEN)
+    return last if last.get("to") == target else last.get("written", {}).get(target, {})
 
 
 def _check_chosen(folder: Path, note: Mapping[str, Any], to: str | Path) -> None:
     """Raise ConfigError if the model that an earlier call has written to the same place is not the one chosen now."""
-    known = read_note(folder / CHOSEN)
+    known = _written(folder, note["to"])
     if any(known.get(name) != note[name] for name in ("alpha", "by", "rule")):
         raise ConfigError(
             f"--to {to} holds alpha {known.get('alpha')}, chosen by another rule; now it is {note['alpha']}: "
@@ -163,8 +174,8 @@ def _check_chosen(folder: Path, note: Mapping[str, Any], to: str | Path) -> None
 
 def _check_target(target: Path, folder: Path, to: str | Path) -> None:
     """Raise ConfigError for a place that is taken, unless by the model that the same command has written there."""
-    known = read_note(folder / CHOSEN)
-    if not _filled(target) or (known.get("to") == str(target) and known.get("files") == folder_digests(target)):
+    known = _written(folder, str(target))
+    if not _filled(target) or (known and known.get("files") == folder_digests(target)):
         return
     raise ConfigError(f"--to {to} exists and is not empty: {ELSEWHERE}")
 

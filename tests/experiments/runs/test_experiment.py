@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ import yaml
 
 from experiments.common.errors import RunError
 from experiments.common.files import write_text
+from experiments.data.packing import packing
 from experiments.runs.arm import ArmRun
+from experiments.runs.experiment import _say_packing
 from experiments.runs.run import run_experiment, run_folder
 from experiments.tracking.tracker import Tracker
 from tests.helpers.small_run import small_config, small_values
@@ -91,3 +94,22 @@ def test_a_run_whose_folder_was_removed_says_so(
     monkeypatch.setattr(ArmRun, "run", removed)
     with pytest.raises(RunError, match=said):
         run_experiment(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ([10, 20, 30, 40], "2 rows of 100 tokens with padding, 38% less than the 160 without packing"),
+        ([26, 26, 26, 60], "2 rows of 156 tokens with padding, 35% less than the 240 without packing"),
+        ([60, 60, 60, 36], "3 rows of 288 tokens with padding, 20% more than the 240 without packing: few fit in one"),
+    ],
+)
+def test_packing_that_computes_more_is_said(lengths: list[int], said: str) -> None:
+    """It was `-20% less`."""
+    lines: list[str] = []
+    data = SimpleNamespace(packing_of=lambda *given: packing(lengths, 4, 96), rows=lambda arm: [])
+    arm: Any = SimpleNamespace(
+        prepared=SimpleNamespace(data=data), processes=SimpleNamespace(cut=lambda _: (4, 1)), training=None, arm=None
+    )
+    _say_packing(arm, SimpleNamespace(say=lines.append))  # type: ignore[arg-type]
+    assert said in lines[0]

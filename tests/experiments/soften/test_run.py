@@ -135,6 +135,10 @@ def test_points_are_measured_as_measure_does_and_only_once(
     assert (again.alpha, folder_digests(tmp_path / "soft")) == (found.alpha, before)
     with pytest.raises(ConfigError, match=r"holds alpha \S+, chosen by another rule; now it is \S+: choose another"):
         softened(model, tmp_path / "soft", conditions=["gain >= -.99"], **own)
+    softened(model, tmp_path / "other", conditions=["gain >= -.99"], **own)  # with other conditions, elsewhere
+    assert softened(model, tmp_path / "none", conditions=["gain >= .99"], **own).alpha is None
+    softened(model, tmp_path / "soft", **own)  # is known still
+    assert folder_digests(tmp_path / "soft") == before
     os.rename(tmp_path / "soft", tmp_path / "killed")  # before it appeared
     softened(model, tmp_path / "soft", **own)
     assert folder_digests(tmp_path / "soft") == before
