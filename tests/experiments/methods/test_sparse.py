@@ -9,7 +9,6 @@ import torch
 
 from experiments.common.errors import ConfigError
 from experiments.methods.sparse import Mofo, keep_largest
-from experiments.runs import checks
 from experiments.runs.checks import check_run
 from tests.helpers.engine import arm_config, config, train
 from tests.helpers.tiny_llama import tiny
@@ -49,7 +48,7 @@ def test_in_the_engine_a_step_changes_the_share_of_each_tensor(tmp_path: Path) -
 
 
 def test_it_is_refused_where_states_are_in_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "shards", lambda: True)
+    monkeypatch.setattr("experiments.plan.launches.shards", lambda: True)
     with pytest.raises(ConfigError, match=r"method mofo changes the optimizer's steps, and FSDP and DeepSpeed have"):
         check_run(config(arm_config("mofo")), tiny())
 

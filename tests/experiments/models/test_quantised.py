@@ -142,7 +142,7 @@ def test_a_suite_that_reads_the_base_s_floats_is_refused(base: str) -> None:
 
 
 def test_shards_are_refused(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.runs.checks.shards", lambda: True)
+    monkeypatch.setattr("experiments.plan.launches.shards", lambda: True)
     config = given(base, "8bit")
     with pytest.raises(ConfigError, match=r"quantised=8bit: FSDP and DeepSpeed .* launch with torchrun"):
         check_run(config, in_floats(config).load_base()[0])

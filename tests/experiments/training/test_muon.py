@@ -63,7 +63,7 @@ def test_a_resumed_arm_goes_on_with_both(tmp_path: Path) -> None:
 
 
 def test_shards_are_refused(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.runs.checks.shards", lambda: True)
+    monkeypatch.setattr("experiments.plan.launches.shards", lambda: True)
     values = small_config(base).to_dict()
     values["training"]["arguments"] = MUON
     given = parse_config(values)
