@@ -147,7 +147,7 @@ def test_other_weights_of_the_same_size_and_time_are_another_cache(
     open_context: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = Path(tiny_base(tmp_path / "other")) / "model.safetensors"
-    monkeypatch.setenv("HOME", str(tmp_path))  # now: the shipped model's tokenizer lies below the real one
+    monkeypatch.setenv("HOME", str(tmp_path))  # now: the shipped model's tokenizer is in a folder below the real one
     context, calls = open_context(name="~/other")
     first, known = sampled(context), file.stat()
     whole = file.read_bytes()
