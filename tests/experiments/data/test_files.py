@@ -197,19 +197,6 @@ class TestBadRows:
         assert found.answer == str(cell)
 
 
-class TestByteOrderMark:
-    @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-    def test_tables(self, name: str, tmp_path: Path) -> None:
-        plain = write(tmp_path / name)
-        expected = examples(plain, **COLUMNS)
-        plain.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
-        assert examples(plain, **COLUMNS) == expected
-
-    def test_text(self, tmp_path: Path) -> None:
-        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\ntwo")
-        assert examples(tmp_path / "a.txt") == (Text("one"), Text("two"))
-
-
 class TestFolderOfADownload:
     def test_cards_and_metadata_are_not_data(self, tmp_path: Path) -> None:
         write(tmp_path / "train.jsonl")

@@ -22,6 +22,7 @@ from experiments.data.cells import BadRow, cell_text
 from experiments.data.files import LocalFile
 from experiments.data.items import Text
 from experiments.data.tables import parts, rows
+from tests.helpers.question_files import COLUMNS, write
 
 ROWS = [{"a": f"x\u2028{i}", "b": [{"c": i}]} for i in range(3)]
 LINES = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS).encode()
@@ -273,3 +274,16 @@ def test_a_space_before_a_quoted_cell_is_refused(mark: str, tmp_path: Path) -> N
     file.write_text(file.read_text() + f'"c"{mark} "5"\n')
     with pytest.raises(ConfigError, match=r"line 6: a space is before the quote of a cell, .* take the spaces after"):
         list(rows(file))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_byte_order_mark_in_front_of_a_table_is_dropped(name: str, tmp_path: Path) -> None:
+    plain = write(tmp_path / name)
+    expected = LocalFile(path=str(plain), **COLUMNS).examples
+    plain.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert LocalFile(path=str(plain), **COLUMNS).examples == expected
+
+
+def test_a_byte_order_mark_in_front_of_a_text_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\n\ntwo")
+    assert LocalFile(path=str(tmp_path / "a.txt")).examples == (Text("one"), Text("two"))
