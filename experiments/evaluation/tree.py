@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from experiments.models.reading import exact, windows
+from experiments.models.reading import CANNOT, exact, windows
 
 ROWS = 256  # of logits at a time in fp32
 SAME = 1e-3  # nats; largest change that another branch may cause by rounding
@@ -104,7 +104,10 @@ def _isolates(model: PreTrainedModel, nodes: int) -> bool:
 
     Many nodes between a token and its parent must change nothing. Rounding to bf16 would hide a small change.
     """
-    among = _probe(model, 3, nodes)
+    try:
+        among = _probe(model, 3, nodes)
+    except CANNOT:  # OpenAI-GPT takes masks of two dimensions alone
+        return False
     return _same(among, _probe(model, 4, nodes)) and (not exact(model) or _same(among, _probe(model, 3, 0)))
 
 

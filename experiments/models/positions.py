@@ -48,6 +48,8 @@ def positions(model: PreTrainedModel) -> int | None:
     config, most = model.config.get_text_config(), trained_positions(model)
     tensors = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
     if most is not None:
+        grows = {name for name, module in model.named_modules() if hasattr(module, "make_weights")}  # XGLM's sines
+        tensors = {name: t for name, t in tensors.items() if name.rpartition(".")[0] not in grows}
         rows = [len(t) for name, t in tensors.items() if t.dim() == 2 and ("pos" in name or "wpe" in name)]
         return most if any(most <= count <= most + OFFSET for count in rows) else None
     biased = getattr(config, "max_seq_len", None)  # MPT's biases of distances

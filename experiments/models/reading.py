@@ -25,6 +25,7 @@ NO_CHOICE = ("bos_token_id", "eos_token_id", "pad_token_id", "cache_implementati
 NEUTRAL: tuple[Any, ...] = (None, False, True, 0, 1, [], {})
 START, OWN, NEW = 12, (2, 9), 8  # tokens of the probe: a shared start, two prompts after it, a reply
 SAME, SAME_BF16 = 1e-3, 0.2  # largest change by rounding, as a share of the spread of the logits (measured: 5e-6, .06)
+CANNOT = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)  # what a model raises that cannot read so
 WINDOW = re.compile(r"(.*_)?window(_size)?|attention_chunk_size")
 _known: WeakKeyDictionary[PreTrainedModel, Reading] = WeakKeyDictionary()
 
@@ -89,7 +90,7 @@ def _right(read: Callable[[PreTrainedModel, list[list[int]]], Tensor], model: Pr
     prompts = _prompts(model)
     try:
         found = read(model, prompts).float()
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+    except CANNOT:
         return False
     alone = [model(input_ids=_batch(model, [prompt]), use_cache=False).logits[0, -1] for prompt in prompts]
     expected = torch.stack(alone).float()
@@ -109,7 +110,7 @@ def _generates(model: PreTrainedModel) -> bool:
     ends = [int(model.config.get_text_config().vocab_size)]  # no token, so all are written
     try:
         return _generate(model, prompts, NEW, ends, True) == _generate(model, prompts, NEW, ends, False)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+    except CANNOT:
         return False
 
 

@@ -17,6 +17,7 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": 256, "eos_token_id": 259,
 }  # fmt: skip
 GROUPED = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48}
+XGLM = {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64}
 # fmt: off
 CONFIGS: dict[str, Callable[..., Any]] = {
     "opt": lambda **more: tf.OPTConfig(**SHAPE, ffn_dim=64, word_embed_proj_dim=32, **more),
@@ -43,6 +44,8 @@ CONFIGS: dict[str, Callable[..., Any]] = {
         eos_token_id=259,
         **more,
     ),
+    "openai": lambda **more: tf.OpenAIGPTConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, **more),
+    "xglm": lambda **more: tf.XGLMConfig(**XGLM, vocab_size=VOCAB, bos_token_id=256, eos_token_id=259, **more),
     "mamba": lambda **more: tf.MambaConfig(
         vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0, eos_token_id=259, **more
     ),

@@ -100,6 +100,12 @@ class TestMultipleChoice:
         assert largest_gap(scores, expected) < 0.03
         assert largest_gap(scores, naive_scores(model, choices)) > 0  # in fp32: bf16 it was
 
+    def test_a_model_that_takes_no_such_mask(self) -> None:
+        """OpenAI-GPT raised RuntimeError."""
+        model, choices = build_other("openai"), random_choices((), 6)
+        assert not reads_trees(model, 30)
+        assert largest_gap(score_options(model, choices), naive_scores(model, choices)) < 1e-4
+
     def test_flash_attention_takes_no_tree(self) -> None:
         model = sharp()
         model.config._attn_implementation_internal = "flash_attention_2"

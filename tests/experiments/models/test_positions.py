@@ -11,7 +11,13 @@ from tests.helpers.byte_level import byte_llama
 from tests.helpers.families import build
 from tests.helpers.readers import build_other
 
-MOST = {"gpt2": "n_positions", "gptj": "n_positions", "codegen": "n_positions", "mpt": "max_seq_len"}
+MOST = {
+    "gpt2": "n_positions",
+    "gptj": "n_positions",
+    "codegen": "n_positions",
+    "openai": "n_positions",
+    "mpt": "max_seq_len",
+}
 
 
 def built(name: str) -> PreTrainedModel:
@@ -27,7 +33,7 @@ def reads(model: PreTrainedModel, tokens: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gptj", "codegen", "gpt_neo", "opt", "mpt"])
+@pytest.mark.parametrize("name", ["gpt2", "gptj", "codegen", "gpt_neo", "opt", "openai", "mpt"])
 def test_a_table_of_positions_is_a_limit(name: str) -> None:
     model = built(name)
     assert positions(model) == 40
@@ -35,7 +41,7 @@ def test_a_table_of_positions_is_a_limit(name: str) -> None:
     assert not reads(model, 41)
 
 
-@pytest.mark.parametrize("name", ["falcon", "gpt_oss", "lfm2"])
+@pytest.mark.parametrize("name", ["falcon", "gpt_oss", "lfm2", "xglm"])
 def test_computed_positions_are_none(name: str) -> None:
     model = built(name)
     assert positions(model) is None
