@@ -134,7 +134,9 @@ class StudyConfig(Section):
         None, gt=0, description="nats per token; a trial whose KL to the base is higher at an evaluation is stopped"
     )
     seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(
-        (0,), min_length=1, description="each seed is a run of its own; the trial is their mean"
+        (0,),
+        min_length=1,
+        description="each seed is a run of its own; the trial is their mean; default: the base's seed",
     )
     budget: Budget = Field(Budget(), description="when to stop; a grid needs none")
     retries: int = Field(2, ge=0, description="how often a trial is continued after its process died")

@@ -63,6 +63,8 @@ def parse_study(
     if isinstance(study.base, str):
         study = _with_base(study, study.base)
     configs = [_checked(study, picks, source) for picks in probes(study.search)]
+    if "seeds" not in study.model_fields_set:
+        study = study.model_copy(update={"seeds": (configs[0].seed,)})
     check_trials(study, configs, source)
     if not begun:
         check_numbers(study, source)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import json_digest
+from experiments.common.paths import SHIPPED
 from experiments.posthoc.operations import OPERATIONS
 from experiments.studies.config import NOT_IDENTITY, SAMPLERS, Posthoc
 from experiments.studies.load import parse_study
@@ -84,6 +87,18 @@ def test_a_base_of_several_arms_is_refused() -> None:
         ConfigError, match="the base has 3 arms with 4 learning rates in all: set `arms` under overrides"
     ):
         parse_study(values(overrides={}))
+
+
+@pytest.mark.parametrize("inlined", [False, True])
+def test_a_study_without_seeds_has_that_of_its_base(inlined: bool, tmp_path: Path) -> None:
+    base = {**yaml.safe_load((SHIPPED / "quickstart.yaml").read_text()), "seed": 5}
+    file = tmp_path / "base.yaml"
+    file.write_text(yaml.safe_dump(base))
+    given = base if inlined else str(file)
+    study = parse_study(values(base=given))
+    assert (study.seeds, study.run_config({RATE: 1e-3}, 0, study.seeds[0]).seed) == ((5,), 5)
+    assert parse_study(values(base=given, seeds=[0])).seeds == (0,)
+    assert parse_study({**study.to_dict(), "seeds": [0]}).seeds == (0,)  # as trials of before were kept
 
 
 def test_identity_and_profiles() -> None:
