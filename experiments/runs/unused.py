@@ -23,6 +23,7 @@ from experiments.methods.config import ArmConfig
 from experiments.methods.parts import part_name
 from experiments.methods.tuning import Control, Partial
 from experiments.training.config import TrainingConfig
+from experiments.training.launcher import world_size
 from experiments.training.optimizer_fields import unread as unread_arguments
 
 OF_SCHEDULES = {  # field of the section `training` -> schedules that read it
@@ -53,6 +54,8 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
             f"training.warmup_steps={warm} are all the steps: the last has {warm - 1}/{warm} of the learning rate, "
             "which is never reached. Lower warmup_steps"
         )
+    yield from _beyond_steps(config)
+    yield from _cut(config.training)
     if config.training.schedule == "infinite":
         yield from _phases(config.training)
     if config.training.arguments.get("neftune_noise_alpha"):
@@ -80,6 +83,33 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
         yield (
             f"{', '.join(held)}: {config.evaluation.new_items:,} examples are held out (evaluation.new_items), though "
             "suite new is not measured: add it, or lower new_items to train on more of them"
+        )
+
+
+def _beyond_steps(config: ExperimentConfig) -> Iterator[str]:
+    """Say what is meant for more steps than there are. Not refused: a run is tried with two steps first."""
+    training, default = config.training, TrainingConfig.model_fields["warmup_steps"].default
+    steps, every, save = training.steps, config.evaluation.every, training.save_every
+    if 1 < steps < default and training.warmup_steps == steps - 1:  # cut to it, even if it was written out
+        yield (
+            f"training.warmup_steps: the learning rate rises in {steps - 1} of the {steps} steps, all but the last: so "
+            f"the default, {default}, is cut in a run that is shorter"
+        )
+    if every is not None and every > steps and _given(config.evaluation, ("every",)):
+        when = "the end of each stage" if len(config.evaluation_steps) > 1 else "the end"
+        yield f"evaluation.every={every} is beyond the {steps} steps: {when} alone is measured"
+    if save is not None and save >= steps:
+        yield f"training.save_every={save} leaves no checkpoint in {steps} steps, unless a signal stops the run"
+
+
+def _cut(training: TrainingConfig) -> Iterator[str]:
+    """Say which micro-batch is not the one that was asked for."""
+    asked, own = training.micro_batch or 1, max(1, training.batch_size // world_size())
+    if asked < own and own % asked:
+        whose = "a batch" if own == training.batch_size else "a device"
+        yield (
+            f"training.micro_batch={asked} does not divide the {own} rows of {whose}: they are cut into "
+            f"{own // training.cut(own)[0]} micro-batches of {training.cut(own)[0]}"
         )
 
 

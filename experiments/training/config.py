@@ -25,9 +25,9 @@ class TrainingConfig(Section):
     )
     micro_batch: int | None = later_field(
         None, ge=1, le=MAX_ROWS,
-        description="most rows that a device sees at once: a step is then cut into as many micro-batches as it takes, "
-        "on any number of devices, and results stay the same, except with dropout and NEFTune, which draw other masks "
-        "and other noise. none: all rows of a step at once, or on a GPU what the plan says fits",
+        description="most rows that a device sees at once: a step is then cut into as many equal micro-batches as it "
+        "takes, on any number of devices, and results stay the same, except with dropout and NEFTune, which draw other "
+        "masks and other noise. none: all rows of a step at once, or on a GPU what the plan says fits",
     )  # fmt: skip
     gradient_accumulation: int = Field(1, ge=1, le=MAX_ROWS, description="batches of `batch_size` rows per step")
     warmup_steps: int = Field(

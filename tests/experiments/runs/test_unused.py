@@ -187,6 +187,58 @@ def test_a_warm_up_of_all_steps_is_said(steps: int, part: str) -> None:
     assert not said(steps - 1)
 
 
+@pytest.mark.parametrize(
+    ("training", "every", "said"),
+    [
+        ({"steps": 4}, 20, ["in 3 of the 4 steps"]),
+        ({"steps": 4, "warmup_steps": 5}, 20, ["in 3 of the 4 steps, all but the last: so the default, 5, is cut"]),
+        ({"steps": 4, "warmup_steps": 2}, 20, []),
+        ({"steps": 1}, 20, []),  # which has the whole rate
+        ({"steps": 30}, 31, ["evaluation.every=31 is beyond the 30 steps: the end alone is measured"]),
+        ({"steps": 30}, 30, []),
+        ({"steps": 30}, None, []),
+        ({"steps": 30, "save_every": 30}, 30, ["training.save_every=30 leaves no checkpoint in 30 steps"]),
+        ({"steps": 30, "save_every": 29}, 30, []),
+        (
+            {"batch_size": 4, "micro_batch": 3},
+            20,
+            ["does not divide the 4 rows of a batch: they are cut into 2 micro-"],
+        ),
+        (
+            {"batch_size": 7, "micro_batch": 6},
+            20,
+            ["=6 does not divide the 7 rows of a batch: they are cut into 7 mic"],
+        ),
+        ({"batch_size": 4, "micro_batch": 2}, 20, []),
+        ({"batch_size": 4, "micro_batch": 8}, 20, []),  # the most that a device sees
+    ],
+)
+def test_numbers_that_the_steps_or_rows_do_not_reach_are_said(
+    training: dict[str, Any], every: int | None, said: list[str]
+) -> None:
+    """Not refused: a run is tried with two steps first, and a micro-batch is the most rows at once."""
+    config = parse_config({"name": "x", "arms": [ARM], "training": training, "evaluation": {"every": every}})
+    found = list(notes(config))
+    assert len(found) == len(said)
+    assert all(part in line for part, line in zip(said, found, strict=True))
+
+
+def test_a_micro_batch_that_does_not_divide_the_rows_of_a_device_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    training = {"batch_size": 12, "micro_batch": 4}  # which divides 12, but not the 6 of each
+    (line,) = notes(parse_config({"name": "x", "arms": [ARM], "training": training}))
+    assert line.endswith("does not divide the 6 rows of a device: they are cut into 2 micro-batches of 3")
+
+
+def test_the_end_of_a_stage_is_measured_whatever_every_is() -> None:
+    stages = [{"source": "reasoning_gym", "name": name} for name in ("spell_backward", "basic_arithmetic")]
+    data, evaluation = {"new": stages, "order": "sequential"}, {"every": 50}
+    (line,) = notes(
+        parse_config({"name": "x", "arms": [ARM], "data": data, "evaluation": evaluation, "training": {"steps": 40}})
+    )
+    assert line == "evaluation.every=50 is beyond the 40 steps: the end of each stage alone is measured"
+
+
 @pytest.mark.parametrize(("alpha", "lines"), [(5.0, 1), (0, 0), (None, 0)])
 def test_noise_that_depends_on_how_a_step_is_cut_is_said(alpha: float | None, lines: int) -> None:
     """That of transformers is within alpha / sqrt(tokens * width) of a pass as it is padded."""
