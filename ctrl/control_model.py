@@ -80,6 +80,7 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
         if missed:
             control.watch(tensors(out), "without labels")
         if collected:
+            current.loss = out[0] if isinstance(out, tuple) else getattr(out, "loss", None)
             control.watch_collected(current, tensors(out))
         return out
 
