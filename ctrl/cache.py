@@ -6,7 +6,7 @@ import copy
 import functools
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ctrl.numerics import some_of
 
 FILLER = "filled_by_control"  # attributes of a cache
 ALONE = "filled_without_copies"
+MODE = "mode_of_control"  # of a cache of continuous batching
 FILLED_BY_OTHER = (
     "past_key_values was filled by another expansion, of other layers or weights or one that ctrl.swap or ctrl.unload "
     "has taken off: keys and values of its copies are in it. Pass a new cache"
@@ -29,6 +30,11 @@ FILLED_BY_COPIES = (
 FILLED_ALONE = (
     "past_key_values was filled while the expanded layers did not run (by the base model, or inside ctrl.pretrained): "
     "pass a new cache. PEFT's prefix tuning fills one without the copies: use its LoRA or prompt tuning"
+)
+
+FILLED_IN_OTHER_MODE = (
+    "continuous batching runs, and the model computes something else now (ctrl.pretrained, ctrl.at_alpha, ctrl.swap): "
+    "its cache has keys and values from before. Stop the manager, and start one after the change"
 )
 
 
@@ -106,10 +112,11 @@ def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return cache
 
 
-def add_paged_slots(control: Control, manager: Any) -> Any:
+def add_paged_slots(manager: Any) -> Any:
     """Let a manager of continuous batching lay out its cache with slots for the copies too, and return it.
 
-    It reads the number and the kinds of layers from the model's config, once, when it makes the cache.
+    It reads the number and the kinds of layers from the model's config, once, when it makes the cache. A manager that
+    is kept starts with a new cache if the model computes something else by now: prompts that begin alike share blocks.
     """
     create = manager._create_batch_processor
     if getattr(create, "adds_slots", False):  # a manager that was kept
@@ -117,12 +124,24 @@ def add_paged_slots(control: Control, manager: Any) -> Any:
 
     @functools.wraps(create)
     def created() -> Any:
-        with _counting_copies(control, manager.model.config.get_text_config()):
-            return create()
+        control = getattr(manager.model, "control", None)  # None after `ctrl.unload`
+        mode = None if control is None else control.mode
+        if getattr(getattr(manager.batch_processor, "cache", None), MODE, None) != mode:
+            manager.batch_processor = None
+        with nullcontext() if control is None else _counting_copies(control, manager.model.config.get_text_config()):
+            processor = create()
+        setattr(processor.cache, MODE, mode)
+        return processor
 
     created.adds_slots = True  # type: ignore[attr-defined]
     manager._create_batch_processor = created
     return manager
+
+
+def check_paged(control: Control, cache: Any) -> None:
+    """Raise ValueError if a manager of continuous batching began before the model computed what it computes now."""
+    if getattr(cache, MODE, None) not in (None, control.mode):
+        raise ValueError(FILLED_IN_OTHER_MODE)
 
 
 @contextmanager

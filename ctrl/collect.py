@@ -145,7 +145,7 @@ def _with_divergence(trainer: Any, compute: Any) -> Any:
         with collect_divergence(model) as collected:
             result = compute(model, inputs, **kwargs)
         loss, *outputs = result if return_outputs else (result,)
-        loss = loss + _scaled(trainer, collected, labels, num_items_in_batch).to(loss.device)
+        loss = loss + _scaled(trainer, loss, collected, labels, num_items_in_batch).to(loss.device)
         trainer.divergence_added = True
         return (loss, *outputs) if return_outputs else loss
 
@@ -171,12 +171,14 @@ def _sure_of_divergence(trainer: Any, step: Any) -> Any:
     return training_step
 
 
-def _scaled(trainer: Any, collected: Collected, labels: Tensor | None, total: Tensor | int | None) -> Tensor:
-    """Return the weighted divergence, scaled as the trainer scales its loss for accumulation and processes."""
+def _scaled(
+    trainer: Any, loss: Tensor, collected: Collected, labels: Tensor | None, total: Tensor | int | None
+) -> Tensor:
+    """Return the weighted divergence, scaled as the trainer scales this loss for accumulation and processes."""
     scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
     if scaled is None:
         scaled = (trainer.model_accepts_loss_kwargs and total is not None) or trainer.compute_loss_func is not None
-    if not scaled or _ignores_total(trainer, collected):
+    if not scaled or _ignores_total(trainer, loss, collected):
         return collected.weighted(labels)  # Trainer divides a mean by the number of micro-batches, or does not
     if total is None or labels is None:
         steps = trainer.current_gradient_accumulation_steps if collected.model.training else 1
@@ -185,20 +187,24 @@ def _scaled(trainer: Any, collected: Collected, labels: Tensor | None, total: Te
     return collected.weighted(labels, total) * (trainer.accelerator.num_processes if averaged else 1)
 
 
-def _ignores_total(trainer: Any, collected: Collected) -> bool:
-    """Whether the user's own compute_loss, or compute_loss_func, returns a mean: it does not read the total.
+def _ignores_total(trainer: Any, loss: Tensor, collected: Collected) -> bool:
+    """Whether this loss of the user's own compute_loss, or compute_loss_func, is a mean: it does not read the total.
 
-    Trainer takes its loss for scaled, so it is not divided by the number of micro-batches.
+    Trainer takes its loss for scaled, so it is not divided by the number of micro-batches. A compute_loss that reads
+    the total, and gives the model labels without it, has another loss than the model's, or returns that mean.
     """
-    if any(one.labels is not None and one.total is None for one in collected.passes):
+    compute, of_model = trainer.compute_loss.without_divergence, getattr(collected.model, "_loss_function", None)
+    means = [one.loss for one in collected.passes if one.labels is not None and one.total is None]
+    reads = all(map(reads_total, filter(None, (compute, of_model))))
+    if means and (not reads or any(one is loss for one in means)):
         return True
     if getattr(trainer, "loss_is_scaled_for_ga", None) is not None:  # the trainer itself says it
         return False
-    compute, function = trainer.compute_loss.without_divergence, getattr(trainer, "compute_loss_func", None)
-    of_model = (
+    function = getattr(trainer, "compute_loss_func", None)
+    as_shipped = (
         compute.__module__ == "transformers.trainer" and not function and not getattr(trainer, "label_smoother", 0)
     )
-    if of_model and not isinstance(trainer.model, ControlModel):  # a wrapper, which may have a loss of its own
+    if as_shipped and not isinstance(trainer.model, ControlModel):  # a wrapper, which may have a loss of its own
         return loss_is_a_mean(type(trainer.model))
     return not all(map(reads_total, filter(None, (compute, function))))
 

@@ -114,6 +114,12 @@ class Control(DivergenceWatch):
         return "ctrl.pretrained" if self.off else "ctrl.at_alpha" if self.alphas else ""
 
     @property
+    def mode(self) -> tuple[Any, ...]:
+        """What passes compute: those of two modes cannot share keys and values."""
+        fixed = (self.alphas[-1] if self.alphas else self.lasting) if self.enabled else ()
+        return self.thread, self.enabled, [alpha.item() for alpha in fixed if alpha is not None]  # the first: of whom
+
+    @property
     def following_block(self) -> str:
         """The name of an open block that follows the passes of this expansion alone; empty if none is."""
         if self.thread.collected is not None:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ctrl.adapters import HoldsAdapters, peft_adapter
-from ctrl.cache import add_paged_slots
+from ctrl.cache import add_paged_slots, check_paged
 from ctrl.card import CARD_FILE, card
 from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
@@ -69,6 +69,7 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
         if missed and self.training:
             control.warn_of_loss_without("without labels")
         control.warn_of_records(kwargs, self.config)
+        check_paged(control, kwargs.get("cache"))
         control.begin(current)
         try:
             out = base(self, **kwargs)
@@ -79,6 +80,7 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
         if missed:
             control.watch(tensors(out), "without labels")
         if collected:
+            current.loss = out[0] if isinstance(out, tuple) else getattr(out, "loss", None)
             control.watch_collected(current, tensors(out))
         return out
 
@@ -134,7 +136,7 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
         """Start the base class's continuous batching (`generate_batch` too), with slots for the copies in its cache."""
-        return add_paged_slots(self.control, super().init_continuous_batching(*args, **kwargs))  # type: ignore[misc]
+        return add_paged_slots(super().init_continuous_batching(*args, **kwargs))  # type: ignore[misc]
 
     def _refuse_if_enabled(self, reason: str) -> None:
         if self.control.enabled:

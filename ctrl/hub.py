@@ -39,11 +39,15 @@ def local_folder(address: str | os.PathLike[str]) -> Path:
 def upload(folder: Path, repo_id: str, token: Any = None, private: bool | None = None, **kwargs: Any) -> Any:
     """Upload the folder of an expansion. A model card of your own that the repository has stays.
 
-    kwargs: commit_message, revision, create_pr, ... as `upload_folder` takes them.
+    A branch that is new begins as main. kwargs: commit_message, revision, create_pr, ... as `upload_folder` takes them.
     """
     api = HfApi(token=token)
     name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    own = api.file_exists(name, CARD_FILE) and not may_write(Path(api.hf_hub_download(name, CARD_FILE)))
+    revision: str | None = kwargs.get("revision")
+    if revision and not revision.startswith("refs/pr") and not kwargs.get("create_pr"):
+        api.create_branch(name, branch=revision, exist_ok=True)
+    own = api.file_exists(name, CARD_FILE, revision=revision)
+    own = own and not may_write(Path(api.hf_hub_download(name, CARD_FILE, revision=revision)))
     cards = [] if own else [CARD_FILE]  # that of an earlier upload may name another base
     return api.upload_folder(repo_id=name, folder_path=folder, allow_patterns=[*FILES, *cards], **kwargs)
 

@@ -28,6 +28,7 @@ class ForwardPass:
     total: Trainer's num_items_in_batch, if the model got it.
     ids: (batch, seq), see `unpacked_ids`; they are searched for padding that nothing marks.
     positions: the model's position_ids.
+    loss: what the model returned as its loss, inside `ctrl.collect_divergence`.
     """
 
     mask: Any
@@ -39,6 +40,7 @@ class ForwardPass:
     total: Any = None
     ids: Any = None
     positions: Any = None
+    loss: Any = None
 
     @property
     def marks(self) -> Any:

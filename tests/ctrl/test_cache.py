@@ -154,10 +154,11 @@ def test_the_other_half_of_an_encoder_decoder_does_not_count(encoder_layers: int
     assert ctrl.merge_back(model).config.decoder_layers == 4
 
 
-def batched(model: tf.PreTrainedModel, prompts: list[list[int]], greedy: tf.GenerationConfig) -> list[list[int]]:
+def batched(model: Any, prompts: list[list[int]], greedy: tf.GenerationConfig, **more: Any) -> list[list[int]]:
     """The replies of continuous batching."""
-    room = tf.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64)
-    found = model.generate_batch(prompts, generation_config=greedy, continuous_batching_config=room, warmup=False)
+    room = tf.ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=64, page_size=8)
+    more |= {"continuous_batching_config": room, "warmup": False}
+    found = model.generate_batch(prompts, generation_config=greedy, **more)
     assert not any(reply.error for reply in found.values())
     return [list(reply.generated_tokens) for reply in found.values()]
 
@@ -181,6 +182,43 @@ def test_continuous_batching_gives_the_tokens_of_generate(family: str, structure
     assert model.config.to_dict() == before
     with ctrl.pretrained(model):
         assert batched(model, prompts, greedy) == alone() != want
+
+
+@pytest.mark.slow
+def test_a_manager_that_is_kept_shares_no_blocks_of_another_mode() -> None:
+    """Prompts that begin alike share their first blocks, which the copies have filled, or another alpha."""
+    model: Any = disturbed()
+    greedy = tf.GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=95, pad_token_id=0)
+    prompts = [[*range(1, 21), 3, 4], [*range(1, 21), 7, 9, 2]]
+
+    def same() -> list[list[int]]:
+        found = batched(model, prompts, greedy, persistent_manager=True)
+        with torch.no_grad():
+            alone = [model.generate(torch.tensor([p]), generation_config=greedy)[0, len(p) :] for p in prompts]
+        assert found == [row.tolist() for row in alone]
+        return found
+
+    found = [same()]
+    with ctrl.pretrained(model):
+        found.append(same())
+    with ctrl.at_alpha(model, 2.0):
+        found.append(same())
+    waiting = ctrl.swap(model, take_off(disturbed(seed=6)))
+    found.append(same())
+    ctrl.unload(model)
+    assert same() == found[1]
+    ctrl.swap(model, waiting)
+    assert same() == found[0]
+    assert len({str(one) for one in found}) == 4
+    kept = model._cached_continuous_batching_manager
+    cache = kept.batch_processor.cache
+    assert same() == found[0]
+    assert kept.batch_processor.cache is cache  # of one mode it stays
+    with (
+        ctrl.pretrained(model),
+        pytest.raises(ValueError, match=r"continuous batching runs, and the model computes so"),
+    ):
+        model(IDS, cache=cache)
 
 
 TAKEN_OFF = (

@@ -25,21 +25,30 @@ class FakeHub:
         monkeypatch.setattr(HfApi, "create_repo", self.create)
         monkeypatch.setattr(HfApi, "upload_folder", self.upload)
         monkeypatch.setattr(HfApi, "file_exists", self.has)
-        monkeypatch.setattr(HfApi, "hf_hub_download", lambda _, repo_id, filename: str(self.root / repo_id / filename))
+        monkeypatch.setattr(HfApi, "create_branch", self.branch)
+        monkeypatch.setattr(HfApi, "hf_hub_download", lambda _, *names, revision: str(self.at(*names, revision)))
         monkeypatch.setattr(hub, "snapshot_download", self.download)
 
     def create(self, repo_id: str, **kwargs: Any) -> Any:
         self.asked.append({"created": repo_id, **kwargs})
         return type("Url", (), {"repo_id": repo_id if "/" in repo_id else f"me/{repo_id}"})
 
+    def at(self, repo_id: str, filename: str, revision: str | None) -> Path:
+        return self.root / repo_id / (f"@{revision}/{filename}" if revision else filename)
+
+    def branch(self, repo_id: str, branch: str, exist_ok: bool) -> None:
+        assert exist_ok
+        if not self.at(repo_id, "", branch).exists():
+            shutil.copytree(self.root / repo_id, self.at(repo_id, "", branch), ignore=shutil.ignore_patterns("@*"))
+
     def upload(self, repo_id: str, folder_path: Path, allow_patterns: list[str], **kwargs: Any) -> None:
         self.asked.append({"uploaded": repo_id, **kwargs})
-        (self.root / repo_id).mkdir(parents=True, exist_ok=True)
         for name in allow_patterns:
-            shutil.copy(folder_path / name, self.root / repo_id / name)
+            self.at(repo_id, name, kwargs.get("revision")).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder_path / name, self.at(repo_id, name, kwargs.get("revision")))
 
-    def has(self, repo_id: str, filename: str) -> bool:
-        return (self.root / repo_id / filename).exists()
+    def has(self, repo_id: str, filename: str, revision: str | None) -> bool:
+        return self.at(repo_id, filename, revision).exists()
 
     def download(self, repo_id: str, revision: str | None, allow_patterns: list[str]) -> str:
         self.asked.append({"downloaded": repo_id, "revision": revision})
@@ -84,6 +93,19 @@ def test_push_to_hub_uploads_the_expansion_and_keeps_a_card_that_is_there(reposi
     model.push_to_hub("me/mine")
     assert written.read_text() == "my own"
     assert torch.equal(ctrl.load(tiny().eval(), "me/mine")(IDS).logits, model(IDS).logits)
+
+
+def test_a_card_is_that_of_the_branch(repositories: FakeHub) -> None:
+    """A new branch begins as main. The card of main was looked at, and one of the branch's own replaced."""
+    model, card = disturbed(), repositories.root / "me" / "mine" / "@dev" / "README.md"
+    model.push_to_hub("me/mine")
+    model.push_to_hub("me/mine", revision="dev")
+    card.write_text("my own")
+    model.push_to_hub("me/mine", revision="dev")
+    assert card.read_text() == "my own"
+    (repositories.root / "me" / "mine" / "README.md").write_text("that of main")
+    model.push_to_hub("me/mine", revision="new")
+    assert (card.parents[1] / "@new" / "README.md").read_text() == "that of main"
 
 
 @pytest.mark.parametrize(("address", "revision"), [("me/mine", None), ("me/mine@v1.0", "v1.0")])

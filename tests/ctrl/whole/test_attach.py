@@ -197,6 +197,24 @@ def test_attach_leaves_a_loss_that_reads_no_total_in_proportion(tmp_path: Path) 
     torch.testing.assert_close(losses[1], losses[0])
 
 
+@pytest.mark.parametrize("own", ["sum", "mean"])
+def test_a_loss_that_reads_the_total_next_to_a_model_that_has_labels(own: str, tmp_path: Path) -> None:
+    """A sum over the total adds up over micro-batches: its divergence was a mean, and counted once in each of them."""
+
+    class Own(Trainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            out = model(**inputs)
+            return 0 * out.logits.sum() / num_items_in_batch if own == "sum" else out.loss
+
+    made, total = hf_trainer(expanded(), tmp_path), torch.tensor(500)
+    trainer = ctrl.attach(Own(expanded().train(), made.args, train_dataset=sequences()))  # type: ignore[arg-type]
+    added = trainer.compute_loss(trainer.model, whole_batch(), num_items_in_batch=total)
+    out = expanded().train()(**whole_batch(), **({"num_items_in_batch": total} if own == "sum" else {}))
+    torch.testing.assert_close(added, 5 * out.divergence + (0 if own == "sum" else out.lm_loss))
+
+
 def test_what_cannot_be_attached_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ctrl.ConfigError, match="is not expanded"):
         ctrl.attach(hf_trainer(tiny(), tmp_path))
