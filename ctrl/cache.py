@@ -140,7 +140,8 @@ def add_paged_slots(manager: Any) -> Any:
 
 def check_paged(control: Control, cache: Any) -> None:
     """Raise ValueError if a manager of continuous batching began before the model computed what it computes now."""
-    if getattr(cache, MODE, None) not in (None, control.mode):
+    filled = getattr(cache, MODE, None)
+    if filled is not None and filled != control.mode:  # whose alphas are read from the device: not in each pass
         raise ValueError(FILLED_IN_OTHER_MODE)
 
 
