@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
 import os
 import shutil
@@ -23,8 +24,14 @@ os.umask(UMASK)
 
 
 def read_text(path: Path) -> str:
-    """Read a text file that a user wrote: UTF-8, with a byte order mark at its start or without. Raises ValueError."""
-    return path.read_text(encoding="utf-8-sig")
+    """Read a text file that a user wrote: UTF-8, with a byte order mark at its start or without.
+
+    Raises UnicodeDecodeError, also for a NUL: a text has none, but UTF-16 has one next to each Latin letter.
+    """
+    data = path.read_bytes()
+    if (at := data.find(0)) >= 0:
+        raise UnicodeDecodeError("utf-8", data, at, at + 1, "a NUL, as in UTF-16: save it as UTF-8")
+    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()
 
 
 def parse_json(text: str | bytes, once: bool = False) -> Any:

@@ -110,11 +110,13 @@ def _same(one: str, other: str) -> bool:
 
 def _samples(folder: Path, new: Sequence[str]) -> ComparedRun:
     try:
+        from experiments.evaluation.lm_eval_files import measured_apart
         from experiments.evaluation.lm_eval_samples import read_samples
     except ImportError as error:
         raise CompareError(f"{folder} is no run folder, and lm_eval samples cannot be read here ({error})") from error
     try:
         records, left_out = read_samples(folder, new)
+        remark = measured_apart(folder)
     except ValueError as error:
         raise CompareError(f"{folder} is neither a run folder nor one of lm_eval samples: {error}") from error
-    return ComparedRun(folder.name, checkpoints={1: records}, left_out=left_out)
+    return ComparedRun(folder.name, checkpoints={1: records}, left_out=left_out, remark=remark)

@@ -6,12 +6,14 @@ import re
 import unicodedata
 from decimal import Decimal
 
+from experiments.data.grader import DATED
 from experiments.data.matching import FRACTION, STOPS, peeled
 from experiments.data.numerals import NUMBER, UNIT, WHOLE, amounts_signed, in_one_spelling, mixed_as_one, tidy
 from experiments.data.spelling import UNSPACED, closed
 
 BOX = r"\boxed{"
 LIST = re.compile(r"[-+]?\d+,(?!\d{3}(?!\d))\d+")  # 3,5: to `math` a list, to `numeric` a number
+TIMED = re.compile(rf"(?:{DATED.pattern})(?:\s?[ap]\.?\s?m\.?)?", re.I)  # with a.m. or p.m.
 _STOP = re.compile(r"(?<=\d)\.(?=[\s\"'\u2019\u201d)*_`$}]|\\[)\]]|$)")  # after a number, at the end of a sentence
 _POWER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?[eE][-+]?\d{1,2}(?!\w|\.\d)")  # 1.6e-19
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+")  # small digits above the line, and their minus
@@ -57,6 +59,22 @@ def amount(answer: str) -> str:
     numbers = NUMBER.findall(text)
     alone = len(numbers) == 1 and text.startswith(numbers[0]) and not _COMMAND.search(text)
     return numbers[0] if alone and UNIT.search(answer) else ""
+
+
+def percentage(answer: str) -> str:
+    """Return an answer that is a number of percent in LaTeX; else an empty text."""
+    return rf"{amount(answer)}\%" if re.search("%|per ?cent", answer, re.I) and amount(answer) else ""
+
+
+def is_list(answer: str) -> bool:
+    """Whether an answer is two numbers to `math`, and one with a decimal comma to `numeric`."""
+    return LIST.fullmatch(answer.strip()) is not None
+
+
+def is_timed(answer: str) -> bool:
+    """Whether an answer may be a time, a date or a range: 12:30, 2024-01-05, 1990-2000. To `math` it is a number."""
+    text = answer.strip(" $.")
+    return TIMED.fullmatch(text) is not None and not FRACTION.fullmatch(text)
 
 
 def last_box(reply: str) -> str:

@@ -10,13 +10,22 @@ import math
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from experiments.data.code_blocks import code_of
-from experiments.data.formulas import LIST, amount, as_formula, as_latex, last_box, last_formula
+from experiments.data.formulas import (
+    amount,
+    as_formula,
+    as_latex,
+    is_list,
+    is_timed,
+    last_box,
+    last_formula,
+    percentage,
+)
 from experiments.data.grader import Grader, refused, shortened
 from experiments.data.isolated import Isolated
 from experiments.data.items import Item, Scorer
@@ -27,6 +36,11 @@ from experiments.data.spelling import UNSPACED
 
 ANSWER = "{answer}"  # in a pattern: the answer of the item
 BOX = "\\boxed"
+READ_AS: dict[str, Callable[[str], object]] = {  # how `math` reads answers that may mean more, and which they are
+    "have a unit, such as {}: only their numbers are compared, so a reply with another unit is right too": UNIT.search,
+    "are read as lists, such as {}: write 3.5, or choose numeric, if the comma is a decimal one": is_list,
+    "are read as ratios or differences, such as {}: for times (12:30 equals 6:15) and dates choose exact": is_timed,
+}
 SMALL, CLOSE = 1e-3, 1e-5  # numbers below SMALL are compared by their digits, with this relative difference
 IMPORTED, MAIN = "reply", '__name__ = "__main__"\n'  # the name of a reply's module, and that of the tests
 DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
@@ -100,7 +114,7 @@ class Math(InIsolation):
     is a list here, 25% is 25 and also 0.25, and 5! is 5 in a sentence, and 120 between dollars or in a box.
     """
 
-    version = 3  # bases; the full stop after a fraction, spaces between thousands
+    version = 4  # bases; the full stop after a fraction, spaces between thousands; 0.25 of 25%
     packages: ClassVar[tuple[str, ...]] = ("sympy", "mpmath", "math_verify", "latex2sympy2_extended", "antlr4")
 
     @property
@@ -118,18 +132,11 @@ class Math(InIsolation):
             raise refused("math", f"the package math-verify does not work here ({fault}): install it again")
 
     def remarks(self, items: Sequence[Item]) -> list[str]:
-        found = [item.answer for item in items if UNIT.search(item.answer)]
-        said = f"{len(found):,} of {len(items):,} answers have a unit, such as"
-        why = "only their numbers are compared, so a reply with another unit is right too"
-        lists = [item.answer for item in items if LIST.fullmatch(item.answer.strip())]
-        of_lists = f"{len(lists):,} of {len(items):,} answers are read as lists, such as"
+        answers = [item.answer for item in items]
         return [
-            *([f"{said} {shortened(found[0])!r}: {why}"] if found else []),
-            *(
-                [f"{of_lists} {lists[0]!r}: write 3.5, or choose numeric, if the comma is a decimal one"]
-                if lists
-                else []
-            ),
+            f"{len(found):,} of {len(answers):,} answers {what.format(repr(shortened(found[0])))}"
+            for what, reads in READ_AS.items()
+            if (found := list(filter(reads, answers)))
         ]
 
     def ready(self) -> None:
@@ -143,7 +150,8 @@ class Math(InIsolation):
 
         answer = str(entry["answer"])
         number = amount(answer)  # 5 of 5 km
-        wanted = formulas(f"${as_formula(number or answer)}$") or formulas(as_latex(answer))
+        asked = percentage(answer) or as_formula(number or answer)
+        wanted = formulas(f"${asked}$") or formulas(as_latex(answer))
         if exact_match(reply, entry):  # \\sqrt{2} without $, or a word
             return 1.0
         if in_other_base(answer, reply):

@@ -63,6 +63,11 @@ def prompt_completion(row: Row, place: str) -> Item:
     prompt = said(row["prompt"], "user", "prompt", place)
     asked = not are_messages(row["prompt"])
     reply = said(row["completion"], "assistant", "completion", place, text=asked)
+    if prompt[-1]["role"] == reply[0]["role"] == "assistant":
+        raise BadRow(
+            f"{place}: the prompt ends with the beginning of a reply, and each message is a turn of its own: move it "
+            "to the start of the completion"
+        )
     return as_chat([*prompt, *reply], row, place, context=len(prompt))
 
 

@@ -21,7 +21,7 @@ from experiments.data.items import Chat, Example, Item, Text
 from experiments.models.base import cache_folder
 from experiments.models.conversation import Conversation
 
-VERSION = 9  # of the files: raise it when a change of the code changes what is written
+VERSION = 10  # of the files: raise it when a change of the code changes what is written
 BATCH = 2000  # rows that are written at a time
 NOTE, ROWS = "note.json", "rows.arrow"
 

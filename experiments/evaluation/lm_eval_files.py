@@ -35,6 +35,21 @@ def latest_files(path: Path) -> dict[str, Path]:
     return found
 
 
+def measured_apart(path: Path) -> str:
+    """Say if tasks of a folder were measured by several runs of lm_eval; empty if one measured all.
+
+    Only who trained the model knows whether it is the same one in all: its name and its arguments are.
+    """
+    dates = sorted((_name(file)[1], task) for task, file in latest_files(path).items())
+    (first, old), (last, new) = dates[0], dates[-1]
+    if first == last:
+        return ""
+    return (
+        f"measured by several runs of lm_eval ({old} {first[:16]}, {new} {last[:16]}): if the model was trained or "
+        "replaced in between, measure all tasks again, with a new --output_path"
+    )
+
+
 def check_whole(task: str, file: Path, samples: Sequence[Mapping[str, Any]]) -> None:
     """Raise ValueError if a file has fewer questions than the results of its date say."""
     counts = _results(file).get("n-samples", {}).get(task, {})

@@ -86,7 +86,8 @@ def answer_places(
     whole = placed(tokenizer, asked + text)
     if len(whole) > len(prompt) and [token for token, *_ in whole[: len(prompt)]] == list(prompt):
         return [(start, stop) for _, start, stop in whole[len(prompt) :]]
-    return [(start + len(asked), stop + len(asked)) for _, start, stop in placed(tokenizer, text)]
+    before = len(asked) - len(BREAK)
+    return [(start + before, stop + before) for _, start, stop in placed(tokenizer, BREAK + text)]
 
 
 def opened_ids(tokenizer: PreTrainedTokenizerBase, question: str) -> list[int]:
@@ -133,13 +134,14 @@ def continuation_ids(
 ) -> list[int]:
     """Return the tokens of `text` after `prefix`. before: those of the prefix, if they are known.
 
-    Both are encoded together if the boundary is between two tokens: some tokenizers add a space to a text on its own.
+    Both are encoded together if the boundary is between two tokens. Else the text is read after a newline: some
+    tokenizers add a space to a text on its own.
     """
     encode = text_ids if add_special_tokens else _ids
     before, whole = encode(tokenizer, prefix) if before is None else list(before), encode(tokenizer, prefix + text)
     if len(whole) > len(before) and whole[: len(before)] == before:
         return whole[len(before) :]
-    return _ids(tokenizer, text)
+    return _ids(tokenizer, BREAK + text)
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -18,6 +18,7 @@ from experiments.common.files import (
     link_files,
     read_json,
     read_note,
+    read_text,
     remove,
     sweep,
     whole_folder,
@@ -215,3 +216,15 @@ def test_a_folder_gets_second_names_of_files(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("os.link", refused)
     assert not link_files(tmp_path / "a", tmp_path / "none")
     assert [path for path in (tmp_path / "none").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_text_with_nuls_is_no_utf_8(encoding: str, tmp_path: Path) -> None:
+    """Without a byte order mark it was read as UTF-8, with a NUL next to each letter."""
+    file = tmp_path / "a.txt"
+    file.write_bytes("one\r\ntwo".encode(encoding))
+    with pytest.raises(UnicodeDecodeError, match="a NUL, as in UTF-16: save it as UTF-8"):
+        read_text(file)
+    for plain in ("utf-8", "utf-8-sig"):
+        file.write_bytes("\u00e9\r\ntwo".encode(plain))
+        assert read_text(file) == "\u00e9\ntwo"

@@ -100,6 +100,14 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
     "math of an equation": ("math", "x = 1/2", {}, ("x = \\frac12, so it is", "0.5.", "$x=.5$"), ("x = 2", "x = -1/2")),
     "math of a list": ("math", "3,5", {}, ("It is 3, 5.", "x = 3 or x = 5", r"\{5, 3\}"), ("3.5", "3", "5")),
     "math of a number with a unit": ("math", "10 apples", {}, ("It is 10.", "10 pears"), ("11 apples", "1")),
+    "math of a percentage": (
+        "math",
+        "25%",
+        {},
+        ("0.25", "1/4", "25", r"$25\%$", "25 percent"),
+        ("2500%", "0.25%", "2.5"),
+    ),
+    "math of percent in words": ("math", r"50\text{ percent}", {}, ("It is 0.5.", "50%"), ("5", "5000%")),
     "math at the end of a sentence": (
         "math",
         "5/6",

@@ -163,6 +163,15 @@ def test_math_says_which_answers_are_lists_of_two() -> None:
     assert said.startswith("2 of 6 answers are read as lists, such as '3,5': write 3.5, or choose numeric")
 
 
+def test_math_says_which_answers_may_be_times_or_dates() -> None:
+    """A clock time is a ratio to it, and a date a difference: 6:15 would be right for 12:30."""
+    times = ["12:30", "3:05 p.m.", "$2024-01-05$", "1/2/2024", "1990-2000"]
+    items = [Item(f"q{i}", one) for i, one in enumerate([*times, "1/2", "-5/6", "3 - 2i", "-7", "x:y", "1e-3"])]
+    (said,) = [line for line in read_grader("math").remarks(items) if "unit" not in line]
+    assert said.startswith("5 of 11 answers are read as ratios or differences, such as '12:30': for times (12:30 eq")
+    assert read_grader("math").remarks(items[len(times) :]) == []
+
+
 def test_a_math_verify_that_breaks_is_no_wrong_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else every reply would be wrong, of the base and of all arms, without a word."""
     (tmp_path / "math_verify.py").write_text("raise RuntimeError('another version of antlr')")

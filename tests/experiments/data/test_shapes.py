@@ -61,6 +61,10 @@ CASES: dict[str, tuple[dict[str, Any], Example]] = {
         shaped(system="Be brief.", prompt=[HI, HELLO, MORE[0]], completion=[MORE[1]]),
         chat([BRIEF, HI, HELLO, *MORE], context=4),
     ),
+    "prompt-reply": (  # a reply that ends the prompt, and a completion that does not go on with it
+        shaped(prompt=[HI, HELLO], completion=MORE),
+        chat([HI, HELLO, *MORE], context=2),
+    ),
     "prompt-written": (shaped(prompt="Write!", completion=json.dumps([HI])), Item("Write!", json.dumps([HI]))),
     "alpaca": (shaped(instruction="Add", input="1 1", output="2"), Item("Add\n\n1 1", "2")),
     "alpaca-history": (

@@ -14,6 +14,7 @@ from experiments.data import files
 from experiments.data.files import LocalFile, missing_parts
 from experiments.data.hub import HuggingFace
 from experiments.data.tested import TestSet
+from experiments.data.unread import said_escapes
 
 FIRST = {"question": "q", "answer": "a"}
 Rows = Sequence[dict[str, Any]]
@@ -123,3 +124,18 @@ def test_columns_of_classes_are_said(tmp_path: Path) -> None:
 def test_a_name_with_a_long_number_costs_no_time() -> None:
     (said,) = missing_parts([Path(f"photo-1-of-{10**20}.csv")])
     assert said.startswith(f"{10**20 - 1} of {10**20} parts of the data are not here")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Be brief.\\nAnswer with a number.", True),
+        ("{question}\\n{input}", True),
+        ("Is it so?\\nnumber:", True),
+        (r"Solve $\nu \neq 0$ and $\nabla_x f$.", False),
+        ("Solve $\\nu = 0$.\\nBe brief.", True),
+        ("two\nlines", False),
+    ],
+)
+def test_a_backslash_and_an_n_of_latex_is_meant(text: str, said: bool) -> None:
+    assert len(said_escapes({"data.system": text})) == said

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments.evaluation.lm_eval_files import latest_files
+from experiments.evaluation.lm_eval_files import latest_files, measured_apart
 from experiments.evaluation.lm_eval_samples import read_samples
 from tests.helpers.planted_run import lm_eval_samples
 
@@ -28,6 +28,11 @@ def test_the_latest_file_of_each_task(tmp_path: Path) -> None:
     }
     assert latest_files(files["arc"]) == {"arc": files["arc"]}
     assert len(read_samples(tmp_path).records) == 40
+    assert measured_apart(tmp_path).startswith(
+        "measured by several runs of lm_eval (gsm8k 2025-01-01T00-00, arc 2025-01-02T00-00): if the model was trained"
+    )
+    lm_eval_samples(tmp_path / "m", "2025-01-02", True, "gsm8k")
+    assert measured_apart(tmp_path) == measured_apart(files["arc"]) == ""
 
 
 @pytest.mark.parametrize(("first", "second"), [("base", "tuned"), (".", "tuned"), ("run1/m", "run2/m")])

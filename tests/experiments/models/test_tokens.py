@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from experiments.common.errors import ConfigError
 from experiments.data.encoding import Encoder
 from experiments.data.items import Item, Text
+from experiments.models.template import TEMPLATES
 from experiments.models.tokens import (
     IGNORED,
     answer_ids,
+    answer_places,
     continuation_ids,
     cut_in_thought,
     drop_added_end,
@@ -85,6 +90,33 @@ class TestTokens:
     ) -> None:
         monkeypatch.setattr("experiments.models.tokens.DOCUMENT_ENDS", ("<|none|>",))
         assert end_of_text(plain_tokenizer) == plain_tokenizer.eos_token_id
+
+
+METASPACE = {"pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="first"), "decoder": decoders.Metaspace()}
+SPACES: dict[str, dict[str, Any]] = {  # of tokenizers that put a space before each text
+    "first": METASPACE,  # Llama 2, Mistral
+    "always": {**METASPACE, "pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="always")},
+    "bytes": {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True), "decoder": decoders.ByteLevel()},
+}
+
+
+@pytest.mark.parametrize("reply", ["Paris", " Paris", "4 apples", "\n\nParis"])
+@pytest.mark.parametrize("name", SPACES)
+def test_a_reply_after_a_space_has_no_second_one(name: str, reply: str) -> None:
+    """The generation prompt of `template: plain` ends with a space, so the boundary is inside of a token."""
+    made = Tokenizer(models.BPE())
+    for part, value in SPACES[name].items():
+        setattr(made, part, value)
+    text = "User: hi there\n\nAssistant: Paris is 4 apples\n\n"
+    made.train_from_iterator([text], trainers.BpeTrainer(special_tokens=["<s>", "</s>"], show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = TEMPLATES["plain"]
+    whole = f"<s>User: hi\n\nAssistant: {reply}</s>"
+    row = encode(Item("hi", reply), tokenizer)["input_ids"]
+    assert tokenizer.decode(row) == tokenizer.decode(tokenizer(whole)["input_ids"])
+    places = answer_places(tokenizer, "hi", reply, prompt_ids(tokenizer, "hi"))
+    assert len(places) == len(answer_ids(tokenizer, "hi", reply))
+    assert "".join(whole[start:stop] for start, stop in places) == f"{reply}</s>"
 
 
 THINK = ("<think>", "</think>")
