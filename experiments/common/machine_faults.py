@@ -57,6 +57,8 @@ TEXTS = (
     "CUDA driver initialization failed",
     "CUDA error: unspecified launch failure",
     "CUDA error: unknown error",
+    "CUDA unknown error",
+    "GetDeviceCount()",  # "Unexpected error from cudaGetDeviceCount()", of a driver that does not answer
     "CUDA error: the launch timed out",
     "CUDA error: invalid device ordinal",
     "CUDA error: system has unsupported display driver",
@@ -70,6 +72,9 @@ TEXTS = (
     "ncclSystemError",  # a call of the system or a device failed
     "ncclInternalError",
     "ncclRemoteError",  # another process has ended, or the network
+    "Connection closed by peer",  # gloo, of the same; so are the next ones
+    "Timed out waiting",
+    os.strerror(errno.ECONNRESET),
     "uncorrectable ECC error",
     "hardware error",
     "hardware stack error",
@@ -82,11 +87,12 @@ TYPES = (
     *(MemoryError, ConnectionError, TimeoutError, MachineError, BrokenExecutor),
     *(gaierror, ssl.SSLError, http.client.HTTPException, ContentTooShortError),
 )
-NETWORK = ("requests", "urllib", "urllib3", "httpx", "httpcore", "aiohttp", "huggingface_hub")  # with such errors
+# with such errors
+NETWORK = ("requests", "urllib", "urllib3", "httpx", "httpcore", "aiohttp", "huggingface_hub", "torch")
 NETWORK_WORDS = (
     *("Connect", "Timeout", "LocalEntryNotFound", "OfflineMode", "NameResolution", "Protocol", "NetworkError", "Proxy"),
     *("ReadError", "WriteError", "ChunkedEncoding", "IncompleteRead", "RetryError", "MaxRetry", "SSLError", "Payload"),
-    "URLError",
+    *("URLError", "DistNetwork", "DistStore"),
 )
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be gone at the next try
 

@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from experiments.common.commands import own_python
@@ -27,11 +28,11 @@ from experiments.common.machine_faults import of_the_machine
 from experiments.data.rights import give_up_rights
 
 SECONDS = 10.0  # of the processor, for one reply; it is wrong if its check takes longer, on a busy machine too
-PATIENCE = 30  # so many times longer a check may wait, for a lock that nobody releases or for a processor
+PATIENCE = 30  # so many times longer a check may wait for a processor
+LOOKS = 10  # at a check in each of these times, to see whether it sleeps
 MEMORY = 4 << 30  # bytes of address space of a check
 SCORE = struct.Struct("d")
 LONGEST = 4096  # bytes of a result: a pipe takes so many at once
-READY = b"+"  # what a check says first, after it gave up its rights: a reply can say nothing before it
 ROUNDS = 50  # checks of one reply, each after modules were imported that the one before asked for
 # modules of Python's own library that do more than define when they are imported: print, open a window, run tests
 ACTING = {"antigravity", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
@@ -42,8 +43,8 @@ class Isolated:
     """A verifier in a process of its own; called as the verifier itself, one reply at a time.
 
     scorer: can be pickled. If it has a method `ready`, that imports what it needs; others are tried with the answer.
-    packages, an attribute of it: packages besides Python's own library whose modules are imported when a check needs
-    them.
+    packages, an attribute of it: packages that it needs itself, whose modules are imported when a check needs them.
+    modules, another: those that replies may import besides Python's own library, with the packages around them.
     seconds, memory: limits of one reply, seconds of the processor, memory in bytes.
     """
 
@@ -102,26 +103,37 @@ def _checked(scorer: Any, seconds: float, memory: int, answer: str, entry: dict[
     """Fork, check the reply there, and return its score. Raises MemoryError if the system ends the check.
 
     A library that imports a part of itself only when it is needed (`datetime.strptime`) cannot do so without rights,
-    and would call a right reply wrong. So modules of LIBRARY and of `scorer.packages` that a check asks for are
-    imported here, and it is made again. A reply that runs as code can ask too: for these alone, and a few times.
+    and would call a right reply wrong. So modules that a check asks for are imported, and it is made again: those of
+    `scorer.packages` here, and others, for which a reply that runs as code can ask too, in the process of its check
+    alone, before that gives up its rights.
     """
     tried: set[str] = set()
     for left in reversed(range(ROUNDS)):
-        score, asked = _forked(scorer, seconds, memory, answer, entry)
+        own = {name for name in tried if not _is_of(name, scorer, "packages")}
+        score, asked = _forked(scorer, seconds, memory, answer, entry, own)
         wanted = {name for name in asked if _may_ask(name, scorer)}
         if wanted <= tried or not left:
             break
-        for name in sorted(wanted - tried):
-            with _passed_over():  # an optional one that is not there
-                importlib.import_module(name)
+        _import(name for name in wanted - tried if _is_of(name, scorer, "packages"))
         tried |= wanted
     return score
 
 
+def _import(names: Iterable[str]) -> None:
+    for name in sorted(names):
+        with _passed_over():  # an optional one that is not there
+            importlib.import_module(name)
+
+
 def _may_ask(name: str, scorer: Any) -> bool:
     """Whether a module is imported if a check asks for it; not `unittest.__main__`, which runs as a program."""
-    first = name.partition(".")[0]
-    return (first in LIBRARY or first in getattr(scorer, "packages", ())) and not name.endswith("__main__")
+    known = name.partition(".")[0] in LIBRARY or any(_is_of(name, scorer, kind) for kind in ("packages", "modules"))
+    return known and not name.endswith("__main__")
+
+
+def _is_of(name: str, scorer: Any, kind: str) -> bool:
+    """Whether a module is in a package of the scorer's `packages` or `modules`."""
+    return name.partition(".")[0] in {one.partition(".")[0] for one in getattr(scorer, kind, ())}
 
 
 @contextmanager
@@ -162,27 +174,33 @@ def _scored(scorer: Any, answer: str, entry: dict[str, Any]) -> bytes:
 
 
 def _forked(
-    scorer: Any, seconds: float, memory: int, answer: str, entry: dict[str, Any]
+    scorer: Any, seconds: float, memory: int, answer: str, entry: dict[str, Any], modules: Iterable[str]
 ) -> tuple[float, frozenset[str]]:
-    """Return the score of a reply, and the names of modules that its check could not import."""
+    """Return the score of a reply, and the names of modules that its check could not import. modules: it has these.
+
+    What the check says first, after it gave up its rights, are the seconds that it took until then.
+    """
     result, end = os.pipe()
     child = os.fork()
     if not child:
         try:
+            _import(modules)
+            begun = time.process_time()
             give_up_rights(end, seconds, memory)
-            os.write(end, READY)
+            os.write(end, SCORE.pack(begun))
             os.write(end, _scored(scorer, answer, entry))
         finally:
             os._exit(0)
     os.close(end)
-    if _next(result, len(READY), seconds) != READY:
+    ready = _next(result, SCORE.size, seconds)
+    if not ready:
         _ended(child)
         raise MemoryError  # no memory, no filter of system calls, no processor: no reply has been looked at
-    said = _next(result, LONGEST, seconds)
+    said = _next(result, LONGEST, seconds, child)
     os.close(result)
     if said == b"":  # it broke down, or was killed
         status, used = _ended(child)
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and used < seconds:
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and used < SCORE.unpack(ready)[0] + seconds:
             raise MemoryError  # a reply can send no signal, and its last limit of time comes later
         return 0.0, frozenset()
     os.kill(child, signal.SIGKILL)
@@ -191,15 +209,27 @@ def _forked(
     return float(SCORE.unpack(score)[0]) if len(score) == SCORE.size else 0.0, frozenset(names)
 
 
-def _next(pipe: int, size: int, seconds: float) -> bytes | None:
+def _next(pipe: int, size: int, seconds: float, child: int = 0) -> bytes | None:
     """Return what a check writes next, empty if it ended; None if it writes nothing for too long.
 
     A scheduler that suspends the job, or Ctrl-Z, stops both processes and not the clock: that is one wait of many.
+    child: a process that may sleep for as long as it may work.
     """
-    for _ in range(PATIENCE):
-        if select.select([pipe], [], [], seconds)[0]:
+    asleep = 0
+    for _ in range(PATIENCE * LOOKS):
+        if select.select([pipe], [], [], seconds / LOOKS)[0]:
             return os.read(pipe, size)
+        asleep += child > 0 and _sleeps(child)
+        if asleep > LOOKS:
+            break
     return None
+
+
+def _sleeps(child: int) -> bool:
+    """Whether a process waits for a time or a lock, and not for a processor, a disk or its memory."""
+    with suppress(OSError):
+        return Path(f"/proc/{child}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "S"
+    return False
 
 
 def _ended(child: int) -> tuple[int, float]:

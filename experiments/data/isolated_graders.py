@@ -175,10 +175,10 @@ class Code(InIsolation):
     """
 
     main = "tests"
-    version = 3  # what the library imports late is there, and a reply may sleep
+    version = 4  # what the library imports late is there, and a reply may sleep, for as long as it may work
     tests: str = Field("tests", description="column of the tests, a text or a list of lines, or a text with {columns}")
     allow: bool = Field(False, description="must be true: replies of the model are run as code")
-    seconds: float = Field(10.0, gt=0, le=600, description="of the processor, for one reply")
+    seconds: float = Field(10.0, gt=0, le=600, description="of the processor, for one reply; it may sleep for as long")
     memory: float = Field(1.0, gt=0, description="memory of one reply in GB")
     modules: tuple[str, ...] = Field(
         (), description="modules that programs may import, in addition to Python's own library"
@@ -189,13 +189,8 @@ class Code(InIsolation):
         return tuple(re.findall(r"{(\w+)}", self.tests)) if "{" in self.tests else (self.tests,)
 
     @property
-    def packages(self) -> tuple[str, ...]:
-        """Those of `modules`, whose parts are imported when a reply needs them."""
-        return tuple(name.partition(".")[0] for name in self.modules)
-
-    @property
     def needs(self) -> tuple[str, ...]:
-        return "python", *self.packages
+        return "python", *(name.partition(".")[0] for name in self.modules)
 
     def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
         cells = {name: _text(row[name]) for name in self.reads}

@@ -9,6 +9,7 @@ import platform
 import signal
 import struct
 import sys
+import time
 
 # system calls that a check needs for memory, time and its result, by machine: (audit architecture, numbers)
 ALLOWED = {
@@ -37,7 +38,7 @@ def give_up_rights(keep: int, seconds: float, memory: int) -> None:
         resource.setrlimit(kind, (most, most))
 
     signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the process; the next limit is for one that blocks the signal
-    limit(resource.RLIMIT_CPU, math.ceil(seconds) + 1)
+    limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) + 1)
 
     for fd in range(3):
         os.dup2(os.open(os.devnull, os.O_RDWR), fd)

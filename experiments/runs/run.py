@@ -152,7 +152,7 @@ def _machine_text(error: BaseException, fault: str, root: Path) -> str:
             f"no space left on the disk that holds {root} ({free:.1f} GB free). Everything recorded so far is "
             "kept: free some space, then run the same command again"
         )
-    said = f"{error}\nThe cause is" if isinstance(error, BenchError) else "this is"
+    said = f"{error}\nThe cause is" if isinstance(error, BenchError | AbortLaunch) else "this is"
     return (
         f"{said} a fault of the machine: {fault}\nEverything recorded so far is kept, and nothing counts as failed: "
         "the same command goes on when its cause is gone"

@@ -63,6 +63,7 @@ def run_trial(
     run_experiment raises.
     """
     from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
+    from experiments.studies.claim import STORAGE_FAULTS  # which imports this module
     from experiments.studies.logged import log_figures
 
     note, words = trial_folder(study, root, number) / "mlflow.json", picks_words(study.search, picks)
@@ -93,7 +94,7 @@ def run_trial(
                     done = run_experiment(
                         config, root, say=say, parent=above, observe=observe, experiment=study.name, agree=agree
                     )
-            except (RunError, TrackingError, BrokenPipeError):  # a fault of the machine, not of the trial
+            except (RunError, TrackingError, BrokenPipeError, *STORAGE_FAULTS):  # of the machine, not of the trial
                 raise
             except Exception as error:
                 raise TrialFailed(f"{type(error).__name__}: {error}", outcome.runs) from error

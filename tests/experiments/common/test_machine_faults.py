@@ -17,6 +17,7 @@ import httpx
 import pytest
 import requests
 import torch
+import torch.distributed as dist
 import urllib3
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
@@ -70,6 +71,15 @@ MACHINE = [
     RuntimeError("HIP error: no ROCm-capable device is detected"),
     RuntimeError("NCCL error in: x.cpp:1, unhandled system error\nncclSystemError: System call (e.g. socket) failed"),
     RuntimeError("Found no NVIDIA driver on your system."),
+    RuntimeError("CUDA unknown error - this may be due to an incorrectly set up environment"),
+    RuntimeError("Unexpected error from cudaGetDeviceCount(). Error 804: forward compatibility was attempted"),
+    dist.DistNetworkError("The client socket has timed out after 1000ms while trying to connect to (127.0.0.1, 1)."),
+    dist.DistStoreError("wait timeout after 1000ms, keys: /x"),
+    *(
+        RuntimeError(f"[gloo/transport/tcp/pair.cc:547] {text}")
+        for text in ("Connection closed by peer [::1]:7", "Read error [::1]:7: Connection reset by peer")
+    ),
+    RuntimeError("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation"),
     RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
     socket.gaierror(-3, "Temporary failure in name resolution"),
     ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
@@ -87,6 +97,7 @@ OWN = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB"),
     RuntimeError("CUDA error: device-side assert triggered"),
     RuntimeError("HIP error: device-side assert triggered"),
+    dist.DistBackendError("NCCL error in: x.cpp:1, invalid usage"),
     torch.OutOfMemoryError("HIP out of memory. Tried to allocate 80 GiB"),
     RuntimeError("CUDA error: operation not permitted when stream is capturing"),
     RunError("no finished arm"),

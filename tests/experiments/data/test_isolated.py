@@ -112,6 +112,14 @@ def test_a_reply_cannot_end_the_server_or_keep_it_for_ever(monkeypatch: pytest.M
     assert _checked(refused, 1.0, 1 << 32, says(repr(b"\xff")), ENTRY) == 0.0
 
 
+def test_what_a_reply_has_imported_is_in_its_own_check_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it decides with what memory later checks begin, and with what else a module sets when it is imported."""
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    said = "import wave\nraise PermissionError"
+    assert [_checked(refused, 1.0, 1 << 32, said, ENTRY) for _ in range(2)] == [1.0, 1.0]
+    assert "wave" not in sys.modules
+
+
 def slow(answer: str, entry: dict[str, Any]) -> float:
     """A check that waits longer than its limit for a processor, as on a busy machine."""
     time.sleep(0.5)
@@ -121,9 +129,22 @@ def slow(answer: str, entry: dict[str, Any]) -> float:
 def test_a_busy_machine_makes_no_answer_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit counts the work of the check. One that never ends is ended all the same."""
     monkeypatch.setattr(isolated, "give_up_rights", lambda *_: None)
+    monkeypatch.setattr(isolated, "_sleeps", lambda child: False)
     assert _checked(slow, 0.2, 1 << 32, "", ENTRY) == 1.0
     monkeypatch.setattr(isolated, "PATIENCE", 1)
     assert _checked(slow, 0.2, 1 << 32, "", ENTRY) == 0.0
+
+
+LOCKED = "import _thread; lock = _thread.allocate_lock(); lock.acquire(); lock.acquire()"
+
+
+@pytest.mark.parametrize("reply", ["import time; time.sleep(60)", LOCKED])
+def test_a_reply_may_sleep_for_as_long_as_it_may_work(reply: str) -> None:
+    """One that waits for ever would take as long as thirty that work until their limit."""
+    start = time.monotonic()
+    assert _checked(refused, 0.5, 1 << 32, reply, ENTRY) == 0.0
+    assert time.monotonic() - start < 8
+    assert _checked(refused, 0.5, 1 << 32, "import time; time.sleep(.2); raise PermissionError", ENTRY) == 1.0
 
 
 def test_a_job_that_is_suspended_has_no_wrong_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.distributed import DistNetworkError
 
 from experiments.common.errors import ConfigError, MachineError, RunError, Stopped
 from experiments.evaluation.suites.kept import KeptSuite
@@ -24,6 +25,7 @@ from experiments.posthoc.run import posthoc
 from experiments.runs.run import errors_explained, run_experiment, run_folder
 from experiments.scorecard import scorecard
 from experiments.tracking.tracker import Tracker
+from experiments.training.channel import AbortLaunch
 from tests.helpers.small_run import small_config, small_values
 from tests.helpers.tracking_store import statuses
 
@@ -200,6 +202,15 @@ def test_an_interrupt_frees_what_the_run_held_and_a_notebook_shows_one_line(tmp_
         trains()
     assert held[0]() is None
     assert caught.value._render_traceback_() == [str(caught.value)]
+
+
+def test_a_lost_connection_between_processes_says_where_it_was_lost(tmp_path: Path) -> None:
+    lost = AbortLaunch("process 1 lost the connection to the others at 'done'")
+    said = (
+        "lost the connection to the others at 'done'\nThe cause is a fault of the machine: DistNetworkError: timed out"
+    )
+    with pytest.raises(MachineError, match=said), errors_explained(tmp_path):
+        raise lost from DistNetworkError("timed out")
 
 
 def test_weights_that_are_not_kept_are_nowhere(base: str, tmp_path: Path) -> None:

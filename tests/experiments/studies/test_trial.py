@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from optuna.exceptions import StorageInternalError
 
 from experiments.cli import main as cli
 from experiments.common.errors import MachineError
@@ -142,6 +143,17 @@ def test_picks_that_do_not_go_together_fail_their_trial_alone(base: str, tmp_pat
     study = parse_study(study_values(base) | {"search": search})
     with pytest.raises(TrialFailed, match="expanded"):
         run_trial(study, 0, {"structure": "stack", "expanded": "lora"}, tmp_path, None, say=lambda text: None)
+
+
+def test_a_trial_does_not_fail_when_the_studys_storage_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server that ends the connection in which the trial compares its data with others, and answers the next."""
+
+    def away(*args: Any, **kwargs: Any) -> None:
+        raise StorageInternalError("An exception is raised during the commit.")
+
+    monkeypatch.setattr("experiments.runs.run.run_experiment", away)
+    with pytest.raises(StorageInternalError, match="during the commit"):  # not TrialFailed: see `Store.work`
+        run_trial(toy_study(), 0, {"training.steps": 1, "rate": 0.1}, tmp_path, None, say=lambda text: None)
 
 
 def test_a_hopeless_trial_is_pruned_on_its_way(base: str, tmp_path: Path) -> None:
