@@ -58,6 +58,7 @@ class Shape:
     packed_base: int = 0  # bytes that the base alone takes less than in fp32
     base_copies: int = 0  # bytes of the copies of the base that loss terms keep
     unknown: list[str] = field(default_factory=list)  # what the plan leaves out
+    name: str = "this arm"
 
     def bytes_of(self, trained: bool) -> int:
         """Bytes of the weights that train, or of the frozen ones."""
@@ -110,7 +111,9 @@ def build(config: ExperimentConfig, arm: ArmConfig, precision: Precision) -> Sha
     unknown = [f"{name}: its passes of the base model" for name in readers]
     if config.quantised == "8bit" and not precision.bf16:
         unknown.append("8 bit in fp32: the matrices in floats that a pass keeps")
-    return Shape(model, method, precision, counts, cast, packed, packed_base, len(readers) * one_copy, unknown)
+    return Shape(
+        model, method, precision, counts, cast, packed, packed_base, len(readers) * one_copy, unknown, arm.name
+    )
 
 
 def _layer_matrices(model: Any) -> list[torch.Tensor]:
@@ -164,7 +167,7 @@ def faked(shape: Shape, checkpointing: Any) -> Iterator[Any]:
         for module in shape.model.modules():
             if isinstance(module, ControlModel):
                 module.control.look_from(torch.device("cpu"))
-        checkpoint_layers(shape.model, checkpointing)
+        checkpoint_layers(shape.model, checkpointing, shape.name)
         yield mode
 
 

@@ -103,7 +103,8 @@ def step_seconds(arm: ArmTraining) -> float:
     prepared, method = arm.prepared, arm.arm.build()
     model = method.prepare(arm.load_base(method), arm.context).train()
     active = method.begin(model, arm.context)
-    checkpoint_layers(model, prepared.config.training.checkpointing)
+    label = f"{arm.arm.name} {arm.learning_rate:g}"
+    checkpoint_layers(model, prepared.config.training.checkpointing, label)
     marked = only_label_logits(_first_batch(arm, model.device))
     inputs = read_by(model, marked)
     with prepared.precision.autocast():

@@ -14,12 +14,13 @@ from experiments.models.head import inner
 Checkpointing = Literal["none", "frozen", "all"]
 
 
-def checkpoint_layers(model: Any, how: Checkpointing) -> None:
+def checkpoint_layers(model: Any, how: Checkpointing, label: str = "this arm") -> None:
     """Switch it on for all decoder layers, or for what is frozen of them alone: layers, and halves of expanded ones.
 
     Results do not change. Below the first layer that trains nothing is kept and nothing runs again: transformers lets
     the embeddings require gradients for its reentrant checkpoints, which would send them down to the first layer, so
-    that is undone here. Ours are not reentrant, which would lose the divergence.
+    that is undone here. Ours are not reentrant, which would lose the divergence. label: of the arm, in a warning, which
+    Python shows once for each text.
     """
     if how == "none":
         return
@@ -33,8 +34,8 @@ def checkpoint_layers(model: Any, how: Checkpointing) -> None:
     layers = list(decoder_layers(causal)) if how == "frozen" else []
     if layers and not any(isinstance(layer, ExpandedLayer) or not _trains(layer) for layer in layers):
         warnings.warn(
-            "training.checkpointing frozen has no effect: weights train in every layer of this arm, so set it to all",
-            stacklevel=2,
+            f"training.checkpointing frozen has no effect: weights train in every layer of {label}, so set it to all",
+            stacklevel=1,
         )
     for layer in layers:
         if isinstance(layer, ExpandedLayer):

@@ -66,7 +66,7 @@ def train_arm(
     cost: tokens, seconds, tokens_per_s, peak_memory_gb (of the process that needs most), trainable_parameters. Raises
     ArmFailed at a NaN. Ctrl-C and SIGTERM let the step end and save a checkpoint first (`stops_after_step`).
     """
-    checkpoint_layers(model, plan.training.checkpointing)
+    checkpoint_layers(model, plan.training.checkpointing, plan.label)
     how = products()
     with products_as(how):
         return _trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,6 +85,17 @@ def test_frozen_parts_alone_run_again(recwarn: pytest.WarningsRecorder) -> None:
 def test_an_arm_trains_the_same_with_it(tmp_path: Path) -> None:
     runs = [train(arm_config("control"), tmp_path / how, checkpointing=how) for how in ("none", "frozen", "all")]
     assert runs[0].logs == runs[1].logs == runs[2].logs
+
+
+def test_each_arm_without_a_frozen_layer_is_named(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Python shows a warning of one text once: the second arm was passed over."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        for method in ("full", "lora", "control"):
+            checkpoint_layers(arm_config(method).build().prepare(tiny(), MethodContext()), "frozen", f"{method} 0.01")
+        train(arm_config("full"), tmp_path, checkpointing="frozen")
+    said = [str(one.message) for one in recwarn if "frozen has no effect" in str(one.message)]
+    assert [line.partition("every layer of ")[2].partition(",")[0] for line in said] == ["full 0.01", "lora 0.01", "x"]
 
 
 def test_a_model_without_it_is_named() -> None:
