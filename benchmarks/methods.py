@@ -31,7 +31,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 import ctrl
-from ctrl.control_model import require_expanded
+from ctrl.diagnostics import attach
 from ctrl.divergence import masked_mean, mse
 from ctrl.numerics import lerp
 from experiments.methods import MethodContext
@@ -216,14 +216,12 @@ def overhead_line(args: argparse.Namespace) -> str:
             (lerp(a, b, half).sum() + masked_mean(mse(a, b), mask)).backward()
 
     step = Step("control", args)
-    control = require_expanded(step.model).control
     with ctrl.diagnostics(step.model) as log:
         step()  # the change of the weights is measured in this one, then in every hundredth
 
     def logged() -> None:
-        control.log = log
-        step()
-        control.log = None
+        with attach(step.model, log):
+            step()
 
     times = in_turn({"mix": mix, "step": step, "logged": logged}, args.rounds)
     return (

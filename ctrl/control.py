@@ -44,7 +44,7 @@ class Control(DivergenceWatch):
     batch_dim: int | None = None  # of hidden states, see ctrl.streams
     trained: set[str] = field(default_factory=set, repr=False)  # names of the parameters that expand trains
     before_peft: set[str] | None = field(default=None, repr=False)  # that trained before PEFT put adapters on the model
-    log: Any = None  # ctrl.diagnostics' log while one is open
+    logs: dict[int, Any] = field(default_factory=dict, repr=False)  # of the open blocks of ctrl.diagnostics, by id
     looked: bool = False  # whether a training pass has looked at what trains
     training: bytes = b""  # of each parameter of the model, whether it trained then
     watched: bool = False  # and watches its optimizer
@@ -91,9 +91,9 @@ class Control(DivergenceWatch):
 
     def __getstate__(self) -> dict[str, Any]:
         self._warn_of_copying()
-        here = dict.fromkeys(("log", "thread", "owner", "used"))  # the log and the passes are those of this process
+        here = dict.fromkeys(("thread", "owner", "used"))  # the logs and the passes are those of this process
         empty: dict[str, Any] = {n: [] for n in ("alphas", "lasting", "references", "starts", "waiting")}
-        return {**vars(self), **here, **empty, "off": int(not self.enabled)}
+        return {**vars(self), **here, **empty, "logs": {}, "off": int(not self.enabled)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         fresh = Control(state["config"], state["layers"], state["total"])  # of fields that an earlier version had not
@@ -124,7 +124,7 @@ class Control(DivergenceWatch):
         """The name of an open block that follows the passes of this expansion alone; empty if none is."""
         if self.thread.collected is not None:
             return "ctrl.collect_divergence"
-        return "ctrl.diagnostics" if self.log is not None else ""
+        return "ctrl.diagnostics" if self.logs else ""
 
     @property
     def current(self) -> ForwardPass | None:

@@ -131,7 +131,8 @@ def _mean(rows: Sequence[LayerStep], name: str, weights: Mapping[int, float] | N
 def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100, keep: int = 1000) -> Iterator[Log]:
     """Log every expanded layer once in each forward pass of the model inside the block.
 
-    Layers that gradient checkpointing runs again and passes of the decoder without its head are not logged.
+    Blocks may overlap, and see the passes of all threads. Layers that gradient checkpointing runs again and passes of
+    the decoder without its head are not logged.
 
     tokens: number of tokens of a batch on which the branches are compared. update_every: passes between measurements of
     the weights' change, which reads all weights. keep: number of latest passes in the log. `log.rows` is the table,
@@ -146,11 +147,11 @@ def diagnostics(model: nn.Module, tokens: int = 256, update_every: int = 100, ke
 def attach(model: nn.Module, log: Any) -> Iterator[None]:
     """Make every expanded layer call `log.note`, with `Log.note`'s arguments, once in each pass inside the block."""
     control = require_expanded(model).control
-    before, control.log = control.log, log
+    control.logs[id(log)] = log
     try:
         yield
     finally:
-        control.log = before
+        control.logs.pop(id(log), None)
 
 
 def _moments(values: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from ctrl.attention_rows import keep_rows
 from ctrl.control import Control
 from ctrl.control_model import ControlModel, control_class
 from ctrl.errors import ConfigError
+from ctrl.facts import base_as_it_runs
 from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
 from ctrl.optimizers import remember_taken_off
@@ -39,13 +40,14 @@ class Expansion:
     """All that an expanded model has and its base has not: the trained parts, with their settings.
 
     head: values of the head that trained with them, see `ctrl.structure.head_parameters`. unfrozen: parameters of the
-    base that train; None if it was never on a model.
+    base that train; None if it was never on a model. facts: `ctrl.facts.base_as_it_runs` of the model that it was on.
     """
 
     control: Control
     parts: list[Part] = field(repr=False)
     head: dict[str, Tensor] = field(default_factory=dict, repr=False)
     unfrozen: frozenset[str] | None = field(default=None, repr=False)
+    facts: dict[str, Any] | None = field(default=None, repr=False)
 
 
 def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
@@ -98,7 +100,7 @@ def take_off(model: Any) -> Expansion:
         become(layer, class_before(layer, ExpandedLayer))
     head = {name: parameter.detach().clone() for name, parameter in head_parameters(model).items()}
     unfrozen = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    expansion = Expansion(model.control, parts, head, unfrozen)
+    expansion = Expansion(model.control, parts, head, unfrozen, base_as_it_runs(model))
     model.control.owner = None
     del model.control
     become(model, class_before(model, ControlModel))

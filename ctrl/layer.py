@@ -90,7 +90,7 @@ class ExpandedLayer(nn.Module):
         added = current is not None and current.divergences is not None
         if control.adds and (added or (again and self.training)):
             return LayerRun(current, True, fixed, "gradient")
-        logged = control.log is not None and current is not None and (added or self.training)
+        logged = bool(control.logs) and current is not None and (added or self.training)
         return LayerRun(current, True, fixed, "value" if logged else None)
 
     def _run(self, run: LayerRun, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -148,10 +148,11 @@ class ExpandedLayer(nn.Module):
 
     def _note(self, run: LayerRun, a: Tensor, b: Tensor, alpha: Tensor | None, per_token: Tensor | None) -> None:
         control = self.control
-        if control.log is not None and run.current is not None and run.current.running:
+        if control.logs and run.current is not None and run.current.running:
             dim = control.batch_dim
             alpha = None if alpha is None else alpha_of_tokens(alpha, dim)
-            control.log.note(self, by_token(a, dim), by_token(b, dim), alpha, per_token, run.current.marks)
+            for log in list(control.logs.values()):
+                log.note(self, by_token(a, dim), by_token(b, dim), alpha, per_token, run.current.marks)
 
     def _divergence(self, a: Tensor, b: Tensor, alpha: Tensor) -> Tensor:
         """Compute the divergence per token (batch, seq), scaled by alpha if the config says so."""

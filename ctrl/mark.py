@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ctrl.computes import differences
 from ctrl.errors import CheckpointError, warn
 from ctrl.facts import description
-from ctrl.fingerprint import rest_print, same_base
+from ctrl.fingerprint import holds_more, rest_print, same_base
 from ctrl.sums import byte_sum, other_rows
 
 MARK = "control.description"  # the tensor's name
@@ -135,6 +135,24 @@ def other_buffers(there: dict[str, Any], here: dict[str, Any]) -> str:
         f"the base in training had RoPE's frequencies, or other buffers, in {shown[0]}, this one in {shown[1]}, so its "
         "outputs are others: model.to(dtype) rounds buffers, from_pretrained(name, dtype=...) does not. Make the base "
         "as in training"
+    )
+
+
+def other_type(trained_on: str | None, model: Any) -> str:
+    """Say that the base has another type than in training, and so other outputs; empty if these are the same."""
+    if not trained_on or trained_on == str(model.dtype):
+        return ""
+    if torch.promote_types(getattr(torch, trained_on.removeprefix("torch.")), model.dtype) != model.dtype:
+        return (
+            f"the model was saved with its base in {trained_on}, this one is in {model.dtype}, which rounds it, so its "
+            f"outputs are others. Load the base in {trained_on} to get the model that was saved"
+        )
+    if not holds_more(model, trained_on):
+        return ""
+    return (
+        f"the model was saved with its base in {trained_on}, this one is in {model.dtype} and holds values that "
+        f"{trained_on} rounds, so its outputs are a little different. Load the base in {trained_on} to get the model "
+        "that was saved"
     )
 
 

@@ -29,7 +29,6 @@ from ctrl.expansion import take_off
 from ctrl.facts import base_facts, buffer_types, class_name, rounded_buffers
 from ctrl.fingerprint import (
     fingerprint,
-    holds_more,
     packed_print,
     packed_samples,
     part_prints,
@@ -39,7 +38,7 @@ from ctrl.fingerprint import (
 )
 from ctrl.generation import agree
 from ctrl.hub import local_folder
-from ctrl.mark import NOTED, other_buffers, other_kinds
+from ctrl.mark import NOTED, other_buffers, other_kinds, other_type
 from ctrl.model import expand
 from ctrl.quantised import kinds
 from ctrl.structure import give_own_head
@@ -239,19 +238,8 @@ def _agree_on_dtypes(tensors: dict[str, Tensor], model: Any, trained_on: str | N
             "the model that was saved",
             stacklevel=3,
         )
-    elif trained_on and torch.promote_types(_dtype(trained_on), base) != base:
-        warn(
-            f"the model was saved with its base in {trained_on}, this one is in {here}, which rounds it, so its "
-            f"outputs are others. Load the base in {trained_on} to get the model that was saved",
-            stacklevel=3,
-        )
-    elif trained_on and holds_more(model, trained_on):
-        warn(
-            f"the model was saved with its base in {trained_on}, this one is in {here} and holds values that "
-            f"{trained_on} rounds, so its outputs are a little different. Load the base in {trained_on} to get the "
-            "model that was saved",
-            stacklevel=3,
-        )
+    elif text := other_type(trained_on, model):
+        warn(text, stacklevel=3)
 
 
 def _dtype(name: str) -> torch.dtype:

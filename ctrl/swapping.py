@@ -15,11 +15,12 @@ from ctrl.control import Control
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import ConfigError, warn
 from ctrl.expansion import Expansion, put_on, take_off
+from ctrl.facts import base_as_it_runs
 from ctrl.fingerprint import fingerprint, packed_print, packed_samples, part_prints, same_base
-from ctrl.mark import other_kinds
+from ctrl.generation import agree
+from ctrl.mark import other_buffers, other_kinds, other_type
 from ctrl.offloaded import is_offloaded
 from ctrl.precision import HALF, HalfComputing
-from ctrl.quantised import kinds
 from ctrl.saving import load
 from ctrl.sharded import sharded
 from ctrl.structure import decoder_layers
@@ -133,14 +134,23 @@ def _check_base(base: Any, other: Expansion, sums: Sums, allow_other: bool) -> N
             f"this expansion was made on a base whose config computes something else: {different} (allow_other_base="
             "True puts it onto this one)"
         )
-    kinds_here = {"quantised": kinds(base), "packed": packed_print(packed_samples(base))}
-    if other_base := other_kinds({**kinds_here, "packed": packed_print(control.packed)}, kinds_here):
-        warn(other_base, stacklevel=4)
     if len(decoder_layers(base)) != control.total or ((same is False or rows) and not allow_other):
         raise ConfigError(
             "this expansion was made on another base model, or on other weights of this one: put it onto its own base "
             "(allow_other_base=True puts it onto one of the same shapes)"
         )
+    _warn_of_base_as_it_runs(base, other)
+
+
+def _warn_of_base_as_it_runs(base: Any, other: Expansion) -> None:
+    """Warn, as `ctrl.load` does, of what makes outputs others on a base of the same weights."""
+    as_it_runs = base_as_it_runs(base)
+    then = {**as_it_runs, **(other.facts or {}), "packed": packed_print(other.control.packed)}
+    here = {**as_it_runs, "packed": packed_print(packed_samples(base))}
+    found = (other_buffers(then, here), other_kinds(then, here), other_type(then["dtype"], base))
+    for text in filter(None, found):
+        warn(text, stacklevel=5)
+    agree(base, then, named=False)
 
 
 def _check_type(base: Any, other: Expansion) -> None:

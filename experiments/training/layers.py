@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ctrl.control_model import ControlModel
-from ctrl.diagnostics import Log
+from ctrl.diagnostics import Log, attach
 
 NEVER = 2**31  # passes between measurements of the weights' change, which reads all of them
 FIGURES = ("divergence", "alpha", "closed")
@@ -21,21 +21,20 @@ class LayerFigures:
     """Collect means over the tokens of one optimiser step; nothing if the model is not expanded."""
 
     def __init__(self, model: Any) -> None:
-        self.control = model.control if isinstance(model, ControlModel) else None
+        self.model = model if isinstance(model, ControlModel) else None
         self.tokens: dict[int, Tensor | int] = {}  # of each pass, without padding
         self.log = Log(tokens=1, update_every=NEVER, step=0)  # one token: the comparison of branches is not used
 
     @contextmanager
     def noting(self, tokens: Tensor | int) -> Iterator[None]:
         """Note the pass inside the block; evaluation runs outside of it. tokens: of the batch, without padding."""
-        if self.control is None:
+        if self.model is None:
             yield
             return
-        before, self.control.log = self.control.log, self.log
         try:
-            yield
+            with attach(self.model, self.log):
+                yield
         finally:
-            self.control.log = before
             self.tokens[self.log.step] = tokens
 
     def take(self, summed: Callable[[Tensor], Tensor]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ def test_diagnostics_give_the_figures_and_cost_no_gradient() -> None:
     with ctrl.diagnostics(model, tokens=10_000, update_every=2) as log:
         assert torch.equal(model(**batch).loss, plain)
         model(**batch)
-    assert model.control.log is None
+    assert not model.control.logs
     rows = log.rows
     assert [(row.step, row.layer) for row in rows] == [(0, 1), (0, 3), (1, 1), (1, 3)]
     layer = ctrl.layer.expanded_layers(model)[0]
@@ -101,6 +103,18 @@ def test_the_log_keeps_the_last_passes() -> None:
         for _ in range(5):
             model(IDS)
     assert [(row.step, row.layer) for row in log.rows] == [(3, 1), (3, 3), (4, 1), (4, 3)]
+
+
+def test_blocks_may_overlap() -> None:
+    """The inner one took the passes of the outer, and the first one to end those of the other."""
+    model = disturbed()
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        one, two = first.enter_context(ctrl.diagnostics(model)), second.enter_context(ctrl.diagnostics(model))
+        model(IDS)
+        first.close()
+        model(IDS)
+    assert ([row.step for row in one.rows], [row.step for row in two.rows]) == ([0, 0], [0, 0, 1, 1])
+    assert [row.cosine for row in one.rows] == [row.cosine for row in two.rows[:2]]
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 import ctrl
+from ctrl.errors import ControlWarning
 from ctrl.expansion import take_off
 from ctrl.layer import expanded_layers
 from tests.helpers.families import EVERY, build, perturb
+from tests.helpers.quantised import QUANTISED
 from tests.helpers.tiny_llama import IDS, disturbed, expanded, tiny
 from tests.helpers.trainers import hf_trainer, whole_batch
 
@@ -250,6 +253,43 @@ def test_what_was_put_on_a_base_of_another_type_is_what_a_load_gives(
     ctrl.swap(second, expansion)
     ctrl.save(second, tmp_path)
     assert torch.equal(second(IDS).logits, ctrl.load(third, tmp_path)(IDS).logits)
+
+
+def rope_in_fp32(model: Any) -> Any:
+    for module in model.modules():
+        module._buffers.update({name: b.float() for name, b in module._buffers.items() if "inv_freq" in name})
+    return model
+
+
+def no_sampling(model: Any) -> Any:
+    model.generation_config.update(repetition_penalty=1.5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda: tiny().bfloat16(), tiny),
+        (QUANTISED["fake int8"], lambda: build("llama")),
+        (lambda: tiny().bfloat16(), lambda: rope_in_fp32(tiny().bfloat16())),
+        (tiny, lambda: no_sampling(tiny())),
+    ],
+    ids=["type", "quantised", "buffers", "generation"],
+)
+def test_a_swap_warns_of_what_a_load_warns_of(first: Any, second: Any, tmp_path: Path) -> None:
+    """Outputs are others on such a base. What had waited in memory came onto it without a word."""
+    model = ctrl.expand(first().eval(), ctrl.ControlConfig(layers=2))
+    ctrl.save(model, tmp_path)
+    with pytest.warns(ControlWarning) as loaded:
+        ctrl.load(second().eval(), tmp_path)
+    said = [str(w.message).removeprefix(f"{tmp_path}: ") for w in loaded if issubclass(w.category, ControlWarning)]
+    held = take_off(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ctrl.swap(model, held)  # onto its own base
+    with pytest.warns(ControlWarning) as swapped:
+        ctrl.swap(second().eval(), take_off(model))
+    assert set(said) == {str(w.message) for w in swapped if issubclass(w.category, ControlWarning)}
 
 
 def test_a_base_of_which_one_row_was_trained_gets_no_other_expansion(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ class TestStates:
     def test_leave_no_hook_and_no_log(self, expanded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         hidden_states(expanded, tokenizer)
         assert not any(layer._forward_hooks for layer in decoder_layers(expanded))
-        assert expanded.control.log is None
+        assert not expanded.control.logs
 
     def test_of_both_branches_mix_to_the_layers_output(
         self, expanded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
