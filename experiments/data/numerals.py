@@ -28,7 +28,8 @@ _SIGN = re.compile("[\u00bc-\u00be\u2150-\u215e\u2189]")  # a fraction in one si
 _ELSEWHERE = re.compile(  # numbers as many countries write them; in brackets, next to another number or ,7 it is a list
     rf"(?<!{SPACED})(?<![.,(\[{{^])(?<!\d )"
     r"(?:[1-9]\d{0,2}(?:(?: \d{3}){1,9}(?:[.,]\d{1,20})?|(?:\.\d{3}){2,9}(?:,\d{1,20})?)"  # 1 234,5  1.234.567
-    r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20}))"  # 1.234,5  0,125  3,5  1,00
+    r"|[1-9]\d{0,2}\.\d{3},\d{1,20}|0,\d{1,20}|[1-9]\d{0,19},(?:\d{1,2}|\d{4,20})"  # 1.234,5  0,125  3,5  1,00
+    r"|[1-9]\d{3,19},\d{3})"  # 1525,441: no thousands
     r"(?!\d|[.,/]\d| \d)"
 )
 _FRACTION = re.compile(  # of whole numbers in LaTeX: \frac{1}{2}, \dfrac12

@@ -18,7 +18,7 @@ from experiments.models.turns import THOUGHT_BEGINS, THOUGHT_ENDS
 from experiments.records import Record
 
 GREEDY = "generate"  # form of a record
-GRADING = 8  # in the key of cached records: raise it when a change of the code changes which replies are right
+GRADING = 9  # in the key of cached records: raise it when a change of the code changes which replies are right
 ROOM = 24  # tokens that a reply may be longer than the longest answer
 
 

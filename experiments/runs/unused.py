@@ -68,6 +68,8 @@ def notes(config: ExperimentConfig) -> Iterator[str]:
             "data.choose: of has no effect with by: random if enough examples fit a row: they are in random order, and "
             "the first ones are kept"
         )
+    if config.data.merge_system and not _has_systems(config):
+        yield "data.merge_system has no effect, since no source has system turns: give data.system, or leave it out"
     yield from said_escapes({"data.system": config.data.system})
     for arm in config.arms:
         yield from arm.notes
@@ -111,6 +113,12 @@ def _cut(training: TrainingConfig) -> Iterator[str]:
             f"training.micro_batch={asked} does not divide the {own} rows of {whose}: they are cut into "
             f"{own // training.cut(own)[0]} micro-batches of {training.cut(own)[0]}"
         )
+
+
+def _has_systems(config: ExperimentConfig) -> bool:
+    """Whether chats may have system turns: those of tables may, and lm_eval writes descriptions of tasks as one."""
+    tables = [one for one in (*config.data.new, *config.data.old) if isinstance(one, Columns) and not one.text]
+    return bool(tables) or config.data.system is not None or "lm_eval" in config.evaluation.suites
 
 
 def unused_fields(config: ExperimentConfig) -> list[str]:

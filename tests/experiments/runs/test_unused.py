@@ -273,6 +273,22 @@ def test_a_random_choice_does_not_depend_on_how_many_there_are(choose: dict[str,
     assert [line.startswith("data.choose: of has no effect with by: random") for line in said] == [True] * idle
 
 
+@pytest.mark.parametrize(
+    ("data", "idle"),
+    [
+        ({}, True),
+        ({"new": {"source": "file", "path": "x.jsonl", "text": "t"}, "regime": "cpt"}, True),
+        ({"new": {"source": "file", "path": "x.jsonl"}}, False),
+        ({"old": {"source": "huggingface", "name": "x"}, "replay": 0.1}, False),
+        ({"system": "Be brief."}, False),
+    ],
+)
+def test_a_system_turn_that_is_merged_is_there(data: dict[str, Any], idle: bool) -> None:
+    said = list(notes(parse_config({"name": "x", "arms": [ARM], "data": {"merge_system": True, **data}})))
+    line = "data.merge_system has no effect, since no source has system turns: give data.system, or leave it out"
+    assert [one for one in said if "merge_system" in one] == [line] * idle
+
+
 def test_old_text_is_not_measured() -> None:
     old = {"source": "file", "path": "x.jsonl", "grader": "contains", "test": {"share": 0.5}}
     said = [
