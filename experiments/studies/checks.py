@@ -20,6 +20,7 @@ from experiments.runs.unused import unused_fields
 from experiments.scorecard.figure import Figure
 from experiments.scorecard.figures import FIGURES
 from experiments.studies.config import Constraint, Objective, ReportConfig, StudyConfig, parts
+from experiments.studies.pruning import check_end
 from experiments.studies.space import Float, probes
 
 DIRECTIONS = {"higher": "maximize", "lower": "minimize"}
@@ -99,12 +100,7 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     wrong = [fault for objective in study.objectives for fault in _against(objective)]
     if wrong := wrong + [fault for constraint in study.constraints for fault in _idle(constraint)]:
         raise ConfigError("\n".join([f"{source}:", *wrong]))
-    if study.pruner and len(study.seeds) == 1 and all(len(config.evaluation_steps) == 1 for config in configs):
-        every, steps = configs[0].evaluation.every, configs[0].training.steps
-        raise ConfigError(
-            f"{source}: pruner: a trial is measured at its end alone (evaluation.every={every or 'null'}, {steps} "
-            "steps), so none is stopped early: lower evaluation.every, or leave the pruner out"
-        )
+    check_end(study, configs, source)
     lists = [{ARM.sub("", fault): fault for fault in unused_fields(config)} for config in configs]
     if common := [fault for bare, fault in lists[0].items() if all(bare in faults for faults in lists)]:
         raise ConfigError("\n".join([f"{source}, in all trials:", *common]))

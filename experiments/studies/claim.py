@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
-import sqlalchemy
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from experiments.studies.artifacts import attach_pictures
+from experiments.studies.locks import STORAGE_FAULTS
 from experiments.studies.space import Scalar
 from experiments.studies.trial import ShouldPrune, TrialFailed, TrialPruned
 from experiments.studies.trial_results import TrialOutcome
 from experiments.studies.trials import RUNS, SECONDS
 
-STORAGE_FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 ACTIVE: set[int] = set()  # ids of the trials that this process runs
 Say = Callable[[str], None]
 RunTrial = Callable[[int, dict[str, Scalar], ShouldPrune | None], TrialOutcome]

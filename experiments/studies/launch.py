@@ -24,10 +24,10 @@ from experiments.common.paths import root_folder, short_path
 from experiments.common.printable import escaped
 from experiments.common.yaml_values import dump_yaml
 from experiments.studies.agree import agree
-from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.exchange import read_trials, unpack_runs, unpacked
 from experiments.studies.fetch import fetch_runs
+from experiments.studies.locks import STORAGE_FAULTS
 from experiments.studies.missing import send_trials
 from experiments.studies.optimizers import check_options
 from experiments.studies.posthoc import apply_posthoc

@@ -47,6 +47,7 @@ def parse_study(
         check_settings,
         check_trials,
     )
+    from experiments.studies.pruning import check_waits
 
     study = stored_study(values, source)
     check_fields(study, source)
@@ -70,6 +71,7 @@ def parse_study(
         check_numbers(study, source)
         check_settings(study, given, configs, source)
         check_dimensions(study, configs, source)
+        check_waits(study, configs, source)
     return study
 
 

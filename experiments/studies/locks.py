@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 from filelock import FileLock
+from optuna.exceptions import StorageInternalError
 
 from experiments.tracking.uri import without_password
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 STORAGE = "STUDY_STORAGE"  # all users of a machine can read a command line, and the URL may contain a password
 KEY = 0x6374726C  # of PostgreSQL's advisory lock
+STORAGE_FAULTS = (sqlalchemy.exc.SQLAlchemyError, StorageInternalError)
 LOCKED = ("sqlite", "postgresql")  # dialects under which a claim is exclusive
 
 

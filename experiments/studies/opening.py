@@ -10,10 +10,9 @@ import optuna
 from experiments.common.errors import ConfigError, StudyError
 from experiments.common.paths import short_path
 from experiments.common.section import nearest
-from experiments.studies.claim import STORAGE_FAULTS
 from experiments.studies.config import StudyConfig
 from experiments.studies.load import stored_study
-from experiments.studies.locks import STORAGE, engine_options, file_lock, shown, sqlite_file
+from experiments.studies.locks import STORAGE, STORAGE_FAULTS, engine_options, file_lock, shown, sqlite_file
 from experiments.studies.trials import foreign
 
 HEARTBEAT = 60  # seconds, until the study's own is known

@@ -23,10 +23,11 @@ from optuna.trial import TrialState
 
 from experiments.common.errors import ConfigError, StudyError
 from experiments.studies import optimizers
-from experiments.studies.claim import ACTIVE, STORAGE_FAULTS, RunTrial, heartbeat, next_attempt, run_claimed
+from experiments.studies.claim import ACTIVE, RunTrial, heartbeat, next_attempt, run_claimed
 from experiments.studies.config import StudyConfig
 from experiments.studies.locks import (
     LOCKED,
+    STORAGE_FAULTS,
     claim_lock,
     public_values,
     shown,

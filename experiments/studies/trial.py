@@ -16,6 +16,7 @@ from experiments.common.section import nearest
 from experiments.common.yaml_values import dump_yaml
 from experiments.records import ArmResult, Estimate
 from experiments.studies.config import StudyConfig, parts
+from experiments.studies.locks import STORAGE_FAULTS
 from experiments.studies.space import Scalar, picks_words
 from experiments.studies.trial_results import TrialOutcome, result_of
 from experiments.studies.trials import Trial
@@ -63,7 +64,6 @@ def run_trial(
     run_experiment raises.
     """
     from experiments.runs.run import errors_explained, run_experiment  # loads torch; `status` needs none
-    from experiments.studies.claim import STORAGE_FAULTS  # which imports this module
     from experiments.studies.logged import log_figures
 
     note, words = trial_folder(study, root, number) / "mlflow.json", picks_words(study.search, picks)

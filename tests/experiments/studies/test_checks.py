@@ -154,16 +154,3 @@ def test_a_constraint_bounds_the_side_that_is_worse_within_the_figures_values(
     found = list(_idle(Constraint.model_validate(constraint)))
     assert len(found) == bool(fault)
     assert re.search(fault, "".join(found))
-
-
-@pytest.mark.parametrize(
-    ("every", "seeds", "fault"), [(None, [0], True), (99, [0], True), (1, [0], False), (99, [0, 1], False)]
-)
-def test_a_pruner_needs_an_evaluation_before_the_end(
-    every: int | None, seeds: list[int], fault: bool, base: str
-) -> None:
-    """It stopped trials at their last step, or none: of several seeds each has an end."""
-    given = {"pruner": "median", "seeds": seeds, "objectives": [{"figure": "gain", "direction": "maximize"}]}
-    said = r"pruner: a trial is measured at its end alone \(evaluation.every=(null|99)"
-    with pytest.raises(ConfigError, match=said) if fault else nullcontext():
-        tiny_study(base, **given, overrides={"evaluation.every": every})

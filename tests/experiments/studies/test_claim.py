@@ -11,7 +11,7 @@ import optuna
 import pytest
 
 from experiments.common.errors import StudyError
-from experiments.studies.claim import STORAGE_FAULTS
+from experiments.studies.locks import STORAGE_FAULTS
 from experiments.studies.queue import Store
 from experiments.studies.trial import TrialFailed
 from experiments.studies.trial_results import TrialOutcome
