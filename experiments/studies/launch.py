@@ -238,10 +238,17 @@ def _processes(store: Store, root: Path, folder: Path, places: Sequence[str], sa
 
 
 def _before(store: Store) -> str:
-    """Return how many trials are done, and of how many."""
-    trials, limit = store.trials(), store.limit()
-    done = sum(trial.state in ("complete", "pruned", "failed") for trial in trials)
-    return f"{done} of {limit} trials done" if limit is not None else f"{done} trials done"
+    """Return how many trials are done, and of how many: a budget may be of some cells of a grid, or of more."""
+    limit, cells, budget = store.limit(), store.cells, store.config.budget.trials
+    done = sum(trial.state in ("complete", "pruned", "failed") for trial in store.trials())
+    if limit is None:
+        return f"{done} trials done"
+    said = f"{done} of {limit} trials done"
+    if cells and limit < cells:
+        return f"{said}, the first of the grid's {cells} cells (the last dimension varies fastest)"
+    if cells and budget and budget > cells:
+        return f"{said} (budget.trials={budget}, but the grid has {cells} cells)"
+    return said
 
 
 def _mlflow_run(folder: Path) -> str | None:
