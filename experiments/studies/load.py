@@ -47,6 +47,7 @@ def parse_study(
         check_settings,
         check_trials,
     )
+    from experiments.studies.posthoc import check_posthoc
 
     study = stored_study(values, source)
     check_fields(study, source)
@@ -66,6 +67,7 @@ def parse_study(
     if "seeds" not in study.model_fields_set:
         study = study.model_copy(update={"seeds": (configs[0].seed,)})
     check_trials(study, configs, source)
+    check_posthoc(study, configs, source, begun)
     if not begun:
         check_numbers(study, source)
         check_settings(study, given, configs, source)
