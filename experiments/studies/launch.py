@@ -29,7 +29,7 @@ from experiments.studies.config import StudyConfig
 from experiments.studies.exchange import read_trials, unpack_runs, unpacked
 from experiments.studies.fetch import fetch_runs
 from experiments.studies.missing import send_trials
-from experiments.studies.optimizers import check_options
+from experiments.studies.optimizers import check_options, waiting
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
 from experiments.studies.report.table import progress_text
@@ -86,6 +86,8 @@ def run_study(
             say(f"{config.name} began with {changed}: its trials may differ for that")
         send_trials(config, store.trials(), root, tracker, say)
         if not (ended := store.ended()):
+            for line in waiting(config, store.limit()):
+                say(f"{config.name}: {line}")
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = (
                 _processes(store, root, folder, devices or [""] * workers, say) if workers else work(store, root, say)
