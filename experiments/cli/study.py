@@ -214,14 +214,12 @@ def attach(name: str, root: Path, folder: Path) -> str:
 
 def _end_text(store: Store, root: Path) -> str:
     """Return the end message of a study, with the commands that can follow."""
-    from experiments.studies.space import grid
     from experiments.studies.storage import command_line
 
     config, budget = store.config, store.config.budget
     lines = ["", f"{config.name}: " + ("trials still run on another machine" if store.going_on() else "finished")]
     lines.append(f"report: {command_line(store, root, 'report', config.name)}")
-    whole = config.sampler.name == "grid" and store.limit() == len(grid(config.search))
-    if budget.trials is not None and not whole:
+    if budget.trials is not None and store.limit() != store.cells:
         lines.append(f"more trials: {command_line(store, root, 'add-trials', config.name, '10')}")
     elif budget.hours is not None:
         lines.append("more trials: raise budget.hours in its YAML, then `study` with that")

@@ -139,6 +139,8 @@ class ForgettingCallback(TrainerCallback):
                 self._watch = Watch.begun(folder, config, suites, base, self.budget, str(output), whole, weights)
                 said.append(said_moved(earlier, self._watch.base))
         said += remarks_on(self._watch.base, suites, _tokenizer(kwargs))
+        if self.stop and self.every >= state.max_steps:
+            said.append(f"stop=True has no effect: every={self.every}, but this training has {state.max_steps} steps")
         for line in filter(None, said):
             logger.warning("%s", line)
         if self.limits:

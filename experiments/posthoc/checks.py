@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctrl.checkpoint import CONFIG_FILE
+from ctrl.config import all_stacked
+from ctrl.interpolation import INTERPOLATIONS
 from experiments.common.errors import ConfigError
 from experiments.config import run_config
+from experiments.methods.config import ArmConfig
 from experiments.methods.saving import ADAPTER_CONFIG
+from experiments.methods.tuning import Control
 
 SHARES = ("wise", "lines", "merge", "dial_depth")  # alpha is a share, from 0 to 1
 DIALS = ("dial", "dial_depth")
@@ -100,6 +104,28 @@ def check_arm(operation: str, arm: Path, alpha: float | None) -> None:
     if operation == "merge" and not expanded and (alpha is not None or not adapted):
         end = ", so --alphas has no meaning for it" if adapted else " and has no adapter: use wise"
         raise ConfigError(f"merge: arm {arm.name!r} is not expanded{end}")
+
+
+def without_form(operation: str, arm: ArmConfig, alpha: float | None) -> str:
+    """Return why an arm of this config will have no such operation, before it is trained; an empty text if it may."""
+    tuning = arm.build().tuning
+    if not isinstance(tuning, Control):
+        if operation in DIALS:
+            return f"{operation} needs an expanded arm, but {arm.name!r} is not: use wise"
+        if operation == "merge" and not tuning.adapts:
+            return f"merge: arm {arm.name!r} is not expanded and has no adapter: use wise"
+        if operation == "merge" and alpha is not None:
+            return f"merge: arm {arm.name!r} is not expanded, so alpha has no meaning for it: leave it out, or use wise"
+        return ""
+    config, mix = tuning.config, INTERPOLATIONS[tuning.config.interpolation]
+    if operation != "merge" and config.structure != "concat":
+        return f"{operation} needs copies next to their layers, but arm {arm.name!r} has stacked ones: use merge"
+    if operation == "dial_depth" and mix.per_token:
+        return f"dial_depth scales each layer's alpha, but in arm {arm.name!r} it depends on the token: use dial"
+    if operation not in DIALS and ((mix.merged is None and not all_stacked(config)) or config.norm_mix != 0):
+        what = f"interpolation {config.interpolation!r}" if mix.merged is None else f"norm_mix {config.norm_mix!r}"
+        return f"{operation} makes a plain model, which {what} of arm {arm.name!r} has not: use dial"
+    return ""
 
 
 def check_kept(run: Path) -> None:

@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import ConfigError
-from experiments.common.section import nearest
 from experiments.config import ExperimentConfig
 from experiments.evaluation.flat_keys import FLAT, replaces
-from experiments.methods.tuning import Control
-from experiments.posthoc.checks import DIALS
 from experiments.runs.checks import check_run
 from experiments.runs.prepared import read_inputs
 from experiments.runs.unused import unused_fields
@@ -104,18 +101,6 @@ def check_trials(study: StudyConfig, configs: Sequence[ExperimentConfig], source
     lists = [{ARM.sub("", fault): fault for fault in unused_fields(config)} for config in configs]
     if common := [fault for bare, fault in lists[0].items() if all(bare in faults for faults in lists)]:
         raise ConfigError("\n".join([f"{source}, in all trials:", *common]))
-    arms = {config.arms[0].name: config.arms[0] for config in configs}
-    names = [*arms, *(posthoc.label for posthoc in study.posthoc)]
-    if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise ConfigError(f"{source}: posthoc: two rows of the report would be called {twice!r}: give one another name")
-    for posthoc in study.posthoc:
-        arm = arms.get(posthoc.arm, arms.get(posthoc.arm.split(" ")[0]))
-        if arm is None:
-            raise ConfigError(f"{source}: posthoc: unknown arm {posthoc.arm!r}: {nearest(posthoc.arm, arms)}")
-        if posthoc.op in DIALS and not isinstance(arm.build().tuning, Control):
-            raise ConfigError(
-                f"{source}: posthoc: {posthoc.op} needs an expanded arm, but {posthoc.arm!r} is not: use wise"
-            )
     law = study.search.get(study.report.law or "")
     if law and not SHARE.fullmatch(getattr(law, "path", None) or str(study.report.law)):
         raise ConfigError(f"{source}: report.law {study.report.law!r} sets no share of replayed text: name data.replay")

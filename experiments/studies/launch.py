@@ -29,7 +29,7 @@ from experiments.studies.exchange import read_trials, unpack_runs, unpacked
 from experiments.studies.fetch import fetch_runs
 from experiments.studies.locks import STORAGE_FAULTS
 from experiments.studies.missing import send_trials
-from experiments.studies.optimizers import check_options
+from experiments.studies.optimizers import check_options, waiting
 from experiments.studies.posthoc import apply_posthoc
 from experiments.studies.queue import Store
 from experiments.studies.report.table import progress_text
@@ -86,6 +86,8 @@ def run_study(
             say(f"{config.name} began with {changed}: its trials may differ for that")
         send_trials(config, store.trials(), root, tracker, say)
         if not (ended := store.ended()):
+            for line in waiting(config, store.limit()):
+                say(f"{config.name}: {line}")
             say(f"{config.name}: {_before(store)}, {workers or 1} worker{'s' if (workers or 1) > 1 else ''}")
             ended = (
                 _processes(store, root, folder, devices or [""] * workers, say) if workers else work(store, root, say)
@@ -238,10 +240,17 @@ def _processes(store: Store, root: Path, folder: Path, places: Sequence[str], sa
 
 
 def _before(store: Store) -> str:
-    """Return how many trials are done, and of how many."""
-    trials, limit = store.trials(), store.limit()
-    done = sum(trial.state in ("complete", "pruned", "failed") for trial in trials)
-    return f"{done} of {limit} trials done" if limit is not None else f"{done} trials done"
+    """Return how many trials are done, and of how many: a budget may be of some cells of a grid, or of more."""
+    limit, cells, budget = store.limit(), store.cells, store.config.budget.trials
+    done = sum(trial.state in ("complete", "pruned", "failed") for trial in store.trials())
+    if limit is None:
+        return f"{done} trials done"
+    said = f"{done} of {limit} trials done"
+    if cells and limit < cells:
+        return f"{said}, the first of the grid's {cells} cells (the last dimension varies fastest)"
+    if cells and budget and budget > cells:
+        return f"{said} (budget.trials={budget}, but the grid has {cells} cells)"
+    return said
 
 
 def _mlflow_run(folder: Path) -> str | None:

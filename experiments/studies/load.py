@@ -47,6 +47,7 @@ def parse_study(
         check_settings,
         check_trials,
     )
+    from experiments.studies.posthoc import check_posthoc
     from experiments.studies.pruning import check_waits
 
     study = stored_study(values, source)
@@ -67,6 +68,7 @@ def parse_study(
     if "seeds" not in study.model_fields_set:
         study = study.model_copy(update={"seeds": (configs[0].seed,)})
     check_trials(study, configs, source)
+    check_posthoc(study, configs, source, begun)
     if not begun:
         check_numbers(study, source)
         check_settings(study, given, configs, source)

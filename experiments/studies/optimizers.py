@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import optuna
@@ -70,6 +71,21 @@ def sampler(config: StudyConfig, number: int = 0) -> Any:
 def pruner(config: StudyConfig) -> Any:
     """Make the study's pruner; without one in the YAML, the one that never prunes."""
     return PRUNERS[config.pruner.name](**config.pruner.options) if config.pruner else optuna.pruners.NopPruner()
+
+
+def waiting(config: StudyConfig, trials: int | None) -> Iterator[str]:
+    """Say of a sampler and a pruner that look at none of so many trials: both wait until some are complete."""
+    named = {"sampler": (config.sampler, sampler(config), "draws all", "at random")}
+    if config.pruner:
+        named["pruner"] = (config.pruner, pruner(config), "stops none of", "early")
+    for kind, (given, made, does, how) in named.items():
+        for option in ("n_startup_trials", "population_size"):
+            needed = getattr(made, f"_{option}", 0)
+            if trials is not None and trials <= needed:
+                yield (
+                    f"{kind} {given.name!r} {does} {trials} trials {how}: it waits until {option}={needed} are "
+                    f"complete. Lower that under {kind}.options"
+                )
 
 
 def importances(study: optuna.Study, config: StudyConfig) -> dict[str, dict[str, float]]:

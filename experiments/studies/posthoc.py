@@ -1,4 +1,4 @@
-"""Apply a study's `posthoc` operations to trained weights, after its last trial.
+"""Check a study's `posthoc` operations at its start, and apply them to trained weights after its last trial.
 
 The result of each operation is in the folder of its run, where `experiments.posthoc` finds it again.
 """
@@ -11,12 +11,39 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import ConfigError, MachineError, RunError
+from experiments.common.section import nearest
+from experiments.config import ExperimentConfig
+from experiments.posthoc.checks import without_form
 from experiments.posthoc.run import operation_name, posthoc, result_folder
 from experiments.runs.result_file import RESULT, check_operation_of, whole_results
 from experiments.studies.config import Posthoc, StudyConfig
 from experiments.studies.selection import ReportRow, choose, has_name, report_row
 from experiments.studies.trial_results import record_files, result_of
 from experiments.studies.trials import Trial
+
+
+def check_posthoc(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str, begun: bool = False) -> None:
+    """Raise ConfigError for an operation on no arm, of a name that is taken, or that no trial of its arm can have.
+
+    The last would be said after the last trial; one that has begun with it (`begun`) goes on.
+    """
+    arms = dict.fromkeys(config.arms[0].name for config in configs)
+    names = [*arms, *(one.label for one in study.posthoc)]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise ConfigError(f"{source}: posthoc: two rows of the report would be called {twice!r}: give one another name")
+    for one in study.posthoc:
+        name = one.arm if one.arm in arms else one.arm.split(" ")[0]
+        faults = [_without_weights(config, one) for config in configs if config.arms[0].name == name]
+        if not faults:
+            raise ConfigError(f"{source}: posthoc: unknown arm {one.arm!r}: {nearest(one.arm, arms)}")
+        if all(faults) and not begun:
+            raise ConfigError(f"{source}: posthoc: {faults[0]}")
+
+
+def _without_weights(config: ExperimentConfig, one: Posthoc) -> str:
+    if config.training.keep == "none":
+        return f"{one.op} of {one.arm!r} reads trained weights, and training.keep is none: set it to local, or to last"
+    return without_form(one.op, config.arms[0], one.alpha)
 
 
 def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: Callable[[str], None] = print) -> None:

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
 from experiments.studies.config import StudyConfig
-from experiments.studies.space import grid
-
-STARTUP = {"median": 5, "percentile": 5}  # Optuna's n_startup_trials: complete trials before one is pruned
 
 
 def check_end(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str) -> None:
@@ -23,16 +20,10 @@ def check_end(study: StudyConfig, configs: Sequence[ExperimentConfig], source: s
 
 
 def check_waits(study: StudyConfig, configs: Sequence[ExperimentConfig], source: str) -> None:
-    """Raise ConfigError for a pruner that waits for more trials than the study has, or for a step after the last."""
+    """Raise ConfigError for a pruner that waits for a step after the last evaluation before a trial's end."""
     if study.pruner is None:
         return
-    name, trials = study.pruner.name, _trials(study)
-    startup = _option(study, "n_startup_trials", STARTUP[name]) if name in STARTUP else 0
-    if trials is not None and 0 < trials <= startup:
-        raise ConfigError(
-            f"{source}: pruner: {name} stops no trial before {startup} others are complete (n_startup_trials), and the "
-            f"study has {trials} trials: lower pruner.options.n_startup_trials, or leave the pruner out"
-        )
+    name = study.pruner.name
     option, first = _first_step(study)
     last = max(_looks(study, config)[-2:][0] for config in configs)
     if first > last:
@@ -40,12 +31,6 @@ def check_waits(study: StudyConfig, configs: Sequence[ExperimentConfig], source:
             f"{source}: pruner: {name} stops no trial before step {first} ({option}), but the last evaluation before "
             f"a trial's end is after step {last}: lower pruner.options.{option}, or leave the pruner out"
         )
-
-
-def _trials(study: StudyConfig) -> int | None:
-    """Return the number of trials; None if hours end the study."""
-    cells = len(grid(study.search)) if study.sampler.name == "grid" else None
-    return min((limit for limit in (cells, study.budget.trials) if limit is not None), default=None)
 
 
 def _first_step(study: StudyConfig) -> tuple[str, int]:

@@ -137,8 +137,7 @@ class Store:
         limit = self.limit()
         if not (state := used_up(trials, limit, self.config.retries)):
             return ""
-        whole = self.config.sampler.name == "grid" and limit == len(grid(self.config.search))
-        return f"all {limit} {'cells of the grid' if whole else 'trials'} are {state}"
+        return f"all {limit} {'cells of the grid' if limit == self.cells else 'trials'} are {state}"
 
     def going_on(self) -> bool:
         """Whether a trial runs, or was interrupted and will be continued by the next start."""
@@ -148,13 +147,18 @@ class Store:
         """Return the number of trials that run now, on all machines."""
         return sum(trial.state == "running" for trial in self.trials())
 
+    @property
+    def cells(self) -> int | None:
+        """Return the number of cells of a grid. None: another sampler."""
+        return len(grid(self.config.search)) if self.config.sampler.name == "grid" else None
+
     def limit(self) -> int | None:
         """Return the number of trials in the budget, with those that were added. None: no such limit."""
-        added, budget = self.study.user_attrs.get("added", 0), self.config.budget.trials
-        if self.config.sampler.name == "grid":
-            cells = len(grid(self.config.search))
-            return cells if budget is None else min(cells, budget + added)
-        return None if budget is None else budget + added
+        budget, cells = self.config.budget.trials, self.cells
+        if budget is None:
+            return cells
+        whole = budget + self.study.user_attrs.get("added", 0)
+        return whole if cells is None else min(cells, whole)
 
     def add_trials(self, count: int) -> int:
         """Raise the budget by `count` trials. Returns the new budget."""
@@ -164,8 +168,8 @@ class Store:
             raise StudyError(
                 f"study {self.config.name!r} has no budget of trials to raise: it is a whole grid, or has only hours"
             )
-        if self.config.sampler.name == "grid" and self.limit() == (cells := len(grid(self.config.search))):
-            raise StudyError(f"study {self.config.name!r} has all {cells} cells of its grid: none is left")
+        if self.limit() == self.cells:
+            raise StudyError(f"study {self.config.name!r} has all {self.cells} cells of its grid: none is left")
         with self.lock():
             self.study.set_user_attr("added", self.study.user_attrs.get("added", 0) + count)
         return self.limit() or 0

@@ -227,6 +227,11 @@ def test_measurements_wait_for_their_budget(tmp_path: Path, caplog: pytest.LogCa
     assert "more than budget=1e-06: base and end are always measured" in caplog.text
 
 
+def test_a_stop_between_steps_that_are_never_measured_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained(tiny_model(), tmp_path, callback(tmp_path, every=4, limits=["kl <= 1e-9"], stop=True))
+    assert "stop=True has no effect: every=4, but this training has 4 steps" in caplog.messages
+
+
 @pytest.mark.slow
 def test_a_limit_that_breaks_ends_the_training_in_all_processes(tmp_path: Path) -> None:
     script = Path(__file__).parents[2] / "helpers" / "stop_in_two_processes.py"

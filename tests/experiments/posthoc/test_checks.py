@@ -12,10 +12,11 @@ from ctrl.checkpoint import CONFIG_FILE
 from experiments.common.errors import ConfigError, RunError
 from experiments.common.yaml_values import dump_yaml
 from experiments.methods.saving import ADAPTER_CONFIG
-from experiments.posthoc.checks import as_printed, check_operation
+from experiments.posthoc.checks import as_printed, check_operation, without_form
 from experiments.posthoc.run import posthoc
 from experiments.soften.run import _points
 from tests.helpers.one_arm import ARMS
+from tests.helpers.one_arm import arm as arm_config
 
 KINDS = {"full": "model.safetensors", "control": CONFIG_FILE, "lora": ADAPTER_CONFIG}
 NAN, INF = float("nan"), float("inf")
@@ -121,6 +122,31 @@ def test_an_arm_whose_result_is_not_written_yet_is_none_of_those_that_are_there(
 )
 def test_what_it_can_do(arms: Path, operation: str, arm: str, alphas: list[float]) -> None:
     check_operation(operation, arms / f"{arm}-0.01", alphas)
+
+
+@pytest.mark.parametrize(
+    ("operation", "fields", "alpha", "said"),
+    [
+        ("merge", {"method": "full"}, None, "not expanded and has no adapter: use wise"),
+        ("merge", {"method": "ewc"}, 0.5, "not expanded and has no adapter: use wise"),
+        ("merge", {"method": "lora"}, 0.5, "alpha has no meaning for it: leave it out"),
+        ("merge", {"method": "lora"}, None, ""),
+        ("merge", {"method": "control"}, 0.5, ""),
+        ("merge", {"method": "stack"}, None, ""),
+        ("dial", {"method": "lora"}, 0.5, "dial needs an expanded arm, but 'x' is not: use wise"),
+        ("dial", {"method": "hybrid"}, 0.5, "has stacked ones: use merge"),
+        ("wise", {"method": "full"}, 0.5, ""),
+        ("wise", {"method": "stack"}, 0.5, "has stacked ones: use merge"),
+        ("wise", {"method": "control", "control": {"interpolation": "plerp"}}, 0.5, "interpolation 'plerp' of arm 'x'"),
+        ("lines", {"method": "control", "control": {"norm_mix": "learned"}}, 0.5, "norm_mix 'learned' of arm 'x' has"),
+        ("dial", {"method": "control", "control": {"interpolation": "plerp"}}, 0.5, ""),
+        ("dial_depth", {"method": "control", "control": {"interpolation": "dlerp"}}, 0.5, "on the token: use dial"),
+    ],
+)
+def test_what_no_arm_of_a_config_will_have(operation: str, fields: Any, alpha: float | None, said: str) -> None:
+    found = without_form(operation, arm_config(**fields), alpha)
+    assert bool(found) is bool(said)
+    assert said in found
 
 
 @pytest.mark.parametrize("alpha", [0.1234561, 1 / 3, 0.5, 1.0, 1e-9])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 import ctrl
 from ctrl.layer import expanded_layers
 from experiments.common.errors import ConfigError, RunError
+from experiments.config import run_config
 from experiments.models.base import load_base
+from experiments.posthoc.checks import without_form
 from experiments.posthoc.operations import (
     OPERATIONS,
     dial,
@@ -109,6 +112,17 @@ def test_a_run_is_found_from_its_own_folder(run: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(run.parent)
     (result,) = posthoc(run.name, "control", 1e-2, "dial", [0.7], say=lambda text: None)
     assert result.operation == "dial 0.7"
+
+
+@pytest.mark.filterwarnings("ignore:structure 'stack' has no branches")
+@pytest.mark.parametrize("name", ["full", "control", "stack", "lora", "dlerp", "ewc"])
+@pytest.mark.parametrize("operation", ["wise", "lines", "merge", "dial", "dial_depth"])
+def test_what_an_arm_cannot_have_is_known_from_its_config(run: Path, name: str, operation: str) -> None:
+    """A study says it before its first trial."""
+    config = next(one for one in run_config(run).arms if one.name == name)
+    said = "needs an expanded arm|use |has no meaning|cannot be mixed"
+    with pytest.raises(ValueError, match=said) if without_form(operation, config, 0.5) else nullcontext():
+        OPERATIONS[operation](arm(run, name, batches=[{"input_ids": torch.tensor([[5, 6, 7]])}]), 0.5)
 
 
 @pytest.mark.parametrize(("error", "told"), [(ctrl.ConfigError, ConfigError), (FileNotFoundError, RunError)])

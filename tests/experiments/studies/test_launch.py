@@ -119,16 +119,16 @@ def test_a_budget_of_hours_ends_a_grid_and_what_follows_is_done(
     monkeypatch.setattr(afterwards, "choose", lambda study, trials, root: chosen.append(len(trials)) or [])
     monkeypatch.setattr(launch, "run_trial", lambda study, number, picks, *_: run_at_rate(number, picks, None))
     monkeypatch.setattr(launch, "Tracker", NoTracker)
-    config = toy_study(budget={"hours": 1e-9}, posthoc=[{"arm": "arm", "op": "merge"}])
+    config = toy_study(budget={"hours": 1e-9}, posthoc=[{"arm": "arm", "op": "wise", "alpha": 0.5}])
     said: list[str] = []
     store = run_study(config, tmp_path, say=said.append)
     assert [t.state for t in store.trials()] == ["complete", *["waiting"] * 5]
     assert store.ended().startswith("the budget of 1e-09 hours is spent (")
     assert chosen == [6]
-    assert "arm-merge: no complete trial is called 'arm' in the report; its rows are: none" in said
+    assert "arm-wise-0.5: no complete trial is called 'arm' in the report; its rows are: none" in said
     apply_posthoc(config, [*store.trials()[:5], running(store)], tmp_path, said.append)
     assert chosen == [6]  # another machine still runs a trial
-    more = toy_study(budget={"hours": 1}, posthoc=[{"arm": "arm", "op": "merge"}])
+    more = toy_study(budget={"hours": 1}, posthoc=[{"arm": "arm", "op": "wise", "alpha": 0.5}])
     assert [t.state for t in run_study(more, tmp_path, say=said.append).trials()] == ["complete"] * 6
 
 
@@ -212,6 +212,22 @@ def test_a_worker_that_dies_without_a_trial_is_replaced_a_few_times(
 
     assert keep_working(store, start, 2, print) == UNFINISHED
     assert len(started) == 2 + IDLE_DEATHS - 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "end"),
+    [
+        (None, ""),
+        (6, ""),
+        (4, ", the first of the grid's 6 cells (the last dimension varies fastest)"),
+        (99, " (budget.trials=99, but the grid has 6 cells)"),
+    ],
+)
+def test_a_budget_of_other_trials_than_the_grid_has_is_said(tmp_path: Path, budget: int | None, end: str) -> None:
+    store = open_store(tmp_path, budget={"trials": budget})
+    assert launch._before(store) == f"0 of {min(budget or 6, 6)} trials done{end}"
+    firsts = [trial.system_attrs["fixed_params"]["training.steps"] for trial in store.study.get_trials(deepcopy=False)]
+    assert firsts == [1, 1, 2, 2, 3, 3][: budget or 6]
 
 
 def test_a_study_without_a_question_says_what_it_searches() -> None:

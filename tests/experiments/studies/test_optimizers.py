@@ -14,7 +14,7 @@ from experiments.common.errors import ConfigError
 from experiments.studies.config import PRUNERS, SAMPLERS
 from experiments.studies.optimizers import PRUNERS as OPTUNA_PRUNERS
 from experiments.studies.optimizers import SAMPLERS as OPTUNA_SAMPLERS
-from experiments.studies.optimizers import check_options, importances
+from experiments.studies.optimizers import check_options, importances, waiting
 from experiments.studies.trial import TrialPruned
 from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.toy_study import (
@@ -80,6 +80,32 @@ def test_pruner_stops_what_is_worse_than_the_median(tmp_path: Path) -> None:
 def test_options_are_checked_before_anything_runs(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_options(toy_study(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "trials", "said"),
+    [
+        ({"pruner": "median"}, 5, ["pruner 'median' stops none of 5 trials early: it waits until n_startup_trials=5"]),
+        ({"pruner": "median"}, 6, []),
+        ({"pruner": {"name": "median", "options": {"n_startup_trials": 2}}}, 3, []),
+        ({"pruner": "hyperband"}, 1, []),
+        (
+            {"sampler": "tpe", "budget": {"trials": 9}},
+            9,
+            ["sampler 'tpe' draws all 9 trials at random: it waits until n"],
+        ),
+        ({"sampler": "tpe", "budget": {"trials": 11}}, 11, []),
+        ({"sampler": "nsga2", "budget": {"trials": 50}}, 50, ["until population_size=50 are complete. Lower that"]),
+        ({"sampler": "random", "budget": {"trials": 1}}, 1, []),
+        ({"sampler": "gp", "budget": {"hours": 1}}, None, []),
+    ],
+)
+def test_too_few_trials_for_a_sampler_or_a_pruner_are_said(
+    change: dict[str, Any], trials: int | None, said: list[str]
+) -> None:
+    found = list(waiting(toy_study(**change), trials))
+    assert len(found) == len(said)
+    assert all(part in line for part, line in zip(said, found, strict=True))
 
 
 @pytest.mark.parametrize(("trials", "least", "most"), [(8, 0.25, 0.6), (16, 0.1, 0.4), (32, 0.0, 0.05)])

@@ -29,18 +29,12 @@ def test_a_pruner_needs_an_evaluation_before_the_end(every: int | None, seeds: l
         tiny_study("no-model", **given, overrides={"evaluation.every": every})
 
 
-OTHERS = r"median stops no trial before {} others are complete \(n_startup_trials\), and the study has {} trials"
 LATE = r"stops no trial before step {} \({}\), but the last evaluation before a trial's end is after step {}: lower"
 
 
 @pytest.mark.parametrize(
     ("name", "options", "changes", "said"),
     [
-        ("median", {}, {}, OTHERS.format(5, 4)),  # Optuna's default, and a grid of four cells
-        ("median", {"n_startup_trials": 3}, {}, ""),
-        ("median", {"n_startup_trials": 3}, {"budget": {"trials": 3}}, OTHERS.format(3, 3)),
-        ("median", {}, {"sampler": "tpe", "budget": {"trials": 6}}, ""),
-        ("median", {}, {"sampler": "tpe", "budget": {"hours": 1}}, ""),
         ("threshold", {"upper": 1, "n_warmup_steps": 3}, {}, LATE.format(3, "n_warmup_steps", 2)),
         ("threshold", {"upper": 1, "n_warmup_steps": 2}, {}, ""),
         ("threshold", {"upper": 1, "n_warmup_steps": 6}, {"seeds": [0, 1]}, ""),

@@ -64,7 +64,7 @@ def test_study_runs_tracks_reports_and_exports(
     arms = {"full": {"arms.0.method": "full"}, "deep": {"arms.0.learning_rates": [900.0]}}
     values = study_values(base, search={"arm": {"kind": "arms", "arms": arms}}, seeds=[0, 1])
     values["constraints"] = [{"figure": "kl", "max": 1e9}]
-    values["posthoc"] = [{"arm": "full", "op": "wise", "alpha": 0.5}, {"arm": "full", "op": "merge"}]
+    values["posthoc"] = [{"arm": arm, "op": "wise", "alpha": 0.5} for arm in arms]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     root = tmp_path / "mlruns"
     places = ["--root", str(root)]
@@ -90,7 +90,7 @@ def test_study_runs_tracks_reports_and_exports(
     assert chains.count("study") == 1
     assert chains.count("trial study") == 2
     assert chains.count("arm trial study") == 3  # two seeds, and the one that failed
-    assert chains.count("posthoc arm trial study") == 2  # wise of both seeds; merge cannot be done
+    assert chains.count("posthoc arm trial study") == 2  # of both seeds; the failed arm has none
     assert len(chains) == 8
     seeds = {run.info.run_name for run_id, run in runs.items() if kinds[run_id] == "arm"}
     assert {f"#0 seed {seed} full" for seed in (0, 1)} < seeds
@@ -120,7 +120,7 @@ def test_study_runs_tracks_reports_and_exports(
     assert {"report.html", "report.md", "table.csv", "forgetting.png"} <= attached
     assert "study.yaml" not in attached
     assert "| full-wise-0.5 |" in text
-    assert "full-merge is not made yet" in text  # a model that is not expanded
+    assert "deep-wise-0.5 is not made yet" in text  # its trial failed
     assert "the intervals resample seeds and questions" in text
     assert "deep" in text
     shown = "Answers that turned" in text
