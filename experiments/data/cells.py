@@ -14,9 +14,10 @@ from experiments.common.errors import ConfigError
 
 EXACT = 2.0**53  # above it not every whole number is a float
 NARROW = {"float": np.float32, "halffloat": np.float16}  # by Arrow's name
-EMPTY_WORDS = frozenset(  # as pandas, R, Excel and databases write them; "none" and "na" are words
-    ("NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT", "\\N")
-)
+EMPTY_WORDS = frozenset((  # as pandas, R, Excel, databases and Alpaca write them; "none" and "na" are words
+    "NaN", "nan", "-NaN", "-nan", "NULL", "null", "None", "NA", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaT", "\\N",
+    "<noinput>",
+))  # fmt: skip
 PLAIN = (str, bool, int, float, Decimal)  # types whose text is what a reader would write
 
 

@@ -38,7 +38,7 @@ def test_what_is_no_text(cell: Any) -> None:
 
 
 def test_words_for_an_empty_cell_are_those_that_programs_write() -> None:
-    assert all(empty_word(f" {word}\n") == word for word in EMPTY_WORDS)
+    assert all(empty_word(f" {word}\n") == word for word in {*EMPTY_WORDS, "<noinput>", "\\N"})
     assert not any(map(empty_word, ["none", "na", "null and void", "", "0", None, float("nan"), 3, ["NULL"]]))
 
 
