@@ -50,13 +50,12 @@ def compare(
     """Compare runs on the items that they have in common, each with the reference.
 
     reference: the run that the others are compared with; default: the first that finished. Holm's family is one figure
-    over all runs. Raises CompareError for fewer than two runs, an unknown reference, or records that do not pair.
+    over all runs. One run alone is measured from its base. Raises CompareError for no run, two of one name, an unknown
+    reference, or records that do not pair.
     """
     names = [run.name for run in runs]
-    if len(runs) < 2 or len(set(names)) < len(names):
-        raise CompareError(
-            f"two or more runs with names of their own are needed, but got: {', '.join(names) or 'none'}"
-        )
+    if not runs or len(set(names)) < len(names):
+        raise CompareError(f"runs with names of their own are needed, but got: {', '.join(names) or 'none'}")
     try:
         check_draws(draws)
     except ValueError as error:
@@ -72,6 +71,8 @@ def compare(
         if not run.after:
             result.notes.append(f"{run.name} has no item records here, so it is not in the differences")
     result.notes += filter(None, [unequal_tokens({run.name: run.tokens for run in runs})])
+    if len(runs) == 1:
+        result.notes.append("one run alone, measured from its base: name another to compare it with")
     if not reference and result.reference != names[0]:
         result.notes.append(f"the reference is {result.reference}: no run before it finished and has item records here")
     if known:

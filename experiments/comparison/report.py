@@ -111,7 +111,7 @@ def _remarks(comparison: Comparison) -> list[str]:
     if comparison.matched_gain is not None:
         remarks.append(
             f"Retention at matched gain is read off each trajectory at a gain of {comparison.matched_gain:.3f}, the "
-            "highest that all reach that gain; where a run was evaluated once, on a straight line from the base."
+            "highest that all runs with a gain reach; where a run was evaluated once, on a straight line from the base."
         )
     if "average_harmonic" in comparison.figures():
         remarks.append(f"Harmonic average: of retention and of the gain over that of {comparison.reference}.")

@@ -75,6 +75,7 @@ def pruner(config: StudyConfig) -> Any:
 
 def waiting(config: StudyConfig, trials: int | None) -> Iterator[str]:
     """Say of a sampler and a pruner that look at none of so many trials: both wait until some are complete."""
+    named: dict[str, tuple[Any, Any, str, str]]
     named = {"sampler": (config.sampler, sampler(config), "draws all", "at random")}
     if config.pruner:
         named["pruner"] = (config.pruner, pruner(config), "stops none of", "early")

@@ -134,6 +134,17 @@ def test_equal_runs_do_not_differ(run: Path) -> None:
     assert (retention.value.low, retention.value.high, retention.p) == (0, 0, 1)
 
 
+def test_one_run_is_measured_from_its_base(run: Path) -> None:
+    """As the results of lm_eval before and after training are; two of one name are refused."""
+    both, (one,) = read_runs([str(run)]), read_runs([f"{run}:full-0.001"])
+    alone, result = compare([one], draws=500), compare(both, draws=500)
+    figures = ("gain", "retention", "nfr", "forgetting")
+    assert [alone.cards[one.name][name] for name in figures] == [result.cards[one.name][name] for name in figures]
+    assert (alone.differences, alone.reference) == ([], one.name)
+    with pytest.raises(CompareError, match=r"runs with names of their own are needed, but got: full-0\.001, full"):
+        compare([one, one])
+
+
 @pytest.mark.slow
 def test_the_command_line_prints_the_comparison_and_answers_wrong_names(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -154,8 +165,8 @@ def test_the_command_line_prints_the_comparison_and_answers_wrong_names(
     assert "did you mean 'control-0.001'?" in capsys.readouterr().err
     assert main(["compare", "no/such/run"]) == 2
     assert "'no/such/run' is no run" in capsys.readouterr().err
-    assert main(["compare", f"{run}:control-0.001"]) == 2
-    assert "two or more runs" in capsys.readouterr().err
+    assert main(["compare", f"{run}:control-0.001", "--draws", "200", "--out", str(tmp_path / "one")]) == 0
+    assert "one run alone, measured from its base" in capsys.readouterr().out
 
 
 def test_runs_that_trained_on_other_amounts_of_text_are_named(run: Path) -> None:

@@ -102,5 +102,6 @@ def test_a_pattern_of_new_that_no_task_has_is_named(tmp_path: Path) -> None:
     (entry,) = read_runs([after], before, ["gsm8k*"])
     assert {record.task for record in entry.after if record.suite == "new"} == {"gsm8k"}
     assert entry.remark == ""
+    assert main(["compare", before, after, "--new", "gsm8k*", "--draws", "100"]) == 0
     lm_eval_samples(tmp_path / "after", "2026-02-01", True, "arc")  # the model may be another one at the same path
     assert read_runs([after], before)[0].remark.startswith("measured by several runs of lm_eval (gsm8k 2026-01-01T00-")
