@@ -16,7 +16,7 @@ def card(base: Mapping[str, Any], control: Mapping[str, Any], tags: Sequence[str
     """Return the text of a README.md. base, control: as in control_config.json. tags: more of them for the Hub."""
     name = base["name"] if REPOSITORY.fullmatch(base["name"] or "") and not Path(base["name"]).exists() else None
     front = ["library_name: control-llm", *([f"base_model: {name}"] if name else []), "tags:"]
-    front += [f"- {tag}" for tag in ("control-llm", *tags)]
+    front += [f"- {tag}" for tag in dict.fromkeys(("control-llm", *tags))]
     alpha = f"{control['interpolation']}, alpha {control['alpha']}, {control['alpha_start']} at the start"
     divergence = f"{control['divergence']}, weight {control['divergence_weight']}"
     shape = f"a {base['model_type']} with {base['num_hidden_layers']} layers of width {base['hidden_size']}"
@@ -52,6 +52,11 @@ def card(base: Mapping[str, Any], control: Mapping[str, Any], tags: Sequence[str
             "",
         ]
     )
+
+
+def model_tags(model: Any) -> list[str]:
+    """Return the tags that were given to a model for the Hub: its add_model_tags keeps them, and trainers call it."""
+    return list(getattr(model, "model_tags", None) or ())
 
 
 def may_write(path: Path) -> bool:

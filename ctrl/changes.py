@@ -35,19 +35,26 @@ def changed(model: Any, whole: bool = True, sums: Sums | None = None) -> list[Te
     """
     control = getattr(model, "control", None)
     before = control.samples if isinstance(control, Control) else None
-    now = samples_of(model) if before else None
+    now = {_own_name(name): values for name, values in (samples_of(model) or {}).items()} if before else None
     if not isinstance(control, Control) or not before or not now:
         return []
     moved = {name for name, values in now.items() if name in before and _moved(before[name], values)}
-    for name, total in (exact_sums(model, whole) if sums is None else sums).items():
+    for given, total in (exact_sums(model, whole) if sums is None else sums).items():
+        name = _own_name(given)
         then = control.sums.get(name, total)
         sampled = name in before and name in now
         unrounded = torch.equal(bits(before[name]), bits(now[name])) if sampled else then[0] == total[0]
         if unrounded and then != total:
             moved.add(name)
     head = own_head(model)
-    moved |= {name for name, p in model.named_parameters() if p is head and name not in before}
-    return [tensor for name, tensor in (*model.named_parameters(), *model.named_buffers()) if name in moved]
+    named = [(_own_name(name), tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
+    moved |= {name for name, tensor in named if tensor is head and name not in before}
+    return [tensor for name, tensor in named if name in moved]
+
+
+def _own_name(name: str) -> str:
+    """Return the name that a tensor has without PEFT's adapters on top."""
+    return name.replace(".base_layer", "").replace(".original_module", "")
 
 
 def repacked(model: Any) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ctrl.card import CARD_FILE, card, may_write
+from ctrl.card import CARD_FILE, card, may_write, model_tags
 from ctrl.changes import changed, repacked
 from ctrl.errors import CheckpointError, warn
 from ctrl.facts import description
@@ -72,7 +72,7 @@ def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dic
             "itself, not of a wrapper (DDP, torch.compile) and with all that trains, or leave state_dict out"
         )
     trained = in_memory(model, {name: state[name] for name in names})
-    write_once(trained, lambda tensors: _write(folder, tensors, meta))
+    write_once(trained, lambda tensors: _write(folder, tensors, meta, model_tags(model)))
     return folder
 
 
@@ -217,7 +217,7 @@ def _added_tensors(layer: Any) -> list[Tensor]:
     return [*added, *buffers, *gate]
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], tags: Sequence[str]) -> None:
     tensors = {**tensors, MARK: marked({**meta, "tensors": {name: byte_sum(t) for name, t in tensors.items()}})}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
         for name, values in ((REFUSAL_FILE, REFUSAL), (CONFIG_FILE, meta)):
             _replace(folder / name, lambda path, values=values: path.write_text(json.dumps(values, indent=2) + "\n"))
         if may_write(folder / CARD_FILE):
-            text = card(meta["base"], meta["control"])
+            text = card(meta["base"], meta["control"], tags)
             _replace(folder / CARD_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     except (OSError, SafetensorError) as error:
         size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e6

@@ -60,7 +60,7 @@ class ControlConfig:
         base's type while they compute, so the start equals the base; bytes per copied parameter with AdamW: weight 4,
         its rounded value 2 (kept for the backward pass), gradient 4, moments 8, together 18. `base`: all in the base's
         type, 8 bytes together; at rates of 1e-5 most weights then never change, since steps are smaller than the
-        distance to the next number.
+        distance to the next number. A run of the bench trains in fp32, and refuses `base`.
     checkpoint_pretrained: run the frozen layer of each expanded one a second time in the backward pass, in place of
         keeping its activations. Gradients are the same. Needs use_cache=False, as Trainer sets it: a pass with a cache
         keeps them. Under gradient checkpointing of whole layers it has no effect.

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ctrl.adapters import HoldsAdapters, peft_adapter
 from ctrl.cache import add_paged_slots, check_paged
-from ctrl.card import CARD_FILE, card
+from ctrl.card import CARD_FILE, card, model_tags
 from ctrl.checkpoint import read_config, write_checkpoint
 from ctrl.classes import made_once
 from ctrl.control import Control
@@ -172,13 +172,15 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
     def push_to_hub(self, repo_id: str, *, tags: Sequence[str] = (), max_shard_size: Any = None, **kwargs: Any) -> Any:
         """Upload the folder of `ctrl.save` with its model card. max_shard_size has no effect.
 
-        tags: for the card. kwargs: token, private, commit_message, commit_description, revision and create_pr, as in
-        transformers.
+        tags: for the card, next to those of `add_model_tags`. kwargs: token, private, commit_message,
+        commit_description, revision and create_pr, as in transformers.
         """
         with tempfile.TemporaryDirectory() as name:
             folder = write_checkpoint(bare_expanded(self), name)
             meta = read_config(folder)
-            (folder / CARD_FILE).write_text(card(meta["base"], meta["control"], tags or ()), encoding="utf-8")
+            (folder / CARD_FILE).write_text(
+                card(meta["base"], meta["control"], [*model_tags(self), *(tags or ())]), encoding="utf-8"
+            )
             return upload(folder, repo_id, **kwargs)
 
 

@@ -63,7 +63,8 @@ def at_alpha(model: nn.Module, alpha: float | Sequence[float]) -> Iterator[nn.Mo
     0 gives the pretrained branch (plerp: P a), 1 the copy; values outside [0, 1] extrapolate if the formula does.
     `merge_back` mixes weights, this mixes hidden states. Inside the block `merge_back` takes this alpha, `ctrl.save`
     writes the layers' own. A backward pass may come after the block, and a copy made inside it keeps the alpha, as with
-    `ctrl.pretrained`. Of overlapping blocks the one that began last counts. Raises ConfigError for a stacked layer,
+    `ctrl.pretrained`. Of overlapping blocks the one that began last counts. A cache that was filled at another alpha is
+    read as it is: give a text that is to be read at one alpha a new cache. Raises ConfigError for a stacked layer,
     which mixes nothing.
     """
     control, gates = require_expanded(model).control, _gates(model)

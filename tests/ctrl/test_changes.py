@@ -53,6 +53,22 @@ def merged_adapters(model: Any) -> Any:
     return adapted.merge_and_unload()
 
 
+def started_from_the_base(model: Any) -> Any:
+    """PiSSA takes the base's main directions out of it, for as long as the adapters are on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights="pissa"))
+    return model
+
+
+def adapters_on(model: Any) -> Any:
+    """No change of frozen weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    return model
+
+
 def written(model: Any) -> Any:
     model.model.layers[0].mlp.up_proj.weight.data.mul_(1.5)
     return model
@@ -83,6 +99,17 @@ def test_a_base_that_is_no_longer_that_of_expand_is_said(use: Any, change: Any) 
         use(model)
     said = [str(w.message) for w in seen if "is not the base that was expanded" in str(w.message)]
     assert len(said) == (change in (merged_adapters, written, other_weights_loaded))
+
+
+@pytest.mark.parametrize("change", [started_from_the_base, adapters_on])
+def test_a_base_under_adapters_is_compared_too(change: Any) -> None:
+    """Its weights have other names then."""
+    model = change(ctrl.expand(named("base"), ctrl.ControlConfig(layers=2)).eval())
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        enter(model)
+    said = [str(w.message) for w in seen if "is not the base that was expanded" in str(w.message)]
+    assert len(said) == (change is started_from_the_base)
 
 
 def test_in_training_the_base_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:

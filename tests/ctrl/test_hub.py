@@ -72,6 +72,10 @@ def test_save_pretrained_with_push_to_hub_uploads(repositories: FakeHub, tmp_pat
         {"uploaded": "me/mine", "commit_message": "first"},
     ]
     assert sorted(p.name for p in (repositories.root / "me" / "mine").iterdir()) == ["README.md", *sorted(FILES)]
+    model.add_model_tags("trl")
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True)
+    assert ModelCard.load(tmp_path / "mine" / "README.md").data.tags == ["control-llm", "trl"]
+    repositories.asked[2:] = []
     model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="they/theirs", is_main_process=False)
     assert len(repositories.asked) == 2  # the main process uploads
     model.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="they/theirs", create_pr=True)
@@ -80,13 +84,14 @@ def test_save_pretrained_with_push_to_hub_uploads(repositories: FakeHub, tmp_pat
 
 def test_push_to_hub_uploads_the_expansion_and_keeps_a_card_that_is_there(repositories: FakeHub) -> None:
     model = disturbed()
+    model.add_model_tags(["trl", "math"])  # as TRL's trainers do
     model.push_to_hub("me/mine", tags=["math"], private=True, commit_message="first", max_shard_size="1MB")
     assert repositories.asked == [
         {"created": "me/mine", "private": True, "exist_ok": True},
         {"uploaded": "me/mine", "commit_message": "first"},
     ]
     written = repositories.root / "me" / "mine" / "README.md"
-    assert ModelCard.load(written).data.tags == ["control-llm", "math"]
+    assert ModelCard.load(written).data.tags == ["control-llm", "trl", "math"]
     disturbed(structure="stack").push_to_hub("me/mine")  # our own card names what is there now
     assert "| structure | stack |" in written.read_text()
     written.write_text("my own")
