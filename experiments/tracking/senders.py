@@ -36,17 +36,25 @@ class RunDeleted(RuntimeError):
 def deliver(store: TrackingStore, journal: Journal, look: bool = False) -> Delivered:
     """Send the lines that the store does not have, and note how many arrived. Raises errors of MLflow.
 
-    A run that was deleted in the store is created again from the whole journal. look: look for the run also if the note
-    says that all lines arrived: the store may be another one at the same place.
+    A run that was deleted in the store is created again from the whole journal; if its experiment was deleted, that
+    comes back with its runs. look: look for the run also if the note says that all lines arrived: the store may be
+    another one at the same place.
     """
     with FileLock(f"{journal.path}.lock", timeout=60):
         done = journal.delivered(store.uri)
         if look and done.run_id and not store.find_run(done.run_id):
-            done = Delivered()
+            done = _left(store, journal)
         try:
             return _deliver(store, journal, done)
         except RunDeleted:
-            return _deliver(store, journal, Delivered())
+            return _deliver(store, journal, _left(store, journal))
+
+
+def _left(store: TrackingStore, journal: Journal) -> Delivered:
+    """Return what the store has of a run that it had deleted: all that arrived, if its experiment brings it back."""
+    done, start = journal.delivered(store.uri), journal.last("start")
+    back = start is not None and store.restore(start["experiment"]) and store.find_run(done.run_id)
+    return done if back else Delivered()
 
 
 def _deliver(store: TrackingStore, journal: Journal, done: Delivered) -> Delivered:
@@ -86,6 +94,7 @@ def _send(
 def _start(store: TrackingStore, journal: Journal, run_id: str, event: Event) -> str:
     """Create the run, or set it to running again. Raises LookupError while its parent is not in the store."""
     client, tags = store.client, {**_few(event["tags"]), "journal_id": journal.id}
+    store.restore(event["experiment"])  # before a run of it is looked for
     if event["parent"]:
         parent = store.find_run(event["parent"])
         if not parent:

@@ -57,6 +57,14 @@ class TrackingStore:
                     self._experiments[name] = self._find_experiment(name)
             return self._experiments[name]
 
+    def restore(self, name: str) -> bool:
+        """Bring a deleted experiment back, with all of its runs. Returns whether it was deleted."""
+        found = self.client.get_experiment_by_name(name)
+        deleted = found is not None and found.lifecycle_stage == "deleted"
+        if deleted:
+            self.client.restore_experiment(found.experiment_id)
+        return deleted
+
     def dead_runs(self) -> dict[str, str]:
         """Return the runs that are RUNNING in the store but whose process is dead: run id -> journal id."""
         wanted = "attributes.status = 'RUNNING'"
@@ -108,12 +116,11 @@ class TrackingStore:
         return [str(one.experiment_id) for one in found]
 
     def _find_experiment(self, name: str) -> str:
+        self.restore(name)
         found = self.client.get_experiment_by_name(name)
         if found is None:
             place = str(self.root.resolve() / ARTIFACTS) if self.local else None
             return str(self.client.create_experiment(name, artifact_location=place))
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
 

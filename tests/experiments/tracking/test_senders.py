@@ -39,6 +39,38 @@ def test_a_run_that_is_deleted_while_it_goes_on_is_made_anew_with_all_it_has(roo
     assert tracker.client.get_run(old).info.lifecycle_stage == "deleted"
 
 
+@pytest.mark.parametrize("when", ["meanwhile", "before it goes on", "before it is sent again", "without its note"])
+def test_an_experiment_that_was_deleted_comes_back_with_its_runs(root: Path, when: str) -> None:
+    """MLflow marks its runs as deleted and brings them back with it: one that was made anew stood there twice."""
+    tracker, folder = Tracker(root, "demo"), root / "runs" / "a"
+    options: dict[str, Any] = {"folder": folder, "params": {"steps": 2}}
+    with tracker.run("a", **options) as run:
+        run.log_metrics({"loss": 1.0}, 1)
+        with tracker.run("arm", kind="arm", parent=run.journal.run):
+            pass
+        assert tracker.delivery.drain(20)
+        if when == "meanwhile":
+            tracker.client.delete_experiment(tracker.experiment_id)
+        run.log_metrics({"loss": 2.0}, 2)
+    first = run.id
+    if when != "meanwhile":
+        tracker.client.delete_experiment(tracker.experiment_id)
+    if when == "without its note":
+        for note in folder.rglob("*.delivered.json"):
+            note.unlink()
+    if when == "before it goes on":
+        with Tracker(root, "demo").run("a", run_id=first, **options):
+            pass
+    elif when != "meanwhile":
+        sync([folder], root)
+    found = {r.info.run_name: r for r in tracker.client.search_runs([tracker.experiment_id])}
+    assert {name: one.info.run_id for name, one in found.items() if name == "a"} == {"a": first}
+    assert len(tracker.client.search_runs([tracker.experiment_id])) == 2
+    assert found["arm"].data.tags["parent"] == first
+    assert [m.value for m in tracker.client.get_metric_history(first, "loss")] == [1, 2]
+    assert found["a"].info.status == "FINISHED"
+
+
 def run_trial(root: Path, notes: dict[str, str], fault: type[BaseException] | None = None) -> Tracker:
     """Track a trial, its experiment and its arm as one run, or go on with it. notes: ids of the runs, by kind."""
     tracker = Tracker(root, "study")
