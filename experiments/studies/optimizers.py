@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from experiments.common.errors import ConfigError
 from experiments.common.section import nearest
-from experiments.studies.config import StudyConfig
+from experiments.studies.config import Named, StudyConfig
 
 SAMPLERS: dict[str, Any] = {
     "grid": optuna.samplers.RandomSampler,  # not used: all cells are queued when the study is created
@@ -75,8 +75,9 @@ def pruner(config: StudyConfig) -> Any:
 
 def waiting(config: StudyConfig, trials: int | None) -> Iterator[str]:
     """Say of a sampler and a pruner that look at none of so many trials: both wait until some are complete."""
-    named: dict[str, tuple[Any, Any, str, str]]
-    named = {"sampler": (config.sampler, sampler(config), "draws all", "at random")}
+    named: dict[str, tuple[Named, Any, str, str]] = {
+        "sampler": (config.sampler, sampler(config), "draws all", "at random")
+    }
     if config.pruner:
         named["pruner"] = (config.pruner, pruner(config), "stops none of", "early")
     for kind, (given, made, does, how) in named.items():

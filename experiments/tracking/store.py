@@ -63,7 +63,7 @@ class TrackingStore:
         deleted = found is not None and found.lifecycle_stage == "deleted"
         if deleted:
             self.client.restore_experiment(found.experiment_id)
-        return deleted
+        return bool(deleted)
 
     def dead_runs(self) -> dict[str, str]:
         """Return the runs that are RUNNING in the store but whose process is dead: run id -> journal id."""
