@@ -17,10 +17,12 @@ from experiments.common.errors import BenchError, MachineError
 from experiments.common.hashing import file_digest, short_digest
 from experiments.common.machine_faults import of_the_machine
 from experiments.common.section import nearest
+from experiments.data.code_grader import Code
 from experiments.data.grader import Choice, Contains, Exact, Grader, Likelihood, Numeric, refused
-from experiments.data.grader_code import installed, installed_files, load, own_files
-from experiments.data.isolated_graders import Code, Math, Regex
+from experiments.data.grader_files import installed, installed_files, load, own_files
+from experiments.data.isolated_graders import Regex
 from experiments.data.items import Item, Scorer
+from experiments.data.math_grader import Math
 
 GRADERS: dict[str, type[Grader]] = {  # a new one is added here
     "exact": Exact,

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.files import parse_json, write_json
 from experiments.common.hashing import file_digest, json_digest
-from experiments.data.grader_code import own_files
+from experiments.data.grader_files import own_files
 from experiments.evaluation.suite import DrawnSuite
 from experiments.models.generation import reply_ends
 from experiments.models.precision import EXACT, Precision, gpu_of, products_of

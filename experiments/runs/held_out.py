@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import text_id
+from experiments.data.code_grader import Code
 from experiments.data.encoding import Encoder
 from experiments.data.grader import Contains, Exact, shortened
-from experiments.data.isolated_graders import Code, Regex
+from experiments.data.isolated_graders import Regex
 from experiments.data.items import Example, Item, NewTask, NewText
 from experiments.data.matching import normal
 from experiments.data.source import Source, ids_of

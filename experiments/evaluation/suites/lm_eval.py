@@ -24,7 +24,7 @@ from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import sha256
 from experiments.common.section import nearest
-from experiments.data.grader_code import check_imported, own_files
+from experiments.data.grader_files import check_imported, own_files
 from experiments.evaluation.lm_eval_code import no_code_of_others
 from experiments.evaluation.lm_eval_data import check_data, load_alike
 from experiments.evaluation.lm_eval_model import wrapped

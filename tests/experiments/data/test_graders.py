@@ -14,8 +14,8 @@ from experiments.config import load_config
 from experiments.data.files import LocalFile
 from experiments.data.grader import Grader
 from experiments.data.graders import GRADERS, Function, read_grader, write_grader
-from experiments.data.isolated_graders import Math
 from experiments.data.items import Item, NewTask
+from experiments.data.math_grader import Math
 from experiments.data.tested import Measured
 from tests.helpers.question_files import write
 

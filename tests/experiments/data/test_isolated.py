@@ -18,8 +18,8 @@ import pytest
 
 from experiments.common.errors import MachineError
 from experiments.data import isolated
+from experiments.data.code_grader import Code
 from experiments.data.isolated import Isolated, _checked
-from experiments.data.isolated_graders import Code
 from experiments.data.rights import supported
 from tests.helpers.hostile import ATTEMPTS, attempt, refused
 

@@ -8,8 +8,10 @@ import pytest
 
 from experiments.common.hashing import short_digest
 from experiments.data import versions
+from experiments.data.code_grader import Code
 from experiments.data.grader import Exact, Grader
-from experiments.data.isolated_graders import Code, Math, Regex
+from experiments.data.isolated_graders import Regex
+from experiments.data.math_grader import Math
 from experiments.data.procedural import ReasoningGym
 from experiments.evaluation.suite import SuiteContext
 from experiments.evaluation.suites.new_task import NewTaskSuite

@@ -92,7 +92,7 @@ class TestConfig:
             ConfigError, match=r"helper_of_sums\.py has changed since this process imported it: restart"
         ):
             harness(folder, tokenizer, **settings).content()  # the old code would grade
-        monkeypatch.setattr("experiments.data.grader_code._IMPORTED", {})  # as in a new process
+        monkeypatch.setattr("experiments.data.grader_files._IMPORTED", {})  # as in a new process
         after = harness(folder, tokenizer, **settings).content()
         assert after["tasks"]["sums"] != before["tasks"]["sums"]
         assert after["tasks"]["colours"] == before["tasks"]["colours"]

@@ -12,7 +12,7 @@ import pytest
 from experiments.common.errors import ConfigError
 from experiments.common.hashing import short_digest
 from experiments.data.grader import Grader
-from experiments.data.grader_code import PROGRAM, installed_files, load, own_files
+from experiments.data.grader_files import PROGRAM, installed_files, load, own_files
 from experiments.data.graders import Function
 
 MAIN = "import json\nfrom parts import rules\n\ndef right(reply, entry):\n    return rules.RIGHT == reply\n"

@@ -1,4 +1,4 @@
-"""Find the code of a grader of the user: its file, and the modules next to it that it imports.
+"""Find the files of a grader of the user: its own, and the modules next to it that it imports.
 
 A grade depends on all of them, so all are in the grader's digest, and all are read again if one has changed.
 """
