@@ -85,7 +85,9 @@ def test_other_answers_for_the_floor(folder: Path, damage: Callable[[Path], obje
     write_json(file.with_name("timing.json"), {"files": {file.name: file_digest(file)}})
     assert floor_file(run) == file
     damage(file)
-    with pytest.raises(DamagedError, match=r"base/reworded\.jsonl is not as .*timing\.json notes it: bring it back, run"):
+    with pytest.raises(
+        DamagedError, match=r"base/reworded\.jsonl is not as .*timing\.json notes it: bring it back, run"
+    ):
         floor_file(run)
 
 
