@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DummyLayer, EncoderDecoderCache
 
 from ctrl.control import Control
+from ctrl.errors import ConfigError
 from ctrl.numerics import some_of
 
 FILLER = "filled_by_control"  # attributes of a cache
@@ -117,7 +118,13 @@ def add_paged_slots(manager: Any) -> Any:
 
     It reads the number and the kinds of layers from the model's config, once, when it makes the cache. A manager that
     is kept starts with a new cache if the model computes something else by now: prompts that begin alike share blocks.
+    Raises ConfigError for a class whose attention reads no such cache: transformers gives wrong tokens for its base.
     """
+    if not manager.model.is_backend_compatible():
+        raise ConfigError(
+            f"{type(manager.model).__name__} computes its attention itself and does not read the cache of continuous "
+            "batching, so the tokens would be wrong: call model.generate"
+        )
     create = manager._create_batch_processor
     if getattr(create, "adds_slots", False):  # a manager that was kept
         return manager
@@ -148,7 +155,8 @@ def check_paged(control: Control, cache: Any) -> None:
 @contextmanager
 def _counting_copies(control: Control, config: Any) -> Iterator[None]:
     """Let a config count the copies as further layers inside the block, each of its original's kind."""
-    counted: dict[str, Any] = {"num_hidden_layers": control.total + len(control.layers)}
+    count = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")  # GPT-2 names it n_layer
+    counted: dict[str, Any] = {count: control.total + len(control.layers)}
     kinds = vars(config).get("layer_types")
     if kinds is not None:
         counted["layer_types"] = [*kinds, *(kinds[index] for index in control.layers)]

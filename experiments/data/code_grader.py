@@ -44,7 +44,7 @@ class Code(InIsolation):
     """
 
     main = "tests"
-    version = 4  # what the library imports late is there, and a reply may sleep, for as long as it may work
+    version = 4  # what the library imports late is there; a reply may sleep; fences in texts of a program
     tests: str = Field("tests", description="column of the tests, a text or a list of lines, or a text with {columns}")
     allow: bool = Field(False, description="must be true: replies of the model are run as code")
     seconds: float = Field(10.0, gt=0, le=600, description="of the processor, for one reply; it may sleep for as long")

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import re
 import warnings
-from collections import Counter
 from typing import Any, ClassVar, Literal, get_type_hints
 
 import torch
@@ -21,6 +20,7 @@ from experiments.common.section import nearest
 from experiments.methods.base import MethodContext, Tuning
 from experiments.methods.low_rank import linear_names, lora_names
 from experiments.methods.reference import has_base
+from experiments.methods.saving import tied_modules
 from experiments.models.precision import Precision, compute_as_base
 
 OWN = {  # fields of PEFT that the bench sets
@@ -225,19 +225,13 @@ def _apart(model: Any, base: Tensor) -> float:
 
 
 def _check_tied(model: Any) -> None:
-    """Raise ConfigError for an adapter on one of several layers that share a weight: folded in, it is on all of them.
-
-    Trainable tokens are the exception: PEFT knows the other layer.
-    """
-    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for name, module in model.named_modules():
-        weight = getattr(getattr(module, "base_layer", None), "weight", None)
-        if weight is not None and owners[id(weight)] > 1 and "Token" not in type(module).__name__:
-            raise ConfigError(
-                f"peft: target_modules: {name.rpartition('.')[2]} shares its weight with another layer (tied "
-                "embeddings), and an adapter on one of them could not be merged: leave it out, or train it whole by "
-                "modules_to_save"
-            )
+    """Raise ConfigError for an adapter that could not be merged, see `tied_modules`."""
+    if tied := tied_modules(model):
+        raise ConfigError(
+            f"peft: target_modules: {tied[0].rpartition('.')[2]} shares its weight with another layer (tied "
+            "embeddings), and an adapter on one of them could not be merged: leave it out, or train it whole by "
+            "modules_to_save"
+        )
 
 
 def _check_merge(model: Any) -> None:

@@ -6,6 +6,7 @@ import copy
 import os
 import pickle
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ UNREADABLE = (  # of PEFT, safetensors and torch, for files of an adapter
 def is_peft(model: Any) -> bool:
     """Return whether PEFT wraps the model, without importing PEFT."""
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
+
+
+def tied_modules(model: Any) -> list[str]:
+    """List the modules with an adapter that share their weight with another one: folded in, it would be on all of them.
+
+    Trainable tokens are the exception: PEFT knows the other module.
+    """
+    owners = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    weights = {name: getattr(getattr(one, "base_layer", None), "weight", None) for name, one in model.named_modules()}
+    found = [name for name, weight in weights.items() if weight is not None and owners[id(weight)] > 1]
+    return [name for name in found if "Token" not in type(model.get_submodule(name)).__name__]
 
 
 def save_trained(model: PreTrainedModel, folder: Path) -> Path:

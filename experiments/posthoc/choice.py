@@ -14,9 +14,9 @@ from experiments.posthoc.run import result_file, result_folder
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.table import Table
 from experiments.reporting.text import figure_text
-from experiments.runs.base_records import ITEMS, REWORDED
+from experiments.runs.base_records import ITEMS
 from experiments.runs.baseline import score
-from experiments.runs.result_file import read_result
+from experiments.runs.result_file import floor_file, read_result
 from experiments.scorecard.figures import FIGURES, GAINS
 from experiments.scorecard.halves import of_half
 
@@ -118,11 +118,11 @@ def note_of(result: ArmResult) -> str:
 
 def _card(run: Path, result: ArmResult, choosing: bool) -> dict[str, Estimate]:
     """Return the figures of a result on the half of the items that chooses, or on the other half."""
-    config, asked_again = run_config(run), run / "base" / REWORDED
+    config, asked_again = run_config(run), floor_file(run)
 
     def own(path: Path) -> list[Record]:
         return of_half(read_records(path), choosing)
 
-    floor = own(asked_again) if asked_again.is_file() else []
+    floor = own(asked_again) if asked_again else []
     after = own(result_folder(run, result) / f"items-{result.steps}.jsonl")
     return score(own(run / "base" / ITEMS), floor, after, config.evaluation.bootstrap, config.seed)

@@ -19,7 +19,7 @@ from ctrl.structure import decoder_layers
 from ctrl.switches import set_alpha
 from experiments.common.errors import ConfigError
 from experiments.config import run_config
-from experiments.methods.saving import check_same_base, is_peft
+from experiments.methods.saving import check_same_base, is_peft, tied_modules
 from experiments.models.quantised import dequantise
 from experiments.posthoc.checks import check_arm, check_operation
 from experiments.posthoc.ensemble import together
@@ -221,7 +221,15 @@ def plain_model(model: PreTrainedModel, batches: Batches = ()) -> PreTrainedMode
 
 
 def _unadapted(model: PreTrainedModel) -> PreTrainedModel:
-    return model.merge_and_unload() if is_peft(model) else model  # type: ignore[operator]
+    """Fold an adapter in. Raises ConfigError for one on a layer that shares its weight with another."""
+    if not is_peft(model):
+        return model
+    if tied := tied_modules(model):
+        raise ConfigError(
+            f"the adapter on {tied[0].rpartition('.')[2]} cannot be merged: its weight is another layer's too (tied "
+            "embeddings), which it would change as well. Adapt other layers, or merge onto a base without tied weights"
+        )
+    return model.merge_and_unload()  # type: ignore[operator]
 
 
 def gate_batches(model: ControlModel, batches: Batches) -> Batches | None:

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.errors import DamagedError, RunError
-from experiments.common.files import read_json, read_note, write_json
-from experiments.common.hashing import file_digest, json_digest
+from experiments.common.files import is_damaged, read_json, read_note, write_json
+from experiments.common.hashing import file_digest, json_digest, same_file
 from experiments.common.owner import ARM, CONFIG, LAUNCH, SOURCES, anew, other_than, owner_of, settings_noted
 from experiments.common.owner import MEASURED as MEASURED_BY
 from experiments.records import MEASURED, ArmResult
 
 RESULT, MADE_FROM, OWNER, WEIGHTS, DIGEST = "result.json", "made_from", "owner", "weights", "digest"
 LOADED = (".json", ".safetensors", ".bin", ".pt")  # endings of what is read with a model
-BASE_ITEMS = "base/items.jsonl"
+BASE_ITEMS, BASE_NOTES, BASE_REWORDED = "base/items.jsonl", "base/timing.json", "base/reworded.jsonl"
 OF_OPERATION = ("arm", "method", "learning_rate")
 AGAIN = "bring it back, or delete it, and the same command makes the result again"
 BASE_AGAIN = "bring it back, run the same command again, or {}"
@@ -78,6 +78,18 @@ def check_files(file: Path, trained: bool = False) -> None:
         state = "is not the file that" if path.is_file() else "is gone, and"
         advice = TRAIN_AGAIN.format(folder) if name != BASE_ITEMS else BASE_AGAIN.format(anew(run))
         raise DamagedError(f"{path} {state} {file} was made from: {advice}")
+
+
+def floor_file(run: Path) -> Path | None:
+    """Return the file of the base's answers in other words, for the A/A floor; None for a run without them.
+
+    Raises DamagedError if it is gone, or is not as the run noted it. Records that were fetched have neither.
+    """
+    file, note = run / BASE_REWORDED, run / BASE_NOTES
+    noted = read_note(note).get("files", {}).get(file.name)
+    if is_damaged(note) or (noted and not same_file(file, noted)):
+        raise DamagedError(f"{file} is not as {note} notes it: {BASE_AGAIN.format(anew(run))}")
+    return file if file.is_file() else None
 
 
 def _check_strange(file: Path, values: Mapping[str, Any]) -> None:

@@ -65,5 +65,5 @@ def _merged(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, address:
         batches = [{"input_ids": torch.tensor([window], device=model.device)} for window in windows]
     try:
         return plain_model(model, batches)
-    except ctrl.ConfigError as error:
+    except (ctrl.ConfigError, ConfigError) as error:
         raise ConfigError(f"--model {address}: it cannot be merged into plain weights: {error}") from error

@@ -25,7 +25,7 @@ from experiments.common.paths import short_path
 from experiments.common.yaml_values import load_yaml
 from experiments.config import ExperimentConfig, parse_config
 from experiments.records import ArmResult
-from experiments.runs.result_file import RESULT, check_files, is_result, result_values
+from experiments.runs.result_file import RESULT, check_files, floor_file, is_result, result_values
 from experiments.studies.archive import FILE, KEPT, LEFT_OUT, TRIALS, Archive, open_archive, run_of
 from experiments.studies.config import StudyConfig
 from experiments.studies.trial import TrialFailed, conclude
@@ -107,6 +107,8 @@ def unpack_runs(folder: Path, root: Path) -> None:
                 archive.unpack(name, part)
         for result in (*part.glob(f"runs/*/arms/*/{RESULT}"), *part.glob(f"runs/*/posthoc/*/{RESULT}")):
             check_files(result)
+        for run in sorted(new):
+            floor_file(part / run)
         for run in sorted(new):
             try:
                 (part / run).rename(root / run)

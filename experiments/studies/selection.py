@@ -17,7 +17,7 @@ from typing import Any
 from experiments.common.errors import DamagedError
 from experiments.records import ArmResult, Estimate, Record, read_records
 from experiments.reporting.text import label, rate_text
-from experiments.runs.result_file import RESULT, check_files
+from experiments.runs.result_file import RESULT, check_files, floor_file
 from experiments.scorecard import (
     SignificantPairs,
     aa_floor,
@@ -146,11 +146,9 @@ def report_row(
 
 def _card(run: dict[str, Any], root: Path, half: bool | None, draws: int = DRAWS) -> dict[str, Estimate]:
     """Return the figures of a half, or of all items, with the A/A floor if the base's answers to it are here."""
-    from experiments.runs.base_records import REWORDED, is_whole  # loads torch; `status` needs none
-
     base, after = (of_half(records, half) for records in item_records(run, root))
-    asked_again = record_files(run, root)[0].with_name(REWORDED)
-    floor = of_half(read_records(asked_again), half) if is_whole(asked_again) else []
+    asked_again = floor_file(root / str(run["folder"]))
+    floor = of_half(read_records(asked_again), half) if asked_again else []
     return scorecard(base, after, draws) | (aa_floor(base, floor, after, draws) if floor else {})
 
 

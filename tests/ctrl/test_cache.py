@@ -14,6 +14,7 @@ import transformers as tf
 from transformers import DynamicCache, StaticCache
 
 import ctrl
+from ctrl.errors import ConfigError
 from ctrl.expansion import take_off
 from tests.helpers.architectures import build as build_architecture
 from tests.helpers.families import build, in_turn, perturb
@@ -164,10 +165,13 @@ def batched(model: Any, prompts: list[list[int]], greedy: tf.GenerationConfig, *
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text"])
 @pytest.mark.parametrize("structure", ["concat", "stack", "hybrid"])
 def test_continuous_batching_gives_the_tokens_of_generate(family: str, structure: str) -> None:
-    """Its cache has slots for the copies too, of their originals' kind; the config is as before afterwards."""
+    """Its cache has slots for the copies too, of their originals' kind; the config is as before afterwards.
+
+    GPT-2's names its number of layers n_layer.
+    """
     model = ctrl.expand(build(family), ctrl.ControlConfig(structure=structure, layers=2)).eval()
     perturb(model, size=0.5)  # stacked copies of gemma3 start at norms of 0: .1 changed no token
     before = model.config.to_dict()
@@ -182,6 +186,13 @@ def test_continuous_batching_gives_the_tokens_of_generate(family: str, structure
     assert model.config.to_dict() == before
     with ctrl.pretrained(model):
         assert batched(model, prompts, greedy) == alone() != want
+
+
+def test_continuous_batching_of_a_class_that_reads_no_such_cache_is_refused() -> None:
+    """Of a plain GPT-J transformers gives the tokens of other texts, without an error."""
+    model: Any = ctrl.expand(build_architecture("gptj"), ctrl.ControlConfig(layers=2))
+    with pytest.raises(ConfigError, match=r"GPTJ\w* computes its attention itself and .* wrong: call model.generate"):
+        model.generate_batch([[1, 2, 3]], warmup=False)
 
 
 @pytest.mark.slow

@@ -54,13 +54,16 @@ def records(seed: int, new: float, kept: float, items: int = 120) -> list[Record
     ]
 
 
+EXPANDED = {"arms.0.method": "control", "arms.0.control.layers": 1}
+
+
 def synthetic_store(folder: Path, truth: Truth, search: Mapping[str, Any] | None = None, **changes: Any) -> Store:
     """Arms at the learning rates 1 (best), 2 and 3, each worse than the one before. Trial 1 fails.
 
     A pick `replay` makes the forgetting, and so the loss of general text above the base's, fall as (1 - replay)^2.
     """
     search = search or {
-        "arm": {"kind": "arms", "arms": {name: {} for name in truth}},
+        "arm": {"kind": "arms", "arms": {name: EXPANDED if "lerp" in name else {} for name in truth}},
         "rate": {"kind": "choice", "path": "arms.0.learning_rates.0", "values": [1.0, 2.0, 3.0]},
     }
     values = {"report": {"select": "rate", "paper": "table5"}, "search": search, "failures": 9}

@@ -137,9 +137,7 @@ def _fitted(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
 
 
 def _interval(value: float, found: Array) -> Estimate:
-    """Give the critical ratio its interval; a draw without a safe ratio counts as 0."""
-    if not np.isfinite(value):
-        return Estimate(float("nan"))
+    """Give the critical ratio its interval, also if it is NaN; a draw without a safe ratio counts as 0."""
     low, high = np.percentile(found, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 

@@ -80,11 +80,11 @@ def _critical(axes: Axes, law: MixtureLaw) -> None:
     if np.isfinite(value.value):
         axes.axvline(value.value, color="#a8320a", linewidth=1)
         note += f"\ncritical R {value.value:.2f}"
-        if value.low is not None and value.high is not None:
-            axes.axvspan(value.low, value.high, color="#a8320a", alpha=0.10, linewidth=0)
-            note += f" [{value.low:.2f},{value.high:.2f}]"
     else:
         note += "\nno ratio keeps the loss below it"
+    if value.low is not None and value.high is not None:
+        axes.axvspan(value.low, value.high, color="#a8320a", alpha=0.10, linewidth=0)
+        note += f" [{value.low:.2f},{value.high:.2f}]"
     axes.text(0.02, 0.98, note, transform=axes.transAxes, va="top", fontsize=9, color="#a8320a",
               path_effects=[withStroke(linewidth=3, foreground="white")])  # fmt: skip
 

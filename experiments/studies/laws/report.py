@@ -112,9 +112,9 @@ def law_sentence(name: str, law: MixtureLaw, nats: bool) -> str:
     within = f"within {law.epsilon:g} nats per token of the base's"
     critical = law.critical_ratio
     if not np.isfinite(critical.value) or critical.value < low:
-        said = f"no replayed share up to {1 - low:.0%} keeps the loss of general text {within}"
+        said = f"no replayed share up to {1 - low:.0%} keeps the loss of general text {within}{_needed(law)}"
     elif critical.value >= 1:
-        said = f"the loss of general text stays {within} even without replay"
+        said = f"the loss of general text stays {within} even without replay{_needed(law)}"
     else:
         said = f"replaying {1 - critical.value:.0%} or more{_bracket(law)} keeps the loss of general text {within}"
     change = float(law.new(low, law.tokens) - law.new(high, law.tokens))
@@ -154,6 +154,11 @@ def _missed(law: MixtureLaw, what: str, plain: str) -> str:
     ]
     better = [title for title, m in missed.items() if m.rms.high is not None and m.rms.high < m.plain]
     return f"{' and '.join(texts)}: the law does better, beyond the interval, for {' and '.join(better) or 'neither'}."
+
+
+def _needed(law: MixtureLaw) -> str:
+    bracket = _bracket(law)
+    return f" (95 % interval of the share that is needed:{bracket})" if bracket else ""
 
 
 def _bracket(law: MixtureLaw) -> str:

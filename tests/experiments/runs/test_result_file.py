@@ -13,11 +13,13 @@ import pytest
 
 from experiments.common.errors import DamagedError, RunError
 from experiments.common.files import read_json, write_json
+from experiments.common.hashing import file_digest
 from experiments.common.owner import ARM, LAUNCH, SOURCES
 from experiments.records import MEASURED, ArmResult, Estimate
 from experiments.runs.result_file import (
     check_files,
     check_operation_of,
+    floor_file,
     owners_noted,
     read_result,
     trained_digest,
@@ -71,6 +73,22 @@ def test_other_records(folder: Path, name: str, damage: Callable[[Path], object]
     damage(folder.parents[1] / name)
     with pytest.raises(DamagedError, match=rf"{name} is .*result\.json was made from: bring it back, "):
         whole_results([folder / "result.json"])
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_text("x")], ids=["gone", "changed"])
+def test_other_answers_for_the_floor(folder: Path, damage: Callable[[Path], object]) -> None:
+    """A study's report had no A/A floor, without a word, and `posthoc --choose` had that of the other answers."""
+    run, file = folder.parents[1], folder.parents[1] / "base" / "reworded.jsonl"
+    assert floor_file(run) is None
+    file.write_text("answers")
+    assert floor_file(run) == file  # an earlier version noted no digest
+    write_json(file.with_name("timing.json"), {"files": {file.name: file_digest(file)}})
+    assert floor_file(run) == file
+    damage(file)
+    with pytest.raises(
+        DamagedError, match=r"base/reworded\.jsonl is not as .*timing\.json notes it: bring it back, run"
+    ):
+        floor_file(run)
 
 
 def test_other_records_of_a_model_called_trained(folder: Path) -> None:

@@ -252,14 +252,22 @@ def test_a_damaged_file_is_refused(written: tuple[Store, Path, Path], damage: An
 
 
 def test_records_that_were_changed_are_refused(written: tuple[Store, Path, Path], tmp_path: Path) -> None:
-    _, _, out = written
+    store, root, out = written
+    changed_root = Path(shutil.copytree(root / "runs", tmp_path / "other" / "runs")).parent
+    for run in changed_root.glob("runs/*"):
+        (run / "base" / "timing.json").write_text('{"files": {"reworded.jsonl": "of other answers"}}')
+    (tmp_path / "floor").mkdir()
+    write_trials(store.config, store.trials(), changed_root, tmp_path / "floor")
+    with pytest.raises(DamagedError, match=r"reworded\.jsonl is not as \S+timing\.json notes it"):
+        unpack_runs(tmp_path / "floor", tmp_path / "one")
     raw = lzma.decompress((out / FILE).read_bytes())
     changed = raw.replace(b"base" + bytes(508), b"best" + bytes(508))  # the content of a member, padded to a block
     assert changed != raw
     (out / FILE).write_bytes(lzma.compress(changed))
     with pytest.raises(DamagedError, match=r"items\.jsonl is not the file that"):
         unpack_runs(out, tmp_path / "two")
-    assert [path.name for path in (tmp_path / "two").rglob("*")] == ["runs"], "a refused file leaves no run"
+    for name in ("one", "two"):
+        assert [path.name for path in (tmp_path / name).rglob("*")] == ["runs"], "a refused file leaves no run"
 
 
 def test_a_full_disk_leaves_no_run_in_part(

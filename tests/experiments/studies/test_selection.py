@@ -136,9 +136,12 @@ def test_the_floor_is_of_the_items_of_the_other_figures(half: bool, tmp_path: Pa
     assert card["floor_nfr"].value == pytest.approx(at_rest / len(asked))
     assert card["nfr_above_floor"].value == pytest.approx((lost - at_rest) / len(asked))
     assert "A/A floor" in arms_table([row.result]).note
-    (folder / "base" / "timing.json").write_text('{"files": {"reworded.jsonl": "another"}}')  # was changed since
-    row = report_row("full", row.trial, [run], 1, half, tmp_path)
-    assert "floor_nfr" not in row.result.scorecard
+    (folder / "base" / "reworded.jsonl").unlink()  # as of a run on another machine, whose records were fetched
+    assert "floor_nfr" not in report_row("full", row.trial, [run], 1, half, tmp_path).result.scorecard
+    for damaged in ('{"files": {"reworded.jsonl": "of what is gone"}}', "{"):
+        (folder / "base" / "timing.json").write_text(damaged)
+        with pytest.raises(DamagedError, match=r"reworded\.jsonl is not as \S+timing\.json notes it: bring it back"):
+            report_row("full", row.trial, [run], 1, half, tmp_path)
 
 
 @pytest.mark.slow

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -75,7 +77,7 @@ def test_law_of_each_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sentences[0].startswith("Mixture law of full: no replayed share up to 50% keeps the loss of general text")
     most = 1 - (0.05 / (0.8 - truth["stack"][1])) ** 0.5
     assert f"Mixture law of stack: replaying {most:.0%} or more" in sentences[1]
-    assert "even without replay" in sentences[2]
+    assert "even without replay (95 % interval of the share that is needed: [0%,0%])" in sentences[2]
     assert all("in the share of wrong answers (its answers have no likelihood here)" in said for said in sentences)
     assert all("by .000 [.000,.000] nats (general text; " in said for said in sentences)
     assert all("takes 4 evaluations of each run at a constant learning rate, and here is 2." in s for s in sentences)
@@ -106,3 +108,18 @@ def test_no_law_spans_two_arms_whose_names_agree_in_three_digits(
     table = law_table(store.config, choose(store.config, store.trials(), tmp_path), tmp_path)
     assert list(table.groupby("arm", sort=False).ratio.nunique()) == [2, 2]
     assert list(dict.fromkeys(table.arm)) == ["decay=0.123 (trial 0)", "decay=0.123 (trial 2)"]
+
+
+@pytest.mark.parametrize(("rise", "said"), [(0.06, "even without replay"), (0.4, "no replayed share up to 50%")])
+def test_a_law_at_its_end_has_an_interval_too(rise: float, said: str) -> None:
+    """Five runs with noise do not show that no replay is needed, nor that none suffices."""
+    rng = np.random.default_rng(3)
+    ratios = (0.5, 0.6, 0.75, 0.9, 1.0)
+    kept = [3 + rise * r**1.5 + rng.normal(0, 0.03) for r in ratios]
+    columns = {"ratio": ratios, "tokens": 1e5, "loss_new": [2 + 0.1 * (1 - r) for r in ratios], "loss_kept": kept}
+    sentence = law_sentence("x", fit(pd.DataFrame(columns), 3.0, 0.05, 100), nats=True)
+    found = re.search(
+        rf"{re.escape(said)}.* \(95 % interval of the share that is needed: \[(\d+)%,(\d+)%\]\)", sentence
+    )
+    assert found is not None
+    assert int(found[1]) < int(found[2])
