@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import importlib
 import os
@@ -51,6 +52,8 @@ from tests.helpers.tiny_study import RATE, study_values
 MEASURED = ("cost/", "system/", "trials/", "tokens_per_s")  # differ by nature
 IMPORTED = ("mlflow.store.tracking.sqlalchemy_store", "reasoning_gym.factory")  # by the work, and not by this module
 STORE = "mlflow.db"  # which takes longest to make
+LOG = "log.txt"  # what the attempts print
+HANGS = 300  # seconds after which an attempt is taken to hang; it needs less than 60
 Work = Callable[[Path], object]
 
 
@@ -67,9 +70,10 @@ def start(work: Work, root: Path, seconds: float = 0) -> int:
     if pid := os.fork():
         return pid
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    log = os.open(root / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(root / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    faulthandler.dump_traceback_later(HANGS, exit=True, file=2)
     tqdm.set_lock(threading.RLock())  # its own lock is shared with forked processes, and a killed one may hold it
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -80,13 +84,14 @@ def start(work: Work, root: Path, seconds: float = 0) -> int:
         os._exit(1)
 
 
-def ended(pid: int) -> bool | None:
-    """Whether a child has done its work; None if it was killed. Raises Unequal if it failed by itself."""
+def ended(pid: int, root: Path) -> bool | None:
+    """Whether a child has done its work; None if it was killed. Raises Unequal if it failed by itself, or hung."""
     found, status = os.waitpid(pid, os.WNOHANG)
     if found and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGPROF:
         return None
     if found and status:
-        raise Unequal(f"an attempt failed by itself, with status {status}")
+        said = (root / LOG).read_text(errors="replace")[-5000:]
+        raise Unequal(f"an attempt failed by itself, with status {status}. The end of its log:\n{said}")
     return bool(found)
 
 
@@ -102,7 +107,7 @@ def killed(work: Work, root: Path, moments: Iterator[float], processes: int = 1,
     try:
         while left:
             time.sleep(0.005)
-            states = {pid: ended(pid) for pid in left}
+            states = {pid: ended(pid, root) for pid in left}
             left[:] = [pid for pid, done in states.items() if done is False]
             for _ in (done for done in states.values() if done is None):
                 kills += 1

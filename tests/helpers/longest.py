@@ -6,6 +6,7 @@ LONGEST = (
     "experiments/models/test_real_model.py",
     "experiments/runs/test_arm.py",
     "experiments/studies/test_trial.py",
+    "experiments/runs/test_kills.py",
     "experiments/runs/test_run.py",
     "experiments/training/test_processes.py",
     "ctrl/whole/test_distributed.py",
