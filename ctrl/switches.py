@@ -114,11 +114,11 @@ def _gates(model: nn.Module) -> list[Interpolation]:
 
 def _number(alpha: float) -> Tensor:
     try:
-        finite = math.isfinite(alpha)
+        finite = math.isfinite(alpha) and not isinstance(alpha, bool)  # True is 1 to Python
     except TypeError:
         finite = False
     if not finite:
-        raise ConfigError(f"alpha={alpha!r} is not finite: give a number, from 0 (pretrained) to 1 (the copies)")
+        raise ConfigError(f"alpha={alpha!r} is no finite number: give one, from 0 (pretrained) to 1 (the copies)")
     return torch.tensor(float(alpha), dtype=torch.float32)  # whatever torch's default is
 
 

@@ -57,6 +57,7 @@ TEXTS = (
     "CUDA driver initialization failed",
     "CUDA error: unspecified launch failure",
     "CUDA error: unknown error",
+    "CUDA driver error",
     "CUDA unknown error",
     "GetDeviceCount()",  # "Unexpected error from cudaGetDeviceCount()", of a driver that does not answer
     "CUDA error: the launch timed out",
@@ -94,7 +95,7 @@ NETWORK_WORDS = (
     *("ReadError", "WriteError", "ChunkedEncoding", "IncompleteRead", "RetryError", "MaxRetry", "SSLError", "Payload"),
     *("URLError", "DistNetwork", "DistStore"),
 )
-BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be gone at the next try
+BUSY = (408, 425, 429, 500, 502, 503, 504, *range(520, 525), 529, 530)  # HTTP statuses that may be gone at the next try
 
 
 def of_the_machine(error: BaseException, given: str = "") -> str:

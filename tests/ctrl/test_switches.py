@@ -105,7 +105,7 @@ def test_a_stacked_layer_has_no_share() -> None:
 
 def test_a_share_that_is_no_number_is_refused() -> None:
     model = ctrl.expand(build("llama"), ControlConfig(layers=1))
-    with pytest.raises(ConfigError, match="alpha=nan is not finite: give a number"):
+    with pytest.raises(ConfigError, match="alpha=nan is no finite number: give one"):
         ctrl.at_alpha(model, float("nan")).__enter__()
 
 
