@@ -149,8 +149,7 @@ def _read(
     left_out = _other_shape(facts, base.facts)
     if moved:
         reason = f"its tokenizer is another one than the base's: {moved} of {len(vocabulary)} tokens have other ids"
-        texts = ["new"] if any(isinstance(one, NewText) for one in task) else []
-        left_out = dict.fromkeys((*distributions(), *texts), reason)
+        left_out = dict.fromkeys(distributions(task), reason)
     same = not moved and len(theirs) == len(vocabulary) and ways(own) == ways(tokenizer)
     extra = 0 if moved else max(0, (facts["vocab_size"] or 0) - (base.facts["vocab_size"] or 0))
     remark = "" if same else asked_otherwise(own, tokenizer, bool(moved))
@@ -177,9 +176,13 @@ def by_replies_alone(model: Model, suites: Suites) -> Model:
     return dataclasses.replace(model, left_out=dict.fromkeys(out, NO_PROBABILITIES))
 
 
-def distributions() -> list[str]:
-    """List the suites that compare numbers for each token or state with the base's."""
-    return [name for name, suite in SUITES.items() if suite.compares_tokens]
+def distributions(task: Sequence[NewTask | NewText] = ()) -> list[str]:
+    """List the suites that compare numbers for each token or state with the base's. task: the new one, maybe of texts.
+
+    A model whose ids are the base's has them on the base's tokens.
+    """
+    texts = ["new"] if any(isinstance(one, NewText) for one in task) else []
+    return [name for name, suite in SUITES.items() if suite.compares_tokens] + texts
 
 
 def _other_shape(facts: Mapping[str, object], base: Mapping[str, object]) -> dict[str, str]:
@@ -207,10 +210,9 @@ def is_of(known: Mapping[str, Any], model: Model) -> bool:
     """Whether noted facts are the model's. Earlier versions noted no tokenizer, no remark, no content or less of it."""
     facts = noted_facts(model)
     noted, now = known.get("content"), facts.pop("content")
-    words = facts.pop("tokenizer", "")
-    if known.get("tokenizer", words) != words:
+    words, remark = facts.pop("tokenizer", ""), facts.pop("remark")
+    if known.get("tokenizer", words) != words or known.get("remark", remark) != remark:
         return False
-    del facts["remark"]
     if {name: value for name, value in known.items() if name not in ("content", "tokenizer", "remark")} != facts:
         return False
     folders = {str(one.step): one.folder for one in model.checkpoints}

@@ -205,9 +205,9 @@ class Session:
         names = [name for name in self.config.evaluation.suites if name not in model.left_out]
         if not model.own and not model.extra:
             return measured.evaluation.evaluate(loaded, measured.precision, names)
-        asked = self._suites([name for name in names if name not in distributions()], model.tokenizer).without_base()
+        shared = [name for name in names if name in distributions(self.task)]
+        asked = self._suites([name for name in names if name not in shared], model.tokenizer).without_base()
         records = asked.evaluate(loaded, measured.precision)
-        shared = [name for name in names if name not in asked.suites]
         if shared and model.extra:
             loaded.resize_token_embeddings(self.base.facts["vocab_size"])  # distributions over the shared ids
         return records + measured.evaluation.evaluate(loaded, measured.precision, shared)

@@ -16,7 +16,7 @@ from experiments.measure.kinds import Kind
 from experiments.methods.saving import BASE as TRAINED_FROM
 from experiments.models.checked import check_template
 from experiments.models.template import set_template
-from experiments.models.tokens import asked_key
+from experiments.models.tokens import end_of_turn, prompt_ids, text_ids
 from experiments.models.turns import prompt_text
 
 
@@ -63,15 +63,19 @@ def asked_otherwise(own: PreTrainedTokenizerBase, base: PreTrainedTokenizerBase,
     if texts[0] != texts[1]:
         how = "in its own chat template (the base has " + ("another)" if texts[1] else "none)")
         how = how if texts[0] else "without a chat template (the base has one)"
-    elif not other_tokens and asked_key(own, [PROBE])[0] != asked_key(base, [PROBE])[0]:
+    elif not other_tokens and _tokens(own) != _tokens(base):
         how = "in its own tokens (the base has others)"
     return f"asked {how}: answers may change for that alone" if how else ""
 
 
 def ways(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """Return what decides the tokens of a prompt and the end of a reply: two of one vocabulary may cut texts otherwise.
+    """Return what decides the tokens of prompts and texts and the end of a reply, for tokenizers of one vocabulary.
 
-    Their rules before the words may differ (digits, spaces, lower case), or which token ends a turn.
+    Their rules before the words may differ (digits, spaces, lower case), the start of a text (`add_bos_token`, which a
+    chat template may write by itself), or which token ends a turn.
     """
-    prompts, end, *_ = asked_key(tokenizer, [PROBE])
-    return [tokenizer.chat_template, prompts, end]
+    return [tokenizer.chat_template, *_tokens(tokenizer), end_of_turn(tokenizer)]
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return [prompt_ids(tokenizer, PROBE), text_ids(tokenizer, PROBE)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import normalizers
 
+from experiments.models.tokens import text_ids
 from tests.helpers.byte_level import CHATML, QWEN3, byte_tokenizer
 from tests.helpers.measured import model_folder, read
 
@@ -19,6 +21,16 @@ def test_other_rules_for_the_same_words_are_another_tokenizer(base: str, tmp_pat
     assert (found.own, found.left_out) == (True, {})
     assert found.remark == "asked in its own tokens (the base has others): answers may change for that alone"
     assert found.tokenizer("ABC")["input_ids"] == tokenizer("abc")["input_ids"]
+
+
+@pytest.mark.parametrize("template", [CHATML, None])
+def test_another_start_of_texts_is_another_tokenizer(template: str | None, tmp_path: Path) -> None:
+    """`add_bos_token` alone: a chat template may write no start, but plain texts and options begin with it."""
+    base = model_folder(tmp_path / "base", tokenizer=byte_tokenizer(template))
+    (found,) = read(base, model_folder(tmp_path / "bos", tokenizer=byte_tokenizer(template, bos=True)))
+    assert (found.own, found.left_out) == (True, {})
+    assert found.remark == "asked in its own tokens (the base has others): answers may change for that alone"
+    assert text_ids(found.tokenizer, "a")[0] == found.tokenizer.bos_token_id
 
 
 def test_another_template_asks_in_the_models_own_words(base: str, tmp_path: Path) -> None:
