@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import importlib
 import importlib.util
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from experiments.data.code_blocks import code_of
 from experiments.data.grader import refused
-from experiments.data.isolated import Isolated
+from experiments.data.isolated import LIBRARY, Isolated
 from experiments.data.isolated_graders import InIsolation
 from experiments.data.items import Item, Scorer
 from experiments.data.rights import ALLOWED, supported
@@ -44,7 +45,7 @@ class Code(InIsolation):
     """
 
     main = "tests"
-    version = 4  # what the library imports late is there; a reply may sleep; fences in texts of a program
+    version = 5  # what the library imports late is there; a reply may sleep; no packages that the bench itself imports
     tests: str = Field("tests", description="column of the tests, a text or a list of lines, or a text with {columns}")
     allow: bool = Field(False, description="must be true: replies of the model are run as code")
     seconds: float = Field(10.0, gt=0, le=600, description="of the processor, for one reply; it may sleep for as long")
@@ -59,7 +60,7 @@ class Code(InIsolation):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return "python", *(name.partition(".")[0] for name in self.modules)
+        return "python", *map(_top, self.modules)
 
     def values(self, row: Mapping[str, Any], answer: str, cell: Any) -> tuple[str, dict[str, Any]]:
         cells = {name: _text(row[name]) for name in self.reads}
@@ -76,6 +77,8 @@ class Code(InIsolation):
                 "unittest.main() ends the program, so no reply would pass: write assert unittest.TextTestRunner().run("
                 "unittest.defaultTestLoader.loadTestsFromTestCase(NAME)).wasSuccessful()"
             )
+        if missing := sorted(name for name in _imports(tests) if not self._may_import(name)):
+            raise ValueError(f"the tests import {missing[0]}, so no reply would pass: add it to modules")
         return answer, {"tests": tests}
 
     def check(self, items: Sequence[Item]) -> None:
@@ -100,8 +103,51 @@ class Code(InIsolation):
         tests = entry["metadata"]["tests"]
         between = "" if _parsed(tests) is None else MAIN  # which would end a function that goes on in the tests
         module = sys.modules[IMPORTED] = types.ModuleType(IMPORTED)  # classes look their names up there
-        exec(compile(f"{code_of(reply)}\n\n{between}{tests}\n", "<reply>", "exec"), module.__dict__)
+        with self._importing(module.__dict__):
+            exec(compile(f"{code_of(reply)}\n\n{between}{tests}\n", "<reply>", "exec"), module.__dict__)
         return 1.0
+
+    def _may_import(self, name: str) -> bool:
+        return _top(name) in LIBRARY | {IMPORTED, *map(_top, self.modules)}
+
+    @contextlib.contextmanager
+    def _importing(self, program: dict[str, Any]) -> Iterator[None]:
+        """Inside the block a program can import nothing else, also if this process has it (numpy, pydantic).
+
+        program: its globals. Parts of such a package would be missing, and whether it is there would depend on the bench. What its modules
+        import in turn goes on.
+        """
+        own = builtins.__import__
+
+        def guarded(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+            # a list: by a function in C that the program calls, not by an import of the program
+            asked = globals is program and not isinstance(fromlist, list)
+            if asked and not level and not self._may_import(name):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return own(name, globals, locals, fromlist, level)
+
+        builtins.__import__ = guarded
+        try:
+            yield
+        finally:
+            builtins.__import__ = own
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _imports(tests: str) -> Iterator[str]:
+    """Yield the modules that tests import, without those in a `try`: they can do without."""
+    waiting: list[ast.AST] = [*(_parsed(tests) or ())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+        if not isinstance(node, ast.Try):
+            waiting += ast.iter_child_nodes(node)
 
 
 def _is_there(module: str) -> bool:

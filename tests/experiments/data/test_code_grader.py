@@ -92,6 +92,52 @@ def test_a_program_has_what_its_modules_import_later() -> None:
     assert grade("x = 1", Item("q", "a", {"tests": "assert x == 1"}).entry) == 1.0
 
 
+@pytest.mark.parametrize("name", ["numpy", "pydantic", "experiments", "yaml", "pandas"])
+def test_a_program_has_no_package_but_those_of_modules(name: str) -> None:
+    """The process that checks replies has imported some of them itself, and not all their parts."""
+    entry = Item("q", "a", {"tests": "assert f()"}).entry
+    programs = {
+        f"import {name}\ndef f(): return True": 0.0,
+        f"def f():\n    from {name} import version\n    return True": 0.0,
+        f"def f():\n    try:\n        import {name}\n    except ModuleNotFoundError:\n        return True": 1.0,
+        "import json, os.path\nfrom datetime import datetime\ndef f(): return datetime.strptime('20', '%d')": 1.0,
+    }
+    grade = read_grader({"code": {"allow": True}}).scorer()
+    assert {program: grade(program, entry) for program in programs} == programs
+
+
+def test_what_the_modules_of_a_program_import_is_there() -> None:
+    """pandas imports numpy, and parts of it late, which its functions in C do too."""
+    grade = read_grader({"code": {"allow": True, "modules": ["pandas"]}}).scorer()
+    program = (
+        "import pandas as pd\ndef f(): return pd.Series([1.0, 2.0]).values.sum() + pd.Series([1]).to_numpy().mean()"
+    )
+    assert grade(program, Item("q", "a", {"tests": "assert f() == 4"}).entry) == 1.0
+    assert grade(f"import numpy\n{program}", Item("q", "a", {"tests": "assert f() == 4"}).entry) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tests", "modules", "refused"),
+    [
+        ("import numpy as np\nassert np.allclose(f(), 1)", [], "numpy"),
+        ("def check(f):\n    from pandas.testing import x\n    assert f()\ncheck(f)", [], "pandas.testing"),
+        ("import numpy as np\nassert np.allclose(f(), 1)", ["numpy"], ""),
+        ("try:\n    import numpy\nexcept ImportError:\n    numpy = None\nassert f()", [], ""),
+        ("import math, os.path\nfrom reply import f\nassert f()", [], ""),
+    ],
+)
+def test_tests_that_import_what_no_program_has_are_refused(
+    tests: str, modules: list[str], refused: str, tmp_path: Path
+) -> None:
+    path = str(write(tmp_path / "a.jsonl", [{"question": "q", "answer": "a", "tests": tests}]))
+    source = LocalFile(path=path, grader={"code": {"allow": True, "modules": modules}})
+    if not refused:
+        assert len(source.examples) == 1
+        return
+    with pytest.raises(ConfigError, match=rf"the tests import {refused}, so no reply would pass: add it to modules"):
+        source.examples  # noqa: B018
+
+
 def test_memory_of_a_reply_is_limited() -> None:
     grade = read_grader({"code": {"allow": True, "memory": 0.3}}).scorer()
     entry = Item("q", "a", {"tests": ""}).entry
