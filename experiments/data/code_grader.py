@@ -114,8 +114,8 @@ class Code(InIsolation):
     def _importing(self, program: dict[str, Any]) -> Iterator[None]:
         """Inside the block a program can import nothing else, also if this process has it (numpy, pydantic).
 
-        program: its globals. Parts of such a package would be missing, and whether it is there would depend on the bench. What its modules
-        import in turn goes on.
+        program: its globals. Parts of such a package would be missing, and whether it is there would depend on the
+        bench. What the grader's modules import in turn goes on.
         """
         own = builtins.__import__
 
