@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from experiments.common.errors import ConfigError
 from experiments.common.files import parse_json
 from experiments.common.hashing import text_id
+from experiments.data.spelling import straight
 from experiments.evaluation.replies import asking, spoken
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.models.sharing import Progress
@@ -26,8 +27,12 @@ from experiments.models.tokens import asked_key, longest_chat
 from experiments.records import Record
 
 TOKENS = 64
-NUMBERED = re.compile(r"^[^\S\n]*(\d+)[.)]\s*\S", re.MULTILINE)  # \s* at its start would be quadratic in newlines
-ENDS = re.compile(r"(?<![.!?])[.!?]+(?=\s|$)")  # of sentences; words after the last are one more, which was cut off
+# \s* at its start would be quadratic in newlines
+NUMBERED = re.compile(r"^[^\S\n]*[*_(]{0,3}(\d+)\\?[.)][*_]{0,3}\s*\S", re.MULTILINE)
+# of sentences, and a quote or mark after each; words after the last are one more, which was cut off
+ENDS = re.compile(r"(?<![.!?\u2026])[.!?\u2026]+(?=[\"'*_`)]*(?:\s|$))")
+SHORTENED = re.compile(r"\b(?:Dr|Mrs?|Ms|Prof|St|e\.g|i\.e|vs|[A-Z])\.(?=\s)")  # words whose full stop ends no sentence
+DRESS = "*_`\" '"  # bold or italic type, code and quotes
 Check = Callable[[str], bool]
 TOPICS = (
     "the sea", "winter", "a bicycle", "music", "bread", "the moon", "a garden", "trains", "coffee", "a library", "rain",
@@ -55,10 +60,13 @@ class Instruction:
 
 
 class InstructionSuite(Suite):
-    """Greedy replies to generated instructions; correct if the check passes, parsed if the reply is not empty."""
+    """Greedy replies to generated instructions; correct if the check passes, parsed if the reply is not empty.
+
+    Quotes, and marks of bold or italic type, are passed over: a model that writes others still follows.
+    """
 
     name = "instructions"
-    version = 2
+    version = 3  # quotes and marks; titles before names
 
     class Settings(SuiteSettings):
         """How many instructions are given."""
@@ -98,7 +106,7 @@ class InstructionSuite(Suite):
                 item.kind,
                 "generate",
                 item.id,
-                correct=int(item.check(said)),
+                correct=int(item.check(straight(said))),
                 reply=reply,
                 parsed=bool(said),
                 prompt=item.id,
@@ -124,7 +132,7 @@ def instructions(count: int, seed: int) -> list[Instruction]:
 def _sentences(topic: str, rng: random.Random) -> tuple[str, Check]:
     count = rng.choice((1, 2))
     prompt = f"Say something about {topic} in exactly {count} sentence{'s' * (count > 1)}."
-    return prompt, lambda reply: len(ENDS.findall(reply)) == count and not re.search(r"\w", ENDS.split(reply)[-1])
+    return prompt, lambda reply: _has_sentences(reply, count)
 
 
 def _json_object(topic: str, rng: random.Random) -> tuple[str, Check]:
@@ -147,19 +155,19 @@ def _language(topic: str, rng: random.Random) -> tuple[str, Check]:
 
 def _repeat(topic: str, rng: random.Random) -> tuple[str, Check]:
     text = f"I {rng.choice(('like', 'often think of', 'know little about', 'read about'))} {topic}."
-    return f'Repeat this sentence exactly: "{text}"', lambda reply: reply.strip('"') == text
+    return f'Repeat this sentence exactly: "{text}"', lambda reply: reply.strip(DRESS) == text
 
 
 def _opening(topic: str, rng: random.Random) -> tuple[str, Check]:
     first = rng.choice(("In short,", "To begin with,", "Everyone knows that"))
     prompt = f'Tell me something about {topic}. Begin your reply with the words "{first}".'
-    return prompt, lambda reply: reply.startswith(first) and len(reply) > len(first)
+    return prompt, lambda reply: _bare(reply).startswith(first) and len(_bare(reply)) > len(first)
 
 
 def _letter(topic: str, rng: random.Random) -> tuple[str, Check]:
     name = rng.choice(("Anna", "Tom", "Maria", "Mr Lee"))
     prompt = f'Write the first lines of a letter about {topic} that begins with "Dear {name},".'
-    return prompt, lambda reply: reply.startswith(f"Dear {name},")
+    return prompt, lambda reply: _bare(reply).replace("Mr.", "Mr").startswith(f"Dear {name},")
 
 
 def _keyword(topic: str, rng: random.Random) -> tuple[str, Check]:
@@ -169,23 +177,34 @@ def _keyword(topic: str, rng: random.Random) -> tuple[str, Check]:
 
 
 def _question(topic: str, rng: random.Random) -> tuple[str, Check]:
-    return f"Write one question about {topic}.", lambda reply: reply.endswith("?")
+    return f"Write one question about {topic}.", lambda reply: _bare(reply).endswith("?")
 
 
 def _code(topic: str, rng: random.Random) -> tuple[str, Check]:
     prompt = f'Write Python code that prints "{topic}". Use a code block.'
-    return prompt, lambda reply: reply.count("```") >= 2 and "print(" in reply
+    return prompt, lambda reply: max(map(reply.count, ("```", "~~~"))) >= 2 and "print(" in reply
 
 
 def _without(topic: str, rng: random.Random) -> tuple[str, Check]:
     prompt = f"Write a short sentence about {topic} without any comma."
-    return prompt, lambda reply: reply != "" and "," not in reply
+    return prompt, lambda reply: _bare(reply) != "" and "," not in reply
+
+
+def _bare(reply: str) -> str:
+    """Return a reply without marks of bold or italic type and without quotes, wherever they are."""
+    return re.sub(r"[*_`\"]", "", reply).strip(DRESS)
+
+
+def _has_sentences(reply: str, count: int) -> bool:
+    """Whether the reply is so many sentences. Words after the last end are one more, which was cut off."""
+    _, *rests = ENDS.split(SHORTENED.sub("", reply))
+    return len(rests) == count and not re.search(r"\w", rests[-1])
 
 
 def _has_keys(reply: str, keys: Sequence[str]) -> bool:
-    """Whether the reply is a JSON object with exactly these keys; a code fence around it is allowed."""
+    """Whether the reply is a JSON object with exactly these keys; marks of code around it are allowed."""
     try:
-        value = parse_json(re.sub(r"^```(?:json)?", "", reply).removesuffix("```").strip())
+        value = parse_json(re.sub(r"^json\b", "", reply.strip("`~ \n"), flags=re.IGNORECASE).strip())
     except ValueError:
         return False
     return isinstance(value, dict) and set(value) == set(keys)

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.common.errors import ConfigError
 from experiments.config import ExperimentConfig
+from experiments.data.spelling import straight
 from experiments.evaluation.suites.instructions import KINDS, Instruction, instructions, language_of
 from experiments.models.base import load_base
 from tests.helpers.option_scores import FP32
@@ -65,9 +66,42 @@ def test_a_good_reply_passes_and_bad_ones_do_not(kind: str) -> None:
             assert not item.check(reply), (item.prompt, reply)
 
 
-def test_a_code_fence_around_json_is_allowed() -> None:
-    item = next(item for item in instructions(11, 0) if item.kind == "json")
-    assert item.check(f"```json\n{good(item)}\n```")
+def dressed(item: Instruction) -> list[str]:
+    """Good replies in quotes, in bold, with a title before a name, or in another form of code."""
+    said, around = good(item), ("**{}**", "*{}*", "'{}'", '"{}"', "\u201c{}\u201d", '**"{}"**')
+    quoted = re.findall(r'"(.*?)"', item.prompt)
+    count = int(found[0]) if (found := re.findall(r"exactly (\d)", item.prompt)) else 0
+    more = {
+        "sentences": [form.format(said) for form in around]
+        + [
+            " ".join([text] * count)
+            for text in ("Dr. Lee came.", "I like it, e.g. now.", "It is deep\u2026", '"It is."')
+        ],
+        "json": [form.format(said) for form in ("```json\n{}\n```", "```JSON\n{}\n```", "~~~json\n{}\n~~~", "`{}`")],
+        "numbered list": [
+            "\n".join(form.format(i + 1) for i in range(count))
+            for form in ("**{}.** word", "**{}. word**", "{}\\. word", "({}) word", "{}) word")
+        ],
+        "letter": [f"**{quoted[0]}**\nit is.", f'"{quoted[0]} it is."'] if quoted else [],
+        "opening": [f"**{quoted[0]}** it is.", f'"{quoted[0]}" it is.'] if quoted else [],
+        "code block": [said.replace("```", "~~~")],
+    }
+    return more.get(item.kind, [form.format(said) for form in around])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quotes_and_marks_around_a_good_reply_are_passed_over(kind: str) -> None:
+    """A training that changes only the dress of replies would look like one that forgot instructions."""
+    for item in (item for item in instructions(16 * len(KINDS), 0) if item.kind == kind):
+        for reply in dressed(item):
+            assert item.check(straight(reply)), (item.prompt, reply)
+        for reply in BAD[kind]:
+            assert not item.check(straight(f"**{reply}**")), (item.prompt, reply)
+
+
+def test_mr_may_have_a_full_stop() -> None:
+    item = next(item for item in instructions(176, 0) if "Dear Mr Lee" in item.prompt)
+    assert item.check("Dear Mr. Lee,\nit is deep.")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +119,10 @@ def test_language(text: str, language: str | None) -> None:
     assert language_of(text) == language
 
 
-@pytest.mark.parametrize("part", ["[", "{", ".", "1", " ", "\n", "\u2028", "\n ", "1.\n", "```", '"', "é", "-"])
+@pytest.mark.parametrize(
+    "part",
+    ["[", "{", ".", "1", " ", "\n", "*", ".'", "\u2026", "A. ", "(", "\u2028", "\n ", "1.\n", "```", '"', "é", "-"],
+)
 def test_hostile_replies_are_wrong_at_once(part: str) -> None:
     """No check takes quadratic time: each would need minutes here."""
     start = time.monotonic()
