@@ -42,7 +42,9 @@ def runs_command(args: argparse.Namespace) -> int:
         best = one.best or {"scorecard": {}}
         nats = "" if "gain" in best["scorecard"] else " nats"
         figures = [_number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f")]
-        rows.append([short_path(one.folder), one.status, done, *figures, arm_text(one.best), age(one.updated)])
+        rows.append(
+            [short_path(one.folder), one.status, done, *figures, arm_text(one.best) or one.remark, age(one.updated)]
+        )
     if rows:
         show_rows(HEAD, rows)
     else:

@@ -154,7 +154,7 @@ def _row(one: Overview) -> Row:
     done = f"{one.done}/{'?' if one.total is None else one.total} {UNITS.get(one.kind, 'models')}"
     figures = (_number(gain(best), "+.2f", nats), _number(figure(best, "retention"), ".2f"))
     return (
-        one.folder.name, one.kind, one.status, done, *figures, arm_text(one.best),
+        one.folder.name, one.kind, one.status, done, *figures, arm_text(one.best) or one.remark,
         age(one.updated), _link(report, "open") if report.is_file() else "",
     )  # fmt: skip
 

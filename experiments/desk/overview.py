@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,8 @@ class Overview:
 
     status: running, finished, failed, stopped, unknown (it runs on another machine, or left no sign), or unreadable.
     done, total: arms of a run, trials of a study, models; total is None if it is not known. best: result.json of the
-    arm with the highest gain, and of those the highest retention; of a study with several seeds the means over them; of
-    `soften` the chosen point. updated: seconds since 1970.
+    arm with the highest gain, and of those the highest retention; of a study one of its feasible trials, with several
+    seeds the means over them; of `soften` the chosen point. updated: seconds since 1970. remark: why there is no best.
     """
 
     kind: str
@@ -49,6 +49,7 @@ class Overview:
     total: int | None
     best: Mapping[str, Any] | None
     updated: float
+    remark: str = ""
 
 
 def read_all(root: Path, trials: bool = False) -> list[Overview]:
@@ -98,20 +99,24 @@ def read_study(folder: Path, runs: Iterable[Path]) -> Overview:
         status = "failed" if ended.startswith("stopped") else "finished"
     else:
         status = "unknown" if alive is None or not progress else "stopped"
-    return Overview(
-        "study", folder, status, done, progress.get("limit"), best(_trials(folder, results)), _updated(folder, runs)
-    )
+    outside = {f"{folder.name}-{number:03d}" for number in progress.get("infeasible", ())}
+    chosen = best(_trials(folder, results, outside))
+    remark = "no trial is feasible" if outside and chosen is None else ""
+    return Overview("study", folder, status, done, progress.get("limit"), chosen, _updated(folder, runs), remark)
 
 
-def _trials(study: Path, results: Mapping[Path, Sequence[Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
+def _trials(
+    study: Path, results: Mapping[Path, Sequence[Mapping[str, Any]]], outside: Collection[str]
+) -> list[Mapping[str, Any]]:
     """Return a result for each trial, whose figures are means over its seeds: one seed alone may be lucky.
 
-    Trials of which a seed is missing have none yet.
+    Trials of which a seed is missing have none yet. outside: names of trials that a constraint excludes.
     """
     seeds = len(read_config(study / "study.yaml").get("seeds") or [0])
     trials: dict[str, list[Mapping[str, Any]]] = {}
     for run, own in results.items():
-        trials.setdefault(SEED.sub("", run.name), []).extend(own)
+        if (name := SEED.sub("", run.name)) not in outside:
+            trials.setdefault(name, []).extend(own)
     return [_mean(own) for own in trials.values() if len(own) == seeds and all(r["status"] == "finished" for r in own)]
 
 

@@ -56,10 +56,15 @@ def storage_url(root: Path, storage: str | None) -> str:
 
 
 def note_progress(store: Store, root: Path) -> None:
-    """Write the number of trials in each state to the study's folder: `control-llm runs` opens no storage."""
-    counts = Counter(trial.state for trial in store.trials())
+    """Write to the study's folder how many trials are in each state, and which complete ones are outside a constraint.
+
+    `control-llm runs` opens no storage.
+    """
+    trials = store.trials()
+    counts = Counter(trial.state for trial in trials)
     ended = "" if store.going_on() else store.ended()
-    values = {"trials": counts, "limit": store.limit(), "ended": ended}
+    outside = [trial.number for trial in trials if trial.state == "complete" and not trial.feasible]
+    values = {"trials": counts, "limit": store.limit(), "ended": ended, "infeasible": outside}
     write_json(study_folder(root, store.config.name) / PROGRESS, values)
 
 

@@ -146,6 +146,18 @@ def test_the_best_of_a_study_is_a_mean_over_seeds(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_best_of_a_study_is_feasible(tmp_path: Path) -> None:
+    """The trial that gained most forgot more than a constraint of the study allows."""
+    gains = {"000": 0.9, "001": 0.6, "002": 0.7}
+    for name, gain in gains.items():
+        make_run(tmp_path, f"toy-{name}-0123abcd", {"full 0.001": {"gain": gain}})
+    for outside, best in (([], 0.9), ([0], 0.7), ([0, 2], 0.6), ([0, 1, 2], None)):
+        make_study(tmp_path, "toy", trials={"complete": 3}, limit=3, infeasible=outside)
+        (one,) = (found for found in read_all(tmp_path) if found.kind == "study")
+        assert (one.best and one.best["scorecard"]["gain"]["value"]) == best
+        assert one.remark == ("" if best else "no trial is feasible")
+
+
 def test_a_measurement_from_its_start_to_its_end(tmp_path: Path) -> None:
     folder = make_measurement(tmp_path, "measure-0123abcd", "measure", {"a": {"retention": 0.9}, "b": None})
     assert read_measurement(folder).status == "stopped"  # nothing says that it lives

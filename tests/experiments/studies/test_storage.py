@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from experiments.common.errors import StudyError
+from experiments.common.files import read_json
 from experiments.studies.launch import run_study
 from experiments.studies.queue import Store
 from experiments.studies.report.table import export
 from experiments.studies.report.write import write_study_report
-from experiments.studies.storage import public_yaml, storage_url
+from experiments.studies.storage import PROGRESS, note_progress, public_yaml, storage_url, study_folder
+from experiments.studies.trial_results import TrialOutcome
 from tests.helpers.planted_study import TABLE5, synthetic_store
-from tests.helpers.toy_study import toy_study
+from tests.helpers.toy_study import open_store, toy_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*experimental")]
 URL = "postgresql+psycopg://me:TOPSECRET@db.example:5432/studies"
@@ -35,6 +37,14 @@ def test_what_leaves_the_machine_has_no_password(tmp_path: Path) -> None:
     (own / "study.yaml").write_text("what workers read")
     write_study_report(store, tmp_path, own)
     assert (own / "study.yaml").read_text() == "what workers read"
+
+
+def test_progress_names_the_trials_that_are_outside_of_a_constraint(tmp_path: Path) -> None:
+    """`control-llm runs` shows the best of the others."""
+    store = open_store(tmp_path, budget={"trials": 3})
+    store.work(lambda number, picks, report: TrialOutcome([0.0], {"kl <= 1": number - 1.0}), lambda text: None)
+    note_progress(store, tmp_path)
+    assert read_json(study_folder(tmp_path, "toy") / PROGRESS)["infeasible"] == [2]
 
 
 def test_the_password_stays_in_a_file_of_its_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
