@@ -8,6 +8,7 @@ import functools
 import inspect
 import re
 import textwrap
+import tokenize
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -27,11 +28,11 @@ def loss_is_a_mean(cls: type[Any]) -> bool:
     It is read if forward names it, or hands its further keywords on: to the loss, or together with the labels.
     """
     try:
-        source = inspect.getsource(cls.forward)
+        source, name = inspect.getsource(cls.forward), inspect.unwrap(cls.forward).__name__
         (made,) = ast.parse(textwrap.dedent(source)).body
-    except (OSError, TypeError, SyntaxError):
-        return False
-    if not isinstance(made, ast.FunctionDef) or "num_items_in_batch" in source:
+    except (OSError, TypeError, SyntaxError, ValueError, AttributeError, tokenize.TokenError):
+        return False  # no code in Python, or no function of its own: a lambda in a longer expression, say
+    if not isinstance(made, ast.FunctionDef) or made.name != name or "num_items_in_batch" in source:
         return False
     further = made.args.kwarg.arg if made.args.kwarg else None
     calls = [(call.func, set(_names(call))) for call in ast.walk(made) if isinstance(call, ast.Call)]

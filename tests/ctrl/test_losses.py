@@ -107,3 +107,26 @@ class Named(tf.LlamaForCausalLM):
 )
 def test_a_model_s_loss_is_a_mean_if_its_forward_hands_the_total_to_nothing(cls: Any, mean: bool) -> None:
     assert loss_is_a_mean(cls) is mean
+
+
+def made_by_exec() -> Any:
+    """Return a function whose file and line are those of another function."""
+    made: dict[str, Any] = {}
+    exec(compile("\n" * 50 + "def forward(self, labels=None, **kw):\n    return 0", __file__, "exec"), made)
+    return made["forward"]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, labels=None, **kw: MeanModule().forward(kw, labels),
+        functools.partial(MeanModule.forward, None),
+        len,
+        made_by_exec(),
+        7,
+    ],
+)
+def test_a_forward_without_code_of_its_own_is_believed(forward: Any) -> None:
+    """Patches of other libraries put such things there; reading them must not end a training."""
+    assert loss_is_a_mean(type("Patched", (), {"forward": forward})) is False
+    assert loss_is_a_mean(type("Empty", (), {})) is False
