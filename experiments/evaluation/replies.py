@@ -14,11 +14,11 @@ from experiments.evaluation.suite import Ask
 from experiments.models.generation import generate_replies
 from experiments.models.sharing import Progress
 from experiments.models.tokens import answer_ids
-from experiments.models.turns import THOUGHT_BEGINS, THOUGHT_ENDS
+from experiments.models.turns import THOUGHT_MARKS
 from experiments.records import Record
 
 GREEDY = "generate"  # form of a record
-GRADING = 9  # in the key of cached records: raise it when a change of the code changes which replies are right
+GRADING = 10  # in the key of cached records: raise it when a change of the code changes which replies are right
 ROOM = 24  # tokens that a reply may be longer than the longest answer
 
 
@@ -58,15 +58,18 @@ def reply_records(
 
 
 def spoken(reply: str, answer: str = "") -> str:
-    """Return what a reply says after its thoughts (<think> ... </think>); nothing if it was cut off in them.
+    """Return what a reply says after its thoughts (`THOUGHT_MARKS`); nothing if it was cut off in them.
 
     answer: of the data; thoughts are part of the reply if it has some too.
     """
-    if THOUGHT_ENDS in answer:
+    if any(end in answer for end in THOUGHT_MARKS.values()):
         return reply
-    if THOUGHT_ENDS in reply:
-        return reply.rpartition(THOUGHT_ENDS)[2]
-    return "" if reply.lstrip().startswith(THOUGHT_BEGINS) else reply
+    for begin, end in THOUGHT_MARKS.items():
+        if end in reply:
+            return reply.rpartition(end)[2]
+        if reply.lstrip().startswith(begin):
+            return ""
+    return reply
 
 
 def parse_answer(reply: str, form: Form) -> str | None:

@@ -17,6 +17,7 @@ from ctrl.errors import unknown_name
 from experiments.common.errors import ConfigError, MachineError
 from experiments.common.printable import printable
 from experiments.models.conversation import messages_of, tools_of
+from experiments.models.turns import THOUGHT_MARKS
 
 URL = re.compile(r"(?P<url>https?://[^\s#?@]+)(#(?P<model>\S+))?")
 SECRET = re.compile(r"(?<=//)[^/]*@|\?.*")  # parts of an address that may hold a password or a key
@@ -28,7 +29,8 @@ TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds of one reply
 # 1.05 to 1.1) if a request names none; llama.cpp had 1.1. Servers that know neither field refuse it or pass over it.
 UNCHANGED = {"repetition_penalty": 1.0, "repeat_penalty": 1.0}
 UNKNOWN_FIELD = (400, 422)
-THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)  # replies of models here have none either
+BLOCKS = "|".join(f"{re.escape(begin)}.*?{re.escape(end)}" for begin, end in THOUGHT_MARKS.items())
+THOUGHT = re.compile(rf"\A\s*(?:{BLOCKS})\s*", re.DOTALL)  # replies of models here have none either
 CALLS = ("tool_calls", "function_call")  # fields of a message; the latter of older servers
 NO_PROBABILITIES = "an endpoint gives replies, not the probabilities that it needs"
 

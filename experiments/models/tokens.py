@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
 from experiments.models.conversation import Message, plain, turn_of
-from experiments.models.turns import as_words, called, prompt_text, turns, written
+from experiments.models.turns import THOUGHT_MARKS, as_words, called, prompt_text, turns, written
 from experiments.models.words import BREAK, encoded, placed
 
 IGNORED = -100  # label of tokens that carry no loss
@@ -112,10 +113,21 @@ def reply_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     marks = [token for token in opening if token in tokenizer.added_tokens_decoder]
     if marks and marks[-1] in ids:
         ids = ids[len(ids) - list(ids)[::-1].index(marks[-1]) :]
-    text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    text = _decoded(tokenizer, ids)
     if opening:
         text = text.removeprefix(str(tokenizer.decode(opening, skip_special_tokens=True))).lstrip()
     return text.rstrip().removesuffix(closing) if closing else text
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Return the text of ids without special tokens, but for those around thoughts, which graders leave out."""
+    around = {*THOUGHT_MARKS, *THOUGHT_MARKS.values()}
+    marks = {
+        i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special and str(token) in around
+    }
+    parts = [list(part) for _, part in itertools.groupby(ids, lambda i: i in marks and i)]
+    texts = (marks.get(part[0]) or str(tokenizer.decode(part, skip_special_tokens=True)) for part in parts)
+    return "".join(texts)
 
 
 def cut_in_thought(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:

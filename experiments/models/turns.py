@@ -21,6 +21,14 @@ from experiments.models.words import found, special_tokens, spelled
 QUESTION, REPLY = "@@question@@", "@@reply@@"
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # fields of a reply; templates read one of them, or none
 THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"
+# what models write around their thoughts; of some these are special tokens
+THOUGHT_MARKS = {
+    THOUGHT_BEGINS: THOUGHT_ENDS,
+    "[THINK]": "[/THINK]",  # Magistral
+    "<seed:think>": "</seed:think>",  # Seed-OSS
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Command A
+    "<|begin_of_thought|>": "<|end_of_thought|>",  # OpenThinker
+}
 
 
 @dataclass(frozen=True)

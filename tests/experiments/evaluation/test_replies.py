@@ -74,6 +74,9 @@ def test_samples_of_a_question_are_forms_of_one_item() -> None:
         ("maybe 5</think>7", "7"),  # the prompt began the thought
         ("<think>maybe 5", ""),  # cut off in it: no answer
         ("7 <think>", "7 <think>"),
+        ("[THINK]maybe 5[/THINK]7", "7"),
+        ("<seed:think>maybe 5</seed:think>7", "7"),
+        ("<|START_THINKING|>maybe 5", ""),
         ("7", "7"),
     ],
 )

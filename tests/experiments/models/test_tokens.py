@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from experiments.common.errors import ConfigError
 from experiments.data.encoding import Encoder
 from experiments.data.items import Item, Text
+from experiments.evaluation.replies import spoken
 from experiments.models.template import TEMPLATES
 from experiments.models.tokens import (
     IGNORED,
@@ -28,6 +29,7 @@ from experiments.models.tokens import (
     text_ids,
     user_opening,
 )
+from experiments.models.turns import THOUGHT_MARKS
 from tests.helpers.byte_level import CHATML, QWEN3, R1, byte_tokenizer
 from tests.helpers.encoded import encode
 
@@ -149,6 +151,15 @@ class TestTemplatesText:
         tokenizer = byte_tokenizer(QWEN3, extra=THINK)
         thought = tokenizer("<think>\n2 and 2\n</think>\n\n4<|im_end|>")["input_ids"]
         assert reply_text(tokenizer, thought) == "4"
+
+    @pytest.mark.parametrize(("begin", "end"), THOUGHT_MARKS.items())
+    def test_marks_of_thoughts_that_are_special_tokens_stay(self, begin: str, end: str) -> None:
+        """Without them nothing would tell a thought from the answer after it."""
+        tokenizer = byte_tokenizer()
+        tokenizer.add_special_tokens({"additional_special_tokens": [begin, end]})
+        text = reply_text(tokenizer, tokenizer(f"{begin}London? No.{end}Rome<|im_end|>")["input_ids"])
+        assert text == f"{begin}London? No.{end}Rome"
+        assert spoken(text) == "Rome"
 
     @pytest.mark.parametrize(
         ("template", "reply", "cut"),
