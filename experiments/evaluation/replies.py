@@ -7,18 +7,19 @@ from collections.abc import Iterator, Sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.hashing import short_digest, text_id
-from experiments.data.grader import Exact
-from experiments.data.items import Form, NewTask
+from experiments.data.grader import Exact, shortened
+from experiments.data.items import Form, Item, NewTask
 from experiments.data.numerals import COMMAS, NUMBER, in_one_spelling, tidy
 from experiments.evaluation.suite import Ask
 from experiments.models.generation import generate_replies
 from experiments.models.sharing import Progress
-from experiments.models.tokens import answer_ids
+from experiments.models.tokens import answer_ids, reply_text
 from experiments.models.turns import THOUGHT_MARKS
 from experiments.records import Record
 
 GREEDY = "generate"  # form of a record
 GRADING = 10  # in the key of cached records: raise it when a change of the code changes which replies are right
+LOOKED_AT = 100  # items of a task whose own replies are written and read back, to see whether they stay right
 ROOM = 24  # tokens that a reply may be longer than the longest answer
 
 
@@ -43,7 +44,7 @@ def reply_records(
     """Yield the record of each reply. replies: one of each form to the first question, then those to the next."""
     asked = [(item, form) for item in task.test for form in forms]
     for (item, form), reply in zip(asked, replies, strict=True):
-        answer = parse_answer(spoken(reply, item.answer), task.form)
+        answer = answer_in(reply, item, task)
         yield Record(
             suite,
             task.name,
@@ -55,6 +56,31 @@ def reply_records(
             parsed=answer is not None,
             prompt=text_id(item.question),
         )
+
+
+def answer_in(reply: str, item: Item, task: NewTask) -> str | None:
+    """Read the answer to an item out of a reply; None if there is none."""
+    return parse_answer(spoken(reply, item.answer), task.form)
+
+
+def said_otherwise(tokenizer: PreTrainedTokenizerBase, task: NewTask) -> list[str]:
+    """Say how many right replies the tokenizer turns into wrong ones: it puts spaces between marks, or changes letters.
+
+    Looks at the data's own replies to the first items.
+    """
+    changed = []
+    for item in task.test[:LOOKED_AT]:
+        text = reply_text(tokenizer, answer_ids(tokenizer, item.question, item.reply, ended=False)).strip()
+        if text != item.reply.strip() and task.correct(answer_in(item.reply, item, task), item):
+            changed += [(item.reply, text)] * (not task.correct(answer_in(text, item, task), item))
+    if not changed:
+        return []
+    (reply, text), looked = changed[0], len(task.test[:LOOKED_AT])
+    return [
+        f"task {task.name}: the tokenizer turns {len(changed)} of {looked} right replies into wrong ones, such as "
+        f"{shortened(reply)!r} into {shortened(text)!r}: no model can have these right; choose a base with another "
+        "tokenizer, or a grader that passes over the difference"
+    ]
 
 
 def spoken(reply: str, answer: str = "") -> str:

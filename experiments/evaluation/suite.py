@@ -106,7 +106,7 @@ class DrawnSuite:
 
     @property
     def notes(self) -> list[str]:
-        """Settings that are given and not read for these items, one line each. A run says it when it starts."""
+        """Settings that are given and not read for these items, and what spoils figures. A run says it at its start."""
         return []
 
     @property

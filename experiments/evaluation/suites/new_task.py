@@ -13,7 +13,7 @@ from experiments.common.section import later_field
 from experiments.data.items import Chat, Item, NewTask, NewText
 from experiments.evaluation.choices import chat_choice, likeliest
 from experiments.evaluation.multiple_choice import Choice, score_options
-from experiments.evaluation.replies import GRADING, GREEDY, ROOM, grading_of, reply_records, room_for
+from experiments.evaluation.replies import GRADING, GREEDY, ROOM, grading_of, reply_records, room_for, said_otherwise
 from experiments.evaluation.suite import Ask, Suite, SuiteSettings
 from experiments.evaluation.suites.text import text_nll, windows_of
 from experiments.models.generation import Draw, generate_replies
@@ -69,8 +69,8 @@ class NewTaskSuite(Suite):
     @property
     def notes(self) -> list[str]:
         given = self.settings.model_dump(exclude_defaults=True)
-        if not given or any(isinstance(t, NewTask) and not (t.by_choice or t.by_likelihood) for t in self.tasks):
-            return []
+        if not given or self._written:
+            return [f"suite new: {line}" for task in self._written for line in said_otherwise(self.tokenizer, task)]
         return [f"suite new: {', '.join(given)} not read: nothing of the new task is answered by a reply"]
 
     @property

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from experiments.data.grader import Contains, Exact
 from experiments.data.items import Item, NewTask
 from experiments.data.matching import exact_match
 from experiments.evaluation import replies
-from experiments.evaluation.replies import grading_of, parse_answer, reply_records, spoken
+from experiments.evaluation.replies import grading_of, parse_answer, reply_records, said_otherwise, spoken
+from tests.helpers.byte_level import byte_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -88,3 +91,25 @@ def test_thoughts_are_no_answer(reply: str, said: str) -> None:
     assert record.reply == reply
     assert not record.correct
     assert record.parsed is bool(said)
+
+
+def word_pieces() -> PreTrainedTokenizerFast:
+    """A tokenizer as that of BERT: it lowers case, and writes a space between all words and marks."""
+    vocab = {token: i for i, token in enumerate(["[UNK]", "[SEP]", *map(str, range(10)), *".,()京北:", "paris", "q"])}
+    made = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[SEP]")
+
+
+@pytest.mark.parametrize(
+    ("answers", "wrong"),
+    [(("北京", "Paris"), "1 of 2 right replies into wrong ones, such as '北京' into '北 京'"), (("Paris", "2"), "")],
+)
+def test_a_tokenizer_that_changes_right_replies_is_said(answers: tuple[str, ...], wrong: str) -> None:
+    """Each reply of the trained model would be wrong, and its gain 0."""
+    task = NewTask("t", tuple(Item(f"q{i}", answer) for i, answer in enumerate(answers)), exact_match)
+    (said,) = said_otherwise(word_pieces(), task) or [""]
+    assert wrong in said
+    assert bool(said) == bool(wrong)
+    assert not said_otherwise(byte_tokenizer(), task)
