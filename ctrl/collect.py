@@ -111,7 +111,8 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
         trainer.train()
 
     Needed only where the model warns: a trainer that uses the model's own loss has the divergence already, and
-    `attach` leaves its losses as they are. The divergence is scaled as the trainer's own loss: over gradient
+    `attach` leaves its losses as they are (of a `compute_loss` that multiplies the model's loss, the divergence keeps
+    its own weight). The divergence is scaled as the trainer's own loss: over gradient
     accumulation and processes it is that of one large batch. Raises ConfigError for a trainer of a plain model, one
     without `compute_loss`, nn.DataParallel, TRL's `sync_ref_model` and `use_vllm`; in the first step for one that does
     not call its `compute_loss` (TRL's OnlineDPOTrainer).

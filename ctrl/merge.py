@@ -146,7 +146,7 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
     if isinstance(alpha, int | float):
         alphas = [float(alpha)] * len(layers)
     elif alpha is not None:
-        alphas = [float(a) for a in alpha]
+        alphas = as_numbers(alpha, "alpha")
     elif batches is not None:
         alphas = measured_alphas(model, batches)
     else:
@@ -161,6 +161,14 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
                 "(the copy)"
             )
     return alphas
+
+
+def as_numbers(values: Iterable[Any], name: str) -> list[float]:
+    """Return numbers, or tensors and arrays of one number, as floats. Raises ConfigError for anything else."""
+    numbers = [one.item() if hasattr(one, "item") else one for one in values]
+    if wrong := [one for one in numbers if isinstance(one, bool) or not isinstance(one, int | float)]:
+        raise ConfigError(f"{name}: {wrong[0]!r} is no number: give one number for each")
+    return [float(one) for one in numbers]
 
 
 def _own_alpha(layer: ExpandedLayer) -> float:

@@ -17,7 +17,7 @@ from ctrl.expansion import deep_copy, take_off
 from ctrl.facts import note_merged
 from ctrl.gap import Batches, MergeGap, merge_gap, readable
 from ctrl.layer import ADDED, ExpandedLayer
-from ctrl.merge import Alphas, check_mergeable, layer_alphas, mixed_weights
+from ctrl.merge import Alphas, as_numbers, check_mergeable, layer_alphas, mixed_weights
 from ctrl.numerics import widen
 from ctrl.plain import note_own_head, whole_model
 
@@ -44,7 +44,7 @@ def merge_models(
     for name, given in (("models", models), ("weights", weights), ("alpha", alpha)):
         if isinstance(given, Mapping | Set):  # a list of one would be of its keys
             raise ConfigError(f"{name} must be a list in the order of the models, but got a {type(given).__name__}")
-    factors = list(weights) if weights is not None else [1 / len(models) for _ in models]
+    factors = as_numbers(weights, "weights") if weights is not None else [1 / len(models) for _ in models]
     if len(factors) != len(models) or not models:
         raise ConfigError(f"merge_models needs one weight per model, but got {len(factors)} for {len(models)} models")
     if not all(math.isfinite(factor) for factor in factors):
