@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from experiments.posthoc.choice import Point
 from experiments.records import Estimate, Record, read_records
 from experiments.runs.baseline import score
 from experiments.runs.run import only_one_process
+from experiments.scorecard.figures import GAINS
 from experiments.scorecard.halves import of_half
 from experiments.soften.choice import barrier, choose
 from experiments.soften.endpoint import endpoint
@@ -108,6 +109,7 @@ def soften(
             say(line)
         path = WeightPath(found.folder, endpoint(chosen, found, session.folder, say), by)
         measured = _measure(session, chosen, path, points)
+        _check_halves(session, arms[-1], {condition.figure for condition in wanted} or {"nfr"})
         best, rule = choose([Point(alpha, half(session, name, True)) for alpha, name in measured.items()], wanted)
         report = write_report(session, path, measured, best, rule, _remarks(session, chosen, measured), half)
         note: dict[str, Any] = {"alpha": best and best.alpha, "by": by, "rule": rule}
@@ -201,8 +203,19 @@ def name_of(alpha: float) -> str:
     return f"alpha-{alpha:g}"
 
 
-def half(session: Session, name: str, choosing: bool) -> dict[str, Estimate]:
-    """Return the figures of a point on the half of the items that chooses, or on the other half."""
+def _check_halves(session: Session, name: str, deciding: Collection[str]) -> None:
+    """Raise ConfigError if a half of the items is without one of the figures of a point that decide, or a gain."""
+    whole, wanted = half(session, name, None), {*deciding, *GAINS}
+    for choosing, does in ((True, "chooses the point"), (False, "is reported")):
+        if missing := sorted((wanted & whole.keys()) - half(session, name, choosing).keys()):
+            raise ConfigError(
+                f"{missing[0]}: no item of it is in the half that {does}: measure more of them (questions in --new, "
+                "or items with --set)"
+            )
+
+
+def half(session: Session, name: str, choosing: bool | None) -> dict[str, Estimate]:
+    """Return the figures of a point on the half of the items that chooses, or on the other half; None: on all."""
 
     def own(records: list[Record]) -> list[Record]:
         return of_half(records, choosing)

@@ -180,12 +180,23 @@ def test_conditions_that_no_point_meets_write_nothing(
     base: str, new: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = model_folder(tmp_path / "model", noise=0.2, tokenizer=byte_tokenizer(f"Be brief.{CHATML}"))
-    options = [f"--set={key}={value}" for key, value in QUICK.items()]
+    more = QUICK | {"drift.replies": 8}  # of which the half that chooses has some
+    options = [f"--set={key}={value}" for key, value in more.items()]
     where = ["--base", base, "--model", model, "--new", str(new), "--to", str(tmp_path / "soft")]
     how = ["--alphas", ".5", "--until", "kl <= 0.000001", "--precision", "fp32", "--root", str(folder / "mlruns")]
     status = main(["soften", *where, *how, *options])
     assert status == 3
     assert "\nmodel: asked in its own chat template (the base has another): answers may" in capsys.readouterr().out
+    assert not (tmp_path / "soft").exists()
+
+
+@pytest.mark.slow
+def test_a_half_without_items_is_said_and_nothing_is_written(tmp_path: Path, softened: Any) -> None:
+    """Half of the questions choose, the other half is reported: of one question a half has none."""
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"question": "1 + 1 =", "answer": "2"}) + "\n")
+    with pytest.raises(ConfigError, match=r"gain: no item of it is in the half that (chooses the point|is reported)"):
+        softened(model_folder(tmp_path / "model", noise=0.2), tmp_path / "soft", new=one, root=tmp_path / "root")
     assert not (tmp_path / "soft").exists()
 
 
