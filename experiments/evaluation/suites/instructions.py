@@ -66,7 +66,7 @@ class InstructionSuite(Suite):
     """
 
     name = "instructions"
-    version = 3  # quotes and marks; titles before names
+    version = 3  # quotes and marks; titles in sentences
 
     class Settings(SuiteSettings):
         """How many instructions are given."""
@@ -167,7 +167,7 @@ def _opening(topic: str, rng: random.Random) -> tuple[str, Check]:
 def _letter(topic: str, rng: random.Random) -> tuple[str, Check]:
     name = rng.choice(("Anna", "Tom", "Maria", "Mr Lee"))
     prompt = f'Write the first lines of a letter about {topic} that begins with "Dear {name},".'
-    return prompt, lambda reply: _bare(reply).replace("Mr.", "Mr").startswith(f"Dear {name},")
+    return prompt, lambda reply: _bare(reply).startswith(f"Dear {name},")
 
 
 def _keyword(topic: str, rng: random.Random) -> tuple[str, Check]:

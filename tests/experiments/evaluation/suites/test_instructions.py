@@ -99,11 +99,6 @@ def test_quotes_and_marks_around_a_good_reply_are_passed_over(kind: str) -> None
             assert not item.check(straight(f"**{reply}**")), (item.prompt, reply)
 
 
-def test_mr_may_have_a_full_stop() -> None:
-    item = next(item for item in instructions(176, 0) if "Dear Mr Lee" in item.prompt)
-    assert item.check("Dear Mr. Lee,\nit is deep.")
-
-
 @pytest.mark.parametrize(
     ("text", "language"),
     [
@@ -125,11 +120,11 @@ def test_language(text: str, language: str | None) -> None:
 )
 def test_hostile_replies_are_wrong_at_once(part: str) -> None:
     """No check takes quadratic time: each would need minutes here."""
-    start = time.monotonic()
+    start = time.process_time()
     for item in instructions(len(KINDS), 0):
         right = [item.check(reply) for reply in (part * 200_000, f"x{part * 200_000}x")]
         assert not any(right) or item.kind not in ("json", "numbered list")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_same_seed_same_items_and_more_items_change_none() -> None:
