@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Real
 from typing import Any, overload
 
 import torch
@@ -164,11 +165,11 @@ def layer_alphas(model: Any, alpha: Alphas, batches: Batches | None) -> list[flo
 
 
 def as_numbers(values: Iterable[Any], name: str) -> list[float]:
-    """Return numbers, or tensors and arrays of one number, as floats. Raises ConfigError for anything else."""
-    numbers = [one.item() if hasattr(one, "item") else one for one in values]
-    if wrong := [one for one in numbers if isinstance(one, bool) or not isinstance(one, int | float)]:
+    """Return numbers, or tensors of one number, as floats. Raises ConfigError for a truth value, a text and others."""
+    given = [one.item() if hasattr(one, "item") else one for one in values]
+    if wrong := [one for one in given if isinstance(one, bool) or not isinstance(one, Real)]:
         raise ConfigError(f"{name}: {wrong[0]!r} is no number: give one number for each")
-    return [float(one) for one in numbers]
+    return [float(one) for one in given]
 
 
 def _own_alpha(layer: ExpandedLayer) -> float:

@@ -100,9 +100,9 @@ def read_study(folder: Path, runs: Iterable[Path]) -> Overview:
     else:
         status = "unknown" if alive is None or not progress else "stopped"
     outside = {f"{folder.name}-{number:03d}" for number in progress.get("infeasible", ())}
-    chosen = best(_trials(folder, results, outside))
-    remark = "no trial is feasible" if outside and chosen is None else ""
-    return Overview("study", folder, status, done, progress.get("limit"), chosen, _updated(folder, runs), remark)
+    trials = _trials(folder, results, outside)
+    remark = "no trial is feasible" if outside and not trials else ""
+    return Overview("study", folder, status, done, progress.get("limit"), best(trials), _updated(folder, runs), remark)
 
 
 def _trials(

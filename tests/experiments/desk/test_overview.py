@@ -156,6 +156,9 @@ def test_the_best_of_a_study_is_feasible(tmp_path: Path) -> None:
         (one,) = (found for found in read_all(tmp_path) if found.kind == "study")
         assert (one.best and one.best["scorecard"]["gain"]["value"]) == best
         assert one.remark == ("" if best else "no trial is feasible")
+    make_run(tmp_path, "toy-003-0123abcd", {"full 0.001": {"retention": 1.0}})  # feasible, of a study without a gain
+    (one,) = (found for found in read_all(tmp_path) if found.kind == "study")
+    assert (one.best, one.remark) == (None, "")
 
 
 def test_a_measurement_from_its_start_to_its_end(tmp_path: Path) -> None:

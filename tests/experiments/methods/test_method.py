@@ -96,7 +96,8 @@ def test_two_micro_batches_are_one_large_batch(name: str, tmp_path: Path) -> Non
         logs = large.logs[step]
         for part in PARTS:
             if part in logs:
-                rounding = 5e-6 if part == "penalty" else 1e-6  # a KL is a small difference of large sums in fp32
+                heavy = part == "penalty" and name == "kl with a budget"  # 50 times a KL of 2e-5 in fp32
+                rounding = 5e-6 if heavy else 1e-6
                 assert small.logs[step][part] == pytest.approx(logs[part], rel=1e-3, abs=rounding), (step, part)
     terms = arm.build().losses
     assert ("weighted_lm_loss" in large.logs[3]) == any(term.weighs_tokens for term in terms)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.common.errors import ConfigError
@@ -17,6 +20,7 @@ from experiments.evaluation.suite import Suite
 from experiments.evaluation.suites import SUITES
 from experiments.records import Record
 from experiments.scorecard import scorecard
+from tests.helpers.byte_level import byte_tokenizer
 from tests.helpers.new_tasks import LONG, NOTES, measured, sums
 from tests.helpers.small_run import make_suite, small_values
 
@@ -61,6 +65,13 @@ class TestNewTask:
             "suite new: samples, temperature not read: nothing of the new task is answered by a reply"
         ]
         assert self.suite(plain, tokenizer, NOTES).notes == self.suite(given, tokenizer, NOTES, sums()).notes == []
+
+    def test_a_tokenizer_that_changes_right_replies_is_said(self, config: ExperimentConfig) -> None:
+        tokenizer: Any = byte_tokenizer()
+        tokenizer.backend_tokenizer.normalizer = normalizers.Replace("4", "5")
+        task = NewTask("t", (Item("2+2?", "4"), Item("1+1?", "2")), exact_match)
+        (said,) = self.suite(config, tokenizer, task).notes
+        assert said.startswith("suite new: task t: the tokenizer turns 1 of 2 right replies into wrong ones, such as")
 
     def test_prompts_have_a_digest(
         self, config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
