@@ -30,6 +30,7 @@ from experiments.tracking.uri import without_password
 
 PATTERN = "journal-*.jsonl"
 PARTS = ("arms", "posthoc")  # folders of a run with a folder for each arm or operation
+KINDS = ("study", "trial", "experiment", "arm", "posthoc")  # of runs, the outer ones first
 Event = dict[str, Any]
 
 
@@ -205,7 +206,10 @@ def journals(folder: Path) -> list[Journal]:
 
 
 def in_order(found: Iterable[Journal]) -> list[Journal]:
-    """Sort journals: parents before children, whatever the clock said; then by the time at which their runs began."""
+    """Sort journals: parents before children, whatever the clock said; then by the time at which their runs began.
+
+    Parts of one run may have begun in the same millisecond: the outer one is first, as the last one gives the kind.
+    """
     starts = {journal: next((event for event, _ in journal.read()), Event()) for journal in found}
     known = {run_id: journal for journal, start in starts.items() if not start.get("joins") for run_id in journal.ids}
 
@@ -215,7 +219,11 @@ def in_order(found: Iterable[Journal]) -> list[Journal]:
             chain.append(above)
         return len(chain)
 
-    return sorted(starts, key=lambda journal: (depth(journal), starts[journal].get("time", 0)))
+    def part(start: Event) -> int:
+        kind = start.get("tags", {}).get("kind") if start.get("joins") else None
+        return KINDS.index(kind) if kind in KINDS else len(KINDS)
+
+    return sorted(starts, key=lambda one: (depth(one), part(starts[one]), starts[one].get("time", 0)))
 
 
 def find(folder: Path, run_id: str) -> Journal | None:

@@ -94,6 +94,15 @@ def test_parents_come_before_children_when_the_clock_was_set_back(tmp_path: Path
     assert [j.id for j in journals(tmp_path)] == [study.id, other.id, run.id, arm.id]
 
 
+def test_parts_of_one_run_come_before_their_inner_parts(tmp_path: Path) -> None:
+    """In the same millisecond too, or with a clock set back: the last part gives the run its kind."""
+    trial, arm, experiment = (Journal.create(tmp_path / name, name) for name in ("a", "b", "c"))
+    for journal, kind, when in ((trial, "trial", 3), (arm, "arm", 1), (experiment, "experiment", 1)):
+        above = {} if kind == "trial" else {"parent": trial.id, "joins": True}
+        journal.path.write_text(json.dumps({"event": "start", "time": when, "tags": {"kind": kind}, **above}) + "\n")
+    assert [j.id for j in journals(tmp_path)] == [trial.id, experiment.id, arm.id]
+
+
 def test_journals_that_name_each_other_as_parents_have_an_order(tmp_path: Path) -> None:
     one, two = Journal.create(tmp_path, "one"), Journal.create(tmp_path, "two")
     for journal, parent in ((one, two), (two, one)):
