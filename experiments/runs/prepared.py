@@ -132,7 +132,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
         say("the base model works on old text (once): it writes that of source `self`, or reads it for data.choose ...")
         return model
 
-    packed = config.data.packs and documents_apart(model)
+    packed = config.data.packs and documents_apart(model, config.data.length)
     if config.data.packs and not packed:
         say(_not_packed(config.data.regime))
     data = ExperimentData(config, tokenizer, writer, root / "cache", packed)

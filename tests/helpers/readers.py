@@ -67,6 +67,9 @@ CONFIGS: dict[str, Callable[..., Any]] = {
     "minimax": lambda **more: tf.MiniMaxConfig(
         **GROUPED, layer_types=["linear_attention", "full_attention"], num_local_experts=2, head_dim=8, **more
     ),
+    "llama4": lambda **more: tf.Llama4TextConfig(
+        **GROUPED, head_dim=8, intermediate_size_mlp=48, num_local_experts=2, **more
+    ),
     "lfm2": lambda **more: tf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"], **more),
 }
 # fmt: on

@@ -26,3 +26,11 @@ def test_no_list_of_families_is_needed() -> None:
 @pytest.mark.parametrize("name", ["opt", "falcon", "bloom", "mpt", "gpt_oss", "mamba", "lfm2"])
 def test_documents_that_see_each_other(name: str) -> None:
     assert not documents_apart(build_other(name))
+
+
+def test_long_rows_of_a_model_that_scales_attention_by_the_index_in_the_row() -> None:
+    model = build_other("llama4", floor_scale=64)
+    assert documents_apart(model, 64)
+    assert not documents_apart(model, 65)
+    model.config.attn_temperature_tuning = False
+    assert documents_apart(model, 65)
