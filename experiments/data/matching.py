@@ -26,9 +26,9 @@ PEELS = 8  # marks around marks that are looked into, which keeps long replies l
 def exact_match(answer: str, entry: Mapping[str, Any]) -> float:
     """Return 1.0 if a reply, or its last line, is the answer; else 0.0.
 
-    Case, the number of spaces between words, commas between thousands, the form of quotes, punctuation after the reply,
-    and marks around it (bold, italics, quotes, backticks, LaTeX's $ and boxes) are ignored; of the answer, a full stop
-    and LaTeX's marks. A number may be said as a fraction. (B), B) and B are one letter.
+    Case, the number of spaces between words, commas between thousands, the form of quotes and hyphens, punctuation
+    after it and marks around it (bold, italics, quotes, backticks, LaTeX's $ and boxes) are ignored; of the answer, a
+    full stop and LaTeX's marks. A number may be said as a fraction. (B), B) and B are one letter.
     """
     wanted = [normal(one) for one in peeled(str(entry["answer"]), DOLLARS, "")]
     said = [normal(one) for text in (answer, last_line(answer)) for one in peeled(text)]

@@ -15,9 +15,10 @@ UNSPACED = re.compile(f"[{_UNSPACED}{_HANGUL}]")
 _AFTER_ANY = re.compile(f"[{_UNSPACED}]")
 _AMOUNT = re.compile(r"[\d\\$\u20ac\u00a3\u00a5]")
 _NUMBER = re.compile(r"[-+]?[\d,]*(?:\.\d+|\d)")
-_STRAIGHT = str.maketrans(  # curly ones, angles and corners
-    "\u2018\u2019\u201a\u201b\u2039\u203a\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d\u300e\u300f",
-    '\'\'\'\'\'\'""""""""""',
+_STRAIGHT = str.maketrans(  # quotes: curly ones, angles and corners; hyphens: Unicode's, and the one that never breaks
+    "\u2018\u2019\u201a\u201b\u2039\u203a\u201c\u201d\u201e\u201f\u00ab\u00bb\u300c\u300d\u300e\u300f\u2010\u2011",
+    '\'\'\'\'\'\'""""""""""--',
+    "\u00ad",  # a hyphen that is seen at the end of a line alone
 )
 _NAMES = "a|b|big|blockquote|br|center|code|del|div|em|font|h[1-6]|hr|i|img|ins|li|mark|ol|p|pre|q|s|small|span|strike"
 _TAG = re.compile(
@@ -32,7 +33,7 @@ _EMPHASIS = re.compile(r"(?<![^\W_])[*_`]+(?=\S)|(?<=\S)[*_`]+(?![^\W_])")  # no
 
 
 def straight(text: str) -> str:
-    """Return a text with straight quotes and apostrophes in place of those of other countries."""
+    """Return a text with straight quotes and apostrophes, and one form of hyphen, in place of other signs."""
     return text.translate(_STRAIGHT)
 
 

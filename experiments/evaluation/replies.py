@@ -18,7 +18,7 @@ from experiments.models.turns import THOUGHT_MARKS
 from experiments.records import Record
 
 GREEDY = "generate"  # form of a record
-GRADING = 10  # in the key of cached records: raise it when a change of the code changes which replies are right
+GRADING = 11  # in the key of cached records: raise it when a change of the code changes which replies are right
 LOOKED_AT = 100  # items of a task whose own replies are written and read back, to see whether they stay right
 ROOM = 24  # tokens that a reply may be longer than the longest answer
 

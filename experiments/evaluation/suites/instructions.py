@@ -66,7 +66,7 @@ class InstructionSuite(Suite):
     """
 
     name = "instructions"
-    version = 3  # quotes and marks; titles in sentences
+    version = 4  # quotes, hyphens and marks; titles in sentences
 
     class Settings(SuiteSettings):
         """How many instructions are given."""

@@ -26,6 +26,7 @@ from experiments.data.matching import exact_match, last_line, normal, peeled
             ("*Paris", "not *Paris*", "Answer: not Paris", "", "'Paris' or 'Lyon'"),
         ),
         ("don't", ("Don\u2019t", '"don\'t"'), ("dont",)),
+        ("Jean-Luc", ("Jean\u2011Luc", "jean\u2010luc.", "Jean-\u00adLuc"), ("Jean Luc", "Jean\u2013Luc")),
         ('"5"', ('"5"', "\u201c5\u201d"), ("5", "`5`")),  # quotes of the answer count
         ("`5`", ("`5`", "**`5`**"), ("5", '"5"')),
         ("-5", ("**Answer:** -5", "Answer: **-5**", "**Answer: -5**", "\u22125"), ("5", "Answer: 5")),

@@ -41,9 +41,10 @@ def test_marks_around_words(text: str, expected: str) -> None:
     assert unmarked(expected) == expected
 
 
-def test_tags_leave_a_space_and_quotes_become_straight() -> None:
+def test_tags_leave_a_space_and_quotes_and_hyphens_become_those_of_the_keyboard() -> None:
     assert without_tags("x<sup>2</sup>") == "x 2 "
     assert straight("\u201cdon\u2019t\u201d") == '"don\'t"'
+    assert straight("Jean\u2011Luc re\u00adad 1\u20132") == "Jean-Luc read 1\u20132"
 
 
 @pytest.mark.parametrize(
