@@ -99,6 +99,7 @@ def load_weights(
         )
     model: PreTrainedModel
     model, report = loaded
+    model.config.return_dict = model.config.get_text_config().return_dict = True  # a config may ask for tuples
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
             f"base_model {name!r} is an adapter of PEFT, of which only a part would be saved: merge it "

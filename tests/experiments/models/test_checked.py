@@ -226,3 +226,10 @@ def test_an_index_that_names_weights_of_another_folder_is_refused(folder: Path) 
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"names '\.\./other/model\.safetensors', which is not in its folder"):
         load_base(str(folder))
+
+
+def test_a_config_that_asks_for_tuples_is_read_like_any_other(whole: Path, folder: Path) -> None:
+    config(return_dict=False)(folder)
+    ids = torch.arange(8)[None]
+    outputs = [load_base(str(one))[0](input_ids=ids).logits for one in (whole, folder)]
+    assert torch.equal(*outputs)
