@@ -132,4 +132,11 @@ def failure(error: Exception) -> tuple[int, str]:
         return 2 if isinstance(error, ConfigError) else 1, str(error)
     if fault := storage_fault(error):
         return 1, f"the database failed: {fault}; nothing recorded is lost, and the same command continues"
+    if fault := of_the_machine(error):
+        return 1, f"this is a fault of the machine: {fault}; nothing recorded is lost: run the same command again later"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's: importing it takes seconds
+        return 1, (
+            f"out of GPU memory: {str(error).splitlines()[0]} Nothing recorded is lost: end other processes on the "
+            "GPU and run the same command again, or load the weights as bf16 (dtype)"
+        )
     return 0, ""

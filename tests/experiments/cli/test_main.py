@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from sqlalchemy.exc import OperationalError
 
 import ctrl
@@ -167,6 +169,24 @@ def test_exit_code_of_an_error(error: Exception, code: int) -> None:
 def test_a_link_to_itself_is_named() -> None:
     """Python before 3.13 has no OSError for it."""
     assert cli.failure(RuntimeError("Symlink loop from '/a'")) == (1, "Symlink loop from '/a': delete this link")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("cannot allocate"), "fault of the machine: MemoryError: cannot allocate"),
+        (ConnectionError("reset by peer"), "reset by peer; nothing recorded is lost"),
+        (RuntimeError("CUDA driver error: unknown"), "fault of the machine"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore"), r"allocate 2 GiB\. Nothing"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_full_memory_or_a_lost_machine_is_one_line(error: Exception, said: str) -> None:
+    """Of any command: they ended `soften` in a traceback."""
+    code, message = cli.failure(error)
+    assert code == 1
+    assert re.search(said, message)
+    assert "\n" not in message
 
 
 def test_a_reader_that_closes_the_pipe_gets_no_error() -> None:
