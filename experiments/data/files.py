@@ -188,6 +188,8 @@ class LocalFile(Columns, Finite):
                 f"table ({', '.join(TABLES)})"
             )
         text = read_text(file).replace(MARK, "")  # of files that were joined
+        if not self.separator.strip("\n"):
+            text = re.sub(r"^[ \t]+$", "", text, flags=re.MULTILINE)  # lines that look empty
         parts = text.split(self.separator) if self.separator else [text]
         return [Text(part.strip("\n")) for part in parts if not blank(part)]
 

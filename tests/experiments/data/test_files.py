@@ -285,6 +285,10 @@ class TestText:
         (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n\n\n\nfour\n")
         assert examples(tmp_path / "a.txt") == (Text("one\ntwo"), Text("three"), Text("four"))
 
+    def test_a_line_of_spaces_is_empty(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("one\n \t\n  two\n \nthree ")
+        assert examples(tmp_path) == (Text("one"), Text("  two"), Text("three "))
+
     def test_with_no_separator_each_file_is_a_document(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("one\n\ntwo")
         (tmp_path / "b.md").write_text("three")
