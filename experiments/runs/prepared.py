@@ -140,7 +140,7 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     suites = Suites.drawn(config.evaluation, context, tokenizer, data.tasks)
     check_suites(config.base_model, model, suites)
     beyond = beyond_training(config.base_model, model, suites, config.data.length)
-    for line in (*beyond, *unread_loss(config, data.tasks)):
+    for line in (*beyond, *_read_twice(config), *unread_loss(config, data.tasks)):
         say(line)
     sources = (*data.new, *(data.old or _only_read(config)))
     for source in sources:
@@ -162,6 +162,17 @@ def read_inputs(config: ExperimentConfig, root: Path, say: Callable[[str], None]
     if config.data.template is not None:  # maybe a file, which may have changed
         digests["the data.template"] = json_digest(tokenizer.chat_template)
     return Inputs(config, model, tokenizer, data, suites, digests)
+
+
+def _read_twice(config: ExperimentConfig) -> list[str]:
+    """Say which data of the new task is replayed as old data: a copied line, most often."""
+    new = [place for one in config.data.new if len(place := _place(one)) > 1]
+    both = [one.label for one in config.data.old if _place(one) in new]
+    return [f"data.old reads {label} as data.new does: what is replayed is the new task itself" for label in both]
+
+
+def _place(source: Source) -> dict[str, Any]:
+    return source.model_dump(include={"source", "path", "name", "subset", "split"})
 
 
 def _only_read(config: ExperimentConfig) -> list[Source]:

@@ -94,6 +94,22 @@ def test_deleted_digests_do_not_hide_changed_data(written: dict[str, str] | None
         assert read_json(tmp_path / SOURCES) == {"0 sums": "old", CONFIG: "c"}
 
 
+@pytest.mark.parametrize("old", ["sums", "more"])
+def test_data_that_is_new_and_replayed_is_said(old: str, base: str, tmp_path: Path) -> None:
+    """`data.old` with the path of `data.new`: the arm that replays looks like one that keeps old text."""
+    rows = [{"question": f"{i} + 1 =", "answer": str(i + 1)} for i in range(40)]
+    for name in ("sums", "more"):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    files = {
+        key: {"source": "file", "path": str(tmp_path / f"{name}.jsonl")}
+        for key, name in (("new", "sums"), ("old", old))
+    }
+    lines: list[str] = []
+    read_inputs(small_config(base, data={**files, "replay": 0.25}), tmp_path, lines.append)
+    found = [line for line in lines if "the new task itself" in line]
+    assert found == ["data.old reads sums as data.new does: what is replayed is the new task itself"] * (old == "sums")
+
+
 def test_rows_that_are_not_read_are_said_before_the_base_is_measured(base: str, tmp_path: Path) -> None:
     rows = [{"question": f"{i} + 1 =", "answer": None if i == 30 else str(i + 1)} for i in range(40)]
     (tmp_path / "data").mkdir()
