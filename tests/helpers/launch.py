@@ -41,6 +41,7 @@ IMPORTED = [
     "ipykernel.kernelapp",
     "ipywidgets",
     "seaborn",
+    "tests.helpers.frozen",  # the last one
 ]
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
 
