@@ -87,12 +87,11 @@ def optuna_command(root: Path) -> Callable[[int], str]:
         url = os.environ[STORAGE] = studies[0]
     if (file := sqlite_file(url)) and not file.is_file():
         raise StudyError(f"no study was started yet: there is no {short_path(file)}; leave --optuna out")
-    own = f"os.environ.get({STORAGE!r}) or {sqlite_url(root.resolve() / 'optuna.db')!r}"  # may have a password
-    code = f"import os, sys; from {DASHBOARD}._cli import main; sys.argv.insert(1, {own}); sys.exit(main())"
-    python = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    own = shlex.quote(sqlite_url(root.resolve() / "optuna.db"))  # that of STUDY_STORAGE may have a password
+    python = f"{shlex.quote(sys.executable)} -m experiments.cli.dashboard {own}"
     pictures = root.resolve() / FOLDER
     shown = f" --artifact-dir {shlex.quote(str(pictures))}" if pictures.is_dir() else ""
-    return lambda port: f"{python} --host {HOST} --port {port} --server wsgiref{shown}"
+    return lambda port: f"{python} --port {port}{shown}"
 
 
 def mlflow_links(tracker: Any, address: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import signal
 import socket
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +61,8 @@ class TestOptuna:
     @pytest.fixture(autouse=True)
     def installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("STUDY_STORAGE", raising=False)
-        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        real = importlib.util.find_spec
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name if name == DASHBOARD else real(name))
 
     def test_not_installed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -75,7 +78,7 @@ class TestOptuna:
         (tmp_path / "optuna.db").touch()
         line = optuna_command(tmp_path)(8081)
         assert f"sqlite:///{tmp_path}/optuna.db" in line
-        assert line.endswith("--host 127.0.0.1 --port 8081 --server wsgiref")
+        assert line.endswith("--port 8081")
         (tmp_path / "optuna-artifacts").mkdir()
         assert optuna_command(tmp_path)(8081).endswith(f" --artifact-dir {tmp_path}/optuna-artifacts")
 
@@ -155,6 +158,9 @@ def test_both_servers_end_at_ctrl_c(store: Path) -> None:
         study = re.search(r"toy +(\S+/dashboard/studies/\d+)", said)
         assert study is not None
         assert urllib.request.urlopen(study[1], timeout=30).status == 200
+        for address in addresses:  # a page whose name points to this machine
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "evil.com"}), timeout=30)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
     assert all(freed(int(address.rpartition(":")[2])) for address in addresses)
