@@ -117,10 +117,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file but the mark (`ctrl.mark`).
 
-    Raises CheckpointError if the file is missing or damaged.
+    Raises CheckpointError if the file is missing, damaged or not this user's to read.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: the checkpoint is incomplete, save it again")
+    if not os.access(path, os.R_OK):  # safetensors would say that there is no such file
+        raise CheckpointError(f"{path} may not be read by this user: change its mode, or ask its owner to")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name != MARK}  # noqa: SIM118 (not a dict)

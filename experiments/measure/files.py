@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,6 +110,8 @@ def check_file(file: Path) -> None:
     """Raise ConfigError if a file of weights is missing, or if its header does not fit its length."""
     if not file.is_file():
         raise ConfigError(f"{file} is missing: half a checkpoint, save or download it again")
+    if not os.access(file, os.R_OK):  # safetensors would say that there is no such file
+        raise ConfigError(f"{file} may not be read by this user: change its mode, or ask its owner to")
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, framework="pt"):

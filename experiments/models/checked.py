@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -203,6 +204,8 @@ def _reason(name: str, folder: Path, suspect: str, error: Exception) -> str:
     if "Unrecognized configuration class" in str(error):
         return f"{start} is no causal language model ({short_text(error)}): take one that predicts the next token"
     if folder.is_dir():
+        if denied := next((file for file in sorted(folder.iterdir()) if not os.access(file, os.R_OK)), None):
+            return f"{start}: {denied} may not be read by this user: change its mode, or ask its owner to"
         damaged = next((file for file in sorted(folder.iterdir()) if not readable(file)), None)
         if damaged or not isinstance(error, OSError):
             suspect = "config.json" if type(error).__name__.startswith("Strict") else suspect

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 import ctrl
+from ctrl.checkpoint import read_tensors
 from experiments.common.errors import ConfigError
 from experiments.measure.files import check_last, check_weights, checkpoints, folder_of, stamp, tokenizer_folder
 from experiments.soften.path import WeightPath
@@ -83,6 +85,15 @@ def test_weights_that_are_missing_or_cut_short_are_found(copied: Path) -> None:
     file.unlink()
     with pytest.raises(ConfigError, match=r"has a config\.json but no weights \(model\.safetensors or pytorch_model"):
         check_weights(copied)
+
+
+def test_weights_of_another_user_are_not_called_missing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).suffix != ".safetensors" and access(path, mode))
+    with pytest.raises(ConfigError, match=r"model\.safetensors may not be read by this user: change its mode"):
+        check_weights(copied)
+    with pytest.raises(ctrl.CheckpointError, match=r"model\.safetensors may not be read by this user: change its mode"):
+        read_tensors(copied / "model.safetensors")
 
 
 def test_checkpoints_are_sorted_by_step_and_have_the_tokenizer_above(tmp_path: Path) -> None:

@@ -233,3 +233,16 @@ def test_a_config_that_asks_for_tuples_is_read_like_any_other(whole: Path, folde
     ids = torch.arange(8)[None]
     outputs = [load_base(str(one))[0](input_ids=ids).logits for one in (whole, folder)]
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_file_that_may_not_be_read_is_not_called_missing(
+    file: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors says that there is no such file. A test that runs as root may read all: the system is a stand-in."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != file and access(path, mode))
+    (folder / file).unlink()
+    (folder / file).mkdir()  # nor may it be opened
+    with pytest.raises(ModelError, match=rf"{file} may not be read by this user: change its mode"):
+        load_base(str(folder))
