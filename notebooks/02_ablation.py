@@ -86,13 +86,15 @@ changes = {
     "evaluation.perplexity_tokens": text_tokens,
 }
 picker = Picker(load_config("sums", changes), root, own_arms=False)
-if "control" not in picker.arms:  # else an earlier Run All has begun them, with its own layers and rate
+if "control" not in picker.arms:
     picker.add("control", rate=learning_rate, layers=layers, interpolation="lerp", divergence="mse")
     picker.clone("control", "no-penalty", divergence="none")
     picker.clone("control", "alpha-per-token", interpolation="dlerp")
     picker.add("no-mixing", rate=learning_rate, layers=layers, structure="stack")
     picker.add("no-copies", method="partial", rate=learning_rate, layers=layers)
     picker.add("all-weights", method="full", rate=learning_rate)
+else:
+    print("arms of an earlier Run All, with its layers and learning_rate: give changes another name to begin anew")
 display(picker)
 
 # %% [markdown]
