@@ -22,6 +22,7 @@ from experiments.cli.console import quiet_warnings, stop
 from experiments.common.commands import command, program
 from experiments.common.errors import BenchError
 from experiments.common.machine_faults import of_the_machine
+from experiments.common.signals import swallowed_ones_come_again
 from experiments.common.threads import wait_asleep
 
 
@@ -58,7 +59,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        with swallowed_ones_come_again():
+            return _run(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:  # `control-llm list | head`: the reader has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
         return 1

@@ -82,11 +82,11 @@ def _places(args: argparse.Namespace) -> list[str]:
 
 
 def study_command(args: argparse.Namespace) -> int:
+    from experiments.common.signals import sigterm_raises
     from experiments.studies.checks import check_inputs
     from experiments.studies.launch import check_start, run_study, work
     from experiments.studies.load import load_study
     from experiments.studies.storage import storage_url
-    from experiments.tracking.machine import sigterm_raises
 
     quiet()
     config, root, places = load_study(args.config, args.profile), args.root or default_root(), _places(args)

@@ -42,7 +42,7 @@ def port_number(text: str) -> int:
 
 
 def ui_command(args: argparse.Namespace) -> int:
-    from experiments.tracking.machine import sigterm_raises
+    from experiments.common.signals import sigterm_raises
     from experiments.tracking.tracker import PORT, Tracker
     from experiments.tracking.uri import page
 

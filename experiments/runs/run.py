@@ -20,6 +20,7 @@ from experiments.common.errors import BenchError, MachineError, RunError, Stoppe
 from experiments.common.files import remove
 from experiments.common.machine_faults import disk_full, of_the_machine
 from experiments.common.paths import default_root
+from experiments.common.signals import sigterm_raises
 from experiments.config import ExperimentConfig, run_config
 from experiments.runs.arm import Observer, Session
 from experiments.runs.checks import check_device
@@ -30,7 +31,6 @@ from experiments.runs.outcome import Outcome
 from experiments.runs.prepared import Prepared, prepare, read_inputs
 from experiments.runs.same_data import Agree, digests_of
 from experiments.runs.unused import check_fields
-from experiments.tracking.machine import sigterm_raises
 from experiments.tracking.run import ParentRun
 from experiments.tracking.tracker import Tracker
 from experiments.training.channel import AbortLaunch

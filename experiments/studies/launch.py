@@ -22,6 +22,7 @@ from experiments.common.errors import StudyError
 from experiments.common.files import read_note, write_json, write_text
 from experiments.common.paths import root_folder, short_path
 from experiments.common.printable import escaped
+from experiments.common.signals import sigterm_raises
 from experiments.common.yaml_values import dump_yaml
 from experiments.studies.agree import agree
 from experiments.studies.config import StudyConfig
@@ -38,7 +39,7 @@ from experiments.studies.storage import note_progress, public_yaml, storage_url,
 from experiments.studies.trial import ShouldPrune, run_trial, steps_done
 from experiments.studies.trial_results import TrialOutcome
 from experiments.studies.workers import ends_with_parent, worker_starter
-from experiments.tracking.machine import process_state, process_tags, sigterm_raises
+from experiments.tracking.machine import process_state, process_tags
 from experiments.tracking.tracker import Tracker
 
 UNFINISHED = "workers ended before the trials did: the same command continues"

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import os
 import platform
-import signal
 import socket
 import subprocess
-import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -35,7 +29,6 @@ PACKAGES = (
     "optuna",
     "lm_eval",
 )
-ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -79,32 +72,6 @@ def process_state(tags: Mapping[str, str]) -> bool | None:
         return True
     except (psutil.NoSuchProcess, ValueError):
         return False
-
-
-@contextmanager
-def sigterm_raises() -> Iterator[None]:
-    """Raise SystemExit (143 at SIGTERM, 129 at SIGHUP, a closed terminal) inside the block, so that runs are closed.
-
-    Only the main thread can do so. A signal that is ignored, as SIGHUP under nohup, stays so.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    found = {number: signal.getsignal(number) for number in ENDING}
-    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, _exit)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _exit(number: int, frame: Any) -> None:
-    with contextlib.suppress(OSError):  # the terminal is gone
-        os.write(2, f"stopped by {signal.Signals(number).name}; the same command continues\n".encode())
-    sys.exit(128 + number)
 
 
 @functools.cache

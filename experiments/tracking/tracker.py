@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.paths import short_path
+from experiments.common.signals import sigterm_raises
 from experiments.tracking.client import answered
 from experiments.tracking.delivery import Delivery
 from experiments.tracking.diff import code_diff
@@ -26,7 +27,6 @@ from experiments.tracking.machine import (
     code_tags,
     hardware_tags,
     process_tags,
-    sigterm_raises,
 )
 from experiments.tracking.reap import reap, sweep_root
 from experiments.tracking.run import Run

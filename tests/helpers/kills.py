@@ -36,13 +36,13 @@ import pytest
 from tqdm import tqdm
 
 from experiments.common.files import read_json
+from experiments.common.signals import sigterm_raises
 from experiments.config import parse_config
 from experiments.runs.run import run_experiment
 from experiments.studies.launch import run_study
 from experiments.studies.load import parse_study
 from experiments.studies.queue import Store
 from experiments.tracking.journal import PATTERN
-from experiments.tracking.machine import sigterm_raises
 from experiments.tracking.tracker import Tracker
 from tests.helpers.byte_level import byte_base
 from tests.helpers.damaged import without_pictures

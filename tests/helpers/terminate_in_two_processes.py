@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from experiments.common.signals import sigterm_raises
 from experiments.methods import ActiveMethod
-from experiments.tracking.machine import sigterm_raises
 from experiments.training.processes import Processes
 from tests.helpers.engine import arm_config, train
 

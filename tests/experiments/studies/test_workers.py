@@ -13,10 +13,10 @@ import pytest
 
 from experiments.common.errors import StudyError
 from experiments.common.progress import PLAIN
+from experiments.common.signals import sigterm_raises
 from experiments.studies import launch, workers
 from experiments.studies.launch import keep_working, work
 from experiments.studies.workers import PARENT, VISIBLE, ends_with_parent, worker_places, worker_starter
-from experiments.tracking.machine import sigterm_raises
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import psutil
 import pytest
 
 from experiments.tracking import machine
-from experiments.tracking.machine import ENDING, process_alive, process_state, process_tags, sigterm_raises
+from experiments.tracking.machine import process_alive, process_state, process_tags
 from experiments.tracking.tracker import Tracker
 from tests.helpers.tracking_store import start_training
 
@@ -54,30 +53,6 @@ def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatc
     assert process_state({**mine, "pid_ticks": "1"}) is False  # its id was given to another process
     older = {key: tag for key, tag in mine.items() if key != "pid_ticks"}
     assert process_state(older) is False  # of a journal before ticks were noted
-
-
-@pytest.mark.parametrize("number", ENDING)
-def test_signals_that_end_a_process_let_it_close_its_runs(
-    number: signal.Signals, capfd: pytest.CaptureFixture[str]
-) -> None:
-    before = signal.signal(number, signal.SIG_DFL)  # under nohup one of them is ignored
-    try:
-        with pytest.raises(SystemExit, match=str(128 + number)), sigterm_raises():
-            os.kill(os.getpid(), number)
-        assert capfd.readouterr().err == f"stopped by {number.name}; the same command continues\n"
-        assert signal.getsignal(number) == signal.SIG_DFL
-    finally:
-        signal.signal(number, before)
-
-
-def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As SIGHUP is under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with sigterm_raises():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.tracking.machine import sigterm_raises
+from experiments.common.signals import sigterm_raises
 from experiments.training.checkpoints import last_checkpoint
 from experiments.training.stopping import ECHO, StopRequest, stops_after_step
 from tests.helpers import engine, terminate_in_two_processes
