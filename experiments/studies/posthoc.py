@@ -62,6 +62,8 @@ def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: 
             continue
         try:
             for run in arm.runs:
+                if _comes_with_result(item, run, root):
+                    continue
                 result, alphas = result_of(run), None if item.alpha is None else [item.alpha]
                 folder = root / run["folder"]
                 posthoc(folder, result.arm, result.learning_rate, item.op, alphas, say=say, study=study.name)
@@ -69,6 +71,11 @@ def apply_posthoc(study: StudyConfig, trials: Sequence[Trial], root: Path, say: 
             raise
         except (ConfigError, RunError) as error:
             say(f"{item.label}: {error}")
+
+
+def _comes_with_result(item: Posthoc, run: dict[str, Any], root: Path) -> bool:
+    """Whether an arm has the operation's result but no weights: it comes from an archive, which has none."""
+    return not (record_files(run, root)[1].parent / "trained").is_dir() and _after(item, run, root) is not None
 
 
 def posthoc_rows(study: StudyConfig, arms: Sequence[ReportRow], root: Path) -> list[ReportRow]:

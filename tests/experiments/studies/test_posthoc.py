@@ -14,7 +14,7 @@ from experiments.common.errors import DamagedError
 from experiments.posthoc.run import result_folder
 from experiments.runs.result_file import write_result
 from experiments.studies.exchange import unpack_runs, write_trials
-from experiments.studies.posthoc import posthoc_rows
+from experiments.studies.posthoc import apply_posthoc, posthoc_rows
 from experiments.studies.queue import Store
 from experiments.studies.report.paper import compared
 from experiments.studies.report.readings import matched_gain
@@ -44,6 +44,9 @@ def test_an_operation_after_training_is_a_row_of_its_own(some: tuple[Store, Path
     shutil.copy(here / run["folder"] / "base" / "items.jsonl", folder / f"items-{result.steps}.jsonl")
     write_result(folder, result)
     [row] = posthoc_rows(store.config, arms, here)
+    lines: list[str] = []
+    apply_posthoc(store.config, store.trials(), here, lines.append)
+    assert lines == [], "trials of an archive have results of operations, and no weights to apply them to again"
     assert (row.name, row.halves, row.trial.number) == ("lerp8-mse-merged", True, chosen.trial.number)
     assert (row.result.scorecard["gain"].value, row.result.scorecard["retention"].value) == (0, 1)
     said = (
