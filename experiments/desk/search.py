@@ -76,7 +76,7 @@ class StudyView:
         done = sum(trial.state == "complete" for trial in self.trials)
         words = Markup("<b>{}</b> {}<br>{} trials, {} complete. *: on the front. {}Intervals: 95 %, {}")
         seeds = len(self.study.seeds)
-        of = "first seed" if seeds == 1 else f"of questions alone: figures and ends are means over {seeds} seeds"
+        of = "first seed" if seeds == 1 else f"of questions and the spread of {seeds} seeds, of which figures are means"
         broken = "x: breaks a constraint. " if self._broken else ""
         above = words.format(self.study.name, self.study.question, len(self.trials), done, broken, of)
         return str(Grid(self.table, above).html())

@@ -125,8 +125,8 @@ def report_row(
     """Make a row with the figures of its runs, measured on the reported half of the items, or on all of them.
 
     With several seeds, figures are means. Their intervals resample seeds and questions (`over_seeds`); those of figures
-    that `over_seeds` does not have, and all intervals without item records, resample only questions. The trajectory is
-    measured on the same items.
+    that `over_seeds` does not have, and all intervals without item records, are those of `mean_estimate`. The
+    trajectory is measured on the same items.
     """
     records = has_records(runs, root)
     own = [result_of(run) for run in runs]
@@ -206,7 +206,7 @@ def check_records(trials: Sequence[Trial], root: Path) -> None:
 
 
 def mean_result(results: Sequence[ArmResult]) -> ArmResult:
-    """Return the mean over seeds. The ends of intervals are means too, so the intervals are of items alone.
+    """Return the mean over seeds, with intervals of items and of the spread of the seeds (`mean_estimate`).
 
     The trajectory has the steps at which all seeds were measured.
     """

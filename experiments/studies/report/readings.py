@@ -20,7 +20,7 @@ from experiments.scorecard.halves import even
 from experiments.scorecard.seeds import resample_seeds
 from experiments.scorecard.trajectory import Trajectory, drawn_trajectory
 from experiments.studies.selection import ReportRow
-from experiments.studies.trial_results import record_files, result_of
+from experiments.studies.trial_results import has_records, record_files, result_of
 from experiments.studies.trials import Trial
 
 if TYPE_CHECKING:
@@ -109,6 +109,18 @@ def outside(trials: Sequence[Trial], arms: Sequence[ReportRow]) -> list[str]:
     if lacking := [arm.name for arm in arms if not arm.trial.feasible]:
         found.append(f"No variant of these arms satisfies the constraints: {', '.join(lacking)}.")
     return found
+
+
+def without_records(trials: Sequence[Trial], root: Path) -> list[str]:
+    """Say which trials have no item records here, and what that does to the comparison of arms."""
+    lacking = [trial.number for trial in trials if trial.state == "complete" and not has_records(trial.runs, root)]
+    if not lacking:
+        return []
+    return [
+        f"Item records of trial {', '.join(map(str, lacking))} are not on this machine: bring the folders of its runs "
+        "back and write the report again. Until then arms that need them are compared by their intervals, not by their "
+        "answers to the same questions, and what else needs them (retention at a common gain, a law) leaves them out."
+    ]
 
 
 def _over_seeds(retentions: Sequence[np.ndarray]) -> Estimate:

@@ -29,7 +29,7 @@ from experiments.studies.posthoc import of_other_steps, posthoc_rows
 from experiments.studies.report.answers import answers_table
 from experiments.studies.report.paper import at_each, compared, sentences
 from experiments.studies.report.pictures import Picture, law_pictures, pictures
-from experiments.studies.report.readings import matched_gain, outside, pareto_volume
+from experiments.studies.report.readings import matched_gain, outside, pareto_volume, without_records
 from experiments.studies.report.same_gain import same_gain
 from experiments.studies.report.table import picks_text
 from experiments.studies.selection import ReportRow, check_records, choose, significant_arms
@@ -164,8 +164,10 @@ def _reading(store: Store, arms: list[ReportRow]) -> str:
     study = store.config
     words = "Brackets: 95 % intervals over questions."
     if len(study.seeds) > 1:
-        with_seeds = "resample seeds and questions" if all(arm.records for arm in arms) else "are of questions alone"
-        words += f" Values are means over {len(study.seeds)} seeds; the intervals {with_seeds}."
+        alone = [arm.name for arm in arms if not arm.records]
+        with_seeds = "add the spread of the seeds to that of questions" if alone else "resample seeds and questions"
+        whose = f"those of {', '.join(alone)}" if 0 < len(alone) < len(arms) else "the intervals"
+        words += f" Values are means over {len(study.seeds)} seeds; {whose} {with_seeds}."
     if any(arm.halves for arm in arms):
         words += (
             f" {study.report.select} was chosen per arm by {study.objectives[0].figure} on one half of the items; the"
@@ -179,12 +181,13 @@ def _notes(store: Store, arms: list[ReportRow], trials: list[Trial], root: Path,
     study, notes = store.config, []
     if store.going_on() or not store.ended():
         notes.append(f"The study is not finished: {command_line(store, root, 'resume', study.name)}")
+    notes += without_records(trials, root)
     if study.report.select and arms and not all(arm.halves for arm in arms):
-        lacking = "Item records are not on this machine"
+        why = "Item records are not on this machine"
         if all(arm.records for arm in arms):
-            lacking = "The half of the items that chooses does not have the figure"
+            why = "The half of the items that chooses does not have the figure"
         notes.append(
-            f"{lacking}, so the choice and the figures rest on the same items: the figures of arms with several "
+            f"{why}, so the choice and the figures rest on the same items: the figures of arms with several "
             "candidates are somewhat too good."
         )
     if apart:

@@ -106,7 +106,7 @@ def test_figures_of_several_seeds_are_means(root: Path, monkeypatch: pytest.Monk
     said = f"gain {sum(gains) / 2:+.2f} [".replace("+0.", "+.")
     assert said in view.words(0)
     assert any(str(cell).startswith(said.removeprefix("gain ")) for cell in view.table.rows[0])
-    assert "figures and ends are means over 2 seeds" in view._repr_html_()
+    assert "of questions and the spread of 2 seeds, of which figures are means" in view._repr_html_()
 
 
 def test_a_study_is_opened_with_its_front(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,15 @@ def test_one_dimension_is_enough_for_a_report(rate: dict[str, Any], tmp_path: Pa
     page = write_study_report(store, tmp_path, tmp_path / "report").read_text()
     assert "Trials by dimension: gain" in page
     assert len(list(csv.DictReader((tmp_path / "report" / "table.csv").open()))) == 2  # one of three failed
+
+
+def test_a_trial_whose_records_are_gone_is_named(tmp_path: Path) -> None:
+    """All arms were compared by another test, and the page did not say why. Without two halves nothing else said it."""
+    store = synthetic_store(tmp_path, {"arm": TABLE5["full"], "lerp": TABLE5["lerp8-mse"]}, report={})
+    pages = [write_study_report(store, tmp_path, tmp_path / name).with_suffix(".md") for name in ("whole", "gone")]
+    assert "Item records" not in pages[0].read_text()
+    number = store.trials()[-1].number
+    shutil.rmtree(tmp_path / store.trials()[-1].runs[0]["folder"])
+    text = write_study_report(store, tmp_path, tmp_path / "gone").with_suffix(".md").read_text()
+    assert f"Item records of trial {number} are not on this machine: bring the folders of its runs back" in text
+    assert "Until then arms that need them are compared by their intervals" in text
