@@ -29,7 +29,8 @@ _BOXES = r"f?box|boxed|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt)|mbo
 BOXED = re.compile(rf"\\(?:{_BOXES})\s*\{{")  # begins what LaTeX sets in a box, or as text
 _BRACE = re.compile(rf"{BOXED.pattern}|\\?[{{}}]")
 _DELIMITER = re.compile(r"(?<!\\)\\[()\[\]]")
-_EMPHASIS = re.compile(r"(?<![^\W_])[*_`]+(?=\S)|(?<=\S)[*_`]+(?![^\W_])")  # not in snake_case, a*b or 2 * 3
+# whole runs of marks: not in snake_case, user__name, a*b, 2**3 or 2 * 3
+_EMPHASIS = re.compile(r"(?<![^\W_])(?<![*_`])[*_`]++(?=\S)|(?<=[^\s*_`])[*_`]++(?![^\W_])")
 
 
 def straight(text: str) -> str:

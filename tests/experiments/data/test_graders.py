@@ -175,6 +175,8 @@ SPELLED: dict[str, tuple[Any, str, dict[str, Any], tuple[str, ...], tuple[str, .
         (RIGHT,),
         ("half = lambda x: x / 2", "pass"),
     ),
+    "contained power": ("contains", "2**3", {}, ("It is 2**3.", "2**3", "**2**3**"), ("It is 23.", "2*3", "8")),
+    "contained name": ("contains", "user__name", {}, ("filter on `user__name`",), ("filter on username", "user_name")),
     "contained sentence": ("contains", "Paris.", {}, ("It is Paris, I think", "paris", "Paris."), ("Parisian", "")),
     "contained number with a stop": ("contains", "3.", {}, ("3 apples", "It is 3."), ("3.5", "13")),
     "contained decimal with a stop": ("contains", "3.5.", {}, ("3.50 m",), ("3", "5")),

@@ -33,6 +33,8 @@ def test_whole_words(words: str, inside: tuple[str, ...], outside: tuple[str, ..
     [
         ("**New** _York_ `City`", "New York City"),
         ('<b>New</b> York &amp; <a href="x">more</a>', "New York & more"),
+        ("**Answer:**Paris **x**2** __2__", "Answer:Paris x**2 2"),
+        ("2**3 x**2 user__name a``b", "2**3 x**2 user__name a``b"),
         ("snake_case a*b 2 * 3 x<y and z>w List<int>", "snake_case a*b 2 * 3 x<y and z>w List<int>"),
     ],
 )
