@@ -195,6 +195,12 @@ def _text(response: httpx.Response) -> str:
             "counts as an empty reply, also if a filter of the server took its text",
             stacklevel=2,
         )
+    elif ended == "content_filter":
+        warnings.warn(
+            f"{response.url}: a filter of the server cut a reply (finish_reason content_filter): it counts as far as "
+            "it goes",
+            stacklevel=2,
+        )
     return text
 
 

@@ -120,6 +120,14 @@ def test_a_reply_without_a_text_is_said_unless_it_was_cut(
     assert [said in str(one.message) for one in recwarn] == [True] * warned
 
 
+def test_a_reply_that_a_filter_cut_is_said() -> None:
+    cut = httpx.MockTransport(
+        lambda request: httpx.Response(200, json=choice({"content": "The ca"}, finish_reason="content_filter")[1])
+    )
+    with pytest.warns(UserWarning, match="a filter of the server cut a reply"):
+        assert Endpoint("http://x/v1", "m", httpx.Client(transport=cut)).reply("what?", 3) == "The ca"
+
+
 def test_a_terminal_obeys_no_codes_of_a_server() -> None:
     """Python prints the error as it is."""
     answers = httpx.MockTransport(lambda request: httpx.Response(400, text="\x1b]0;owned\x07"))
