@@ -109,6 +109,10 @@ def _same(one: str, other: str) -> bool:
 
 
 def _samples(folder: Path, new: Sequence[str]) -> ComparedRun:
+    if (folder / "arms").is_dir():  # of `measure` or a ForgettingCallback
+        raise CompareError(
+            f"{folder} has no records of its base model (base/items.jsonl): bring them back, or measure anew"
+        )
     try:
         from experiments.evaluation.lm_eval_files import measured_apart
         from experiments.evaluation.lm_eval_samples import read_samples

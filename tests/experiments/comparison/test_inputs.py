@@ -105,3 +105,10 @@ def test_a_pattern_of_new_that_no_task_has_is_named(tmp_path: Path) -> None:
     assert main(["compare", before, after, "--new", "gsm8k*", "--draws", "100"]) == 0
     lm_eval_samples(tmp_path / "after", "2026-02-01", True, "arc")  # the model may be another one at the same path
     assert read_runs([after], before)[0].remark.startswith("measured by several runs of lm_eval (gsm8k 2026-01-01T00-")
+
+
+def test_a_measurement_without_records_of_its_base_is_named_so(tmp_path: Path) -> None:
+    """It was taken for samples of lm_eval: "run lm_eval with --log_samples"."""
+    (tmp_path / "callback-x" / "arms" / "x").mkdir(parents=True)
+    with pytest.raises(CompareError, match=r"callback-x has no records of its base model .*measure anew"):
+        read_runs([str(tmp_path / "callback-x")])
