@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -127,7 +128,11 @@ def _in_the_open(url: str) -> bool:
     """Whether what is sent to an address can be read on the way: http, to another machine."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    return parts.scheme == "http" and not (host in ("localhost", "::1", "0.0.0.0") or host.startswith("127."))
+    try:
+        own = host in ("localhost", "0.0.0.0") or ip_address(host).is_loopback
+    except ValueError:  # a name, such as 127.example.org
+        own = False
+    return parts.scheme == "http" and not own
 
 
 def _listed(url: str, client: httpx.Client) -> list[str]:

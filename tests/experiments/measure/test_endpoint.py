@@ -48,8 +48,8 @@ def test_a_server_that_knows_no_penalty_is_asked_without(echo: ReplyServer) -> N
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("http://gpu-box:8000/v1", True), ("https://gpu-box/v1", False), ("http://127.0.0.1:8000/v1", False),
-     ("http://[::1]:8000/v1", False), ("http://localhost/v1", False)],
+    [("http://gpu-box:8000/v1", True), ("http://127.evil.com/v1", True), ("https://gpu-box/v1", False),
+     ("http://127.0.0.1:8000/v1", False), ("http://[::1]:8000/v1", False), ("http://localhost/v1", False)],
 )  # fmt: skip
 def test_a_key_that_goes_to_another_machine_without_encryption_is_said(
     url: str, said: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
