@@ -40,10 +40,11 @@ def rest_print(samples: dict[str, Tensor] | None, saved: Collection[str]) -> str
 
 @torch.no_grad()
 def part_prints(model: Any) -> dict[str, str]:
-    """Hash samples of the base's norms and of its embeddings, which most kinds of quantisation leave in floats.
+    """Hash samples of the base's norms and of its embeddings, which most kinds of quantisation leave in floats, and
+    the signs of a base in floats.
 
-    They show that a quantised base is not another one of the same kind, or one in floats. Parts that this process does
-    not hold whole are left out.
+    They show that a quantised base is not another one of the same kind, or one in floats, and that one in fp16 is not
+    another one in fp32. Parts that this process does not hold whole are left out.
     """
     norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
     added = {id(p) for n, p in model.named_parameters() if is_added(n)}
@@ -58,7 +59,20 @@ def part_prints(model: Any) -> dict[str, str]:
             exact = all(str(p.dtype) in EXACT for p in found)
             samples = {str(i): some_of(p).cpu() for i, p in enumerate(found)}
             prints[name if exact else f"{name} in {found[0].dtype}"] = str(digest(samples))
-    return prints
+    signs = None if has_quantised(model) else _signs(model)
+    return prints | ({} if signs is None else {"signs": signs})
+
+
+def _signs(model: Any) -> str | None:
+    """Hash the signs of a sample of the base, which are the same in every floating-point type: fp16 rounds to other
+    values than bf16. Embeddings and head are left out: they may have new rows, which are drawn anew at each load."""
+    samples = samples_of(model)
+    if samples is None:
+        return None
+    given = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m for p in m.parameters()}
+    ends = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in given}
+    found = [torch.signbit(values.flatten()) for name, values in samples.items() if name not in ends]
+    return hashlib.sha256(torch.cat(found).numpy().tobytes()).hexdigest()[:16] if found else None
 
 
 @torch.no_grad()

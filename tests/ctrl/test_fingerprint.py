@@ -255,3 +255,23 @@ def test_rows_that_were_added_after_expand_load_onto_a_base_that_has_them(tmp_pa
     base = tiny().eval()
     base.resize_token_embeddings(120)
     assert torch.equal(ctrl.load(base, tmp_path)(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("trained", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("here", [torch.float32, torch.bfloat16, torch.float16])
+def test_another_base_of_the_same_name_is_refused_in_every_dtype(
+    trained: torch.dtype, here: torch.dtype, tmp_path: Path
+) -> None:
+    """fp16 and bf16 round to other values, so hashes of values did not compare: all weights of these shapes passed."""
+
+    def loaded(dtype: torch.dtype) -> Any:
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
+
+    tiny().save_pretrained(tmp_path / "base")
+    ctrl.save(ctrl.expand(loaded(trained), ctrl.ControlConfig(layers=2)), tmp_path / "trained")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what rounds
+        ctrl.load(loaded(here), tmp_path / "trained")
+        tiny(seed=77).save_pretrained(tmp_path / "base")
+        with pytest.raises(ctrl.CheckpointError, match=r"the weights of this base, .* are others"):
+            ctrl.load(loaded(here), tmp_path / "trained")
