@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ctrl.config import ControlConfig
 from ctrl.errors import warn
+from ctrl.generation import Exchange
 from ctrl.passes import ForwardPass
 from ctrl.structure import branch_kinds
 from ctrl.watch import DivergenceWatch, warn_also_compiled
@@ -64,6 +65,8 @@ class Control(DivergenceWatch):
     samples: dict[str, Tensor] | None = field(default=None, repr=False)  # of these weights, see ctrl.fingerprint
     packed: dict[str, Tensor] = field(default_factory=dict, repr=False)  # samples of its quantised weights
     sums: dict[str, tuple[str, int]] = field(default_factory=dict, repr=False)  # of these weights, see ctrl.sums
+    loaded_settings: Exchange = field(default_factory=dict, repr=False)  # of generation, by ctrl.load -> the base's own
+    base_settings: Exchange = field(default_factory=dict, repr=False)  # that ctrl.pretrained has put back -> those
     owner: weakref.ref[Any] | None = field(default=None, repr=False)  # the model that has the parts, see ctrl.expansion
     thread: _OfThread = field(default_factory=_OfThread, repr=False)
     unmasked: int = 0  # training passes without a mask that were searched for padding
@@ -85,6 +88,7 @@ class Control(DivergenceWatch):
         copied.fingerprint, copied.fingerprint_dtype = self.fingerprint, self.fingerprint_dtype
         copied.computes, copied.samples, copied.part_prints = self.computes, self.samples, self.part_prints
         copied.sums, copied.packed = self.sums, self.packed
+        copied.loaded_settings, copied.base_settings = {**self.loaded_settings}, {**self.base_settings}
         if self.used is not None:
             copied.look_from(self.used.device)
         return copied

@@ -16,6 +16,7 @@ from ctrl.control import Control
 from ctrl.control_model import ControlModel, control_class
 from ctrl.errors import ConfigError
 from ctrl.facts import base_as_it_runs
+from ctrl.generation import to_base, to_expansion
 from ctrl.interpolation import Interpolation
 from ctrl.layer import ADDED, ExpandedLayer, class_before, expanded_class, expanded_layers
 from ctrl.optimizers import remember_taken_off
@@ -40,7 +41,7 @@ class Expansion:
     """All that an expanded model has and its base has not: the trained parts, with their settings.
 
     head: values of the head that trained with them, see `ctrl.structure.head_parameters`. unfrozen: parameters of the
-    base that train; None if it was never on a model. facts: `ctrl.facts.base_as_it_runs` of the model that it was on.
+    base that train; None if it was never on a model. facts: `ctrl.facts.base_as_it_runs` of the base that it was on.
     """
 
     control: Control
@@ -82,6 +83,8 @@ def put_on(model: PreTrainedModel, expansion: Expansion) -> None:
     control.owner = weakref.ref(model)
     control.look_again()  # an optimizer that was made before holds other weights
     control.look_from(next(model.parameters()).device)
+    if not control.off:
+        to_expansion(model)
     ignore_fields(model.config)
 
 
@@ -100,12 +103,13 @@ def take_off(model: Any) -> Expansion:
         become(layer, class_before(layer, ExpandedLayer))
     head = {name: parameter.detach().clone() for name, parameter in head_parameters(model).items()}
     unfrozen = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    expansion = Expansion(model.control, parts, head, unfrozen, base_as_it_runs(model))
-    model.control.owner = None
+    to_base(model)
+    control: Control = model.control
+    control.owner = None
     del model.control
     become(model, class_before(model, ControlModel))
     heed_fields(model.config)
-    return expansion
+    return Expansion(control, parts, head, unfrozen, base_as_it_runs(model))
 
 
 def _inner_models(model: nn.Module) -> list[PreTrainedModel]:

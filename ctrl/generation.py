@@ -4,29 +4,74 @@ padding of a classifier.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
-from typing import Any
+from typing import Any, TypeAlias
 
 from ctrl.errors import warn
 
 # tokens, which trainers set (`ends` has those at which replies end), and what a pass returns
 OTHERS = re.compile(r"_.*|.*token_id|transformers_version|use_cache|output_.*|return_dict.*")
 
+Exchange: TypeAlias = dict[str, tuple[Any, Any]]  # a value of now and another one, by the name of a setting
+
 AS_LOADED = "_original_object_hash"  # transformers' note of settings that were read from a file
 
 
 def ends(model: Any) -> list[int]:
     """List the tokens at which `generate` stops: trainers add the end of turn of a chat template to those of a base."""
-    known = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    known = getattr(config_of(model), "eos_token_id", None)
     return [] if known is None else [int(end) for end in (known if isinstance(known, list | tuple) else [known])]
 
 
 def settings(model: Any) -> dict[str, Any]:
     """Return the other settings that are not transformers' defaults, as plain values."""
-    config = getattr(model, "generation_config", None)
+    config = config_of(model)
     given: dict[str, Any] = {} if config is None else json.loads(config.to_json_string(use_diff=True))
     return {name: value for name, value in given.items() if not OTHERS.fullmatch(name)}
+
+
+def config_of(model: Any) -> Any:
+    """Return the settings with which the model generates outside of `ctrl.pretrained`; None of one that has none."""
+    config, control = getattr(model, "generation_config", None), getattr(model, "control", None)
+    if control is None or not control.base_settings:
+        return config
+    config = copy.deepcopy(config)
+    _exchange(config, control.base_settings)
+    return config
+
+
+def to_base(model: Any) -> None:
+    """Put the base's own settings back in place of those that `ctrl.load` has given an expanded model."""
+    if model.control.loaded_settings:
+        model.control.base_settings |= _exchange(model.generation_config, model.control.loaded_settings)
+
+
+def to_expansion(model: Any) -> None:
+    """Undo `to_base`."""
+    if model.control.base_settings:
+        _exchange(model.generation_config, model.control.base_settings)
+        model.control.base_settings = {}
+
+
+def keep_settings(model: Any) -> None:
+    """Let an expanded model keep the settings of the saved one when its copies are taken off, as merged ones are."""
+    to_expansion(model)
+    model.control.loaded_settings = {}
+
+
+def _exchange(config: Any, values: Exchange) -> Exchange:
+    """Replace each value that is still the first one of its pair by the second, and return how to undo it.
+
+    What was changed since, by the user or a trainer, stays.
+    """
+    found = {name: pair for name, pair in values.items() if getattr(config, name, None) == pair[0]}
+    for name, (_, value) in found.items():
+        setattr(config, name, value)
+    if found:
+        keep_savable(config)
+    return {name: (new, old) for name, (old, new) in found.items()}
 
 
 def padding(model: Any) -> int | None:
@@ -65,6 +110,15 @@ def keep_savable(config: Any) -> None:
         setattr(config, AS_LOADED, hash(config))
 
 
+def _give(model: Any, values: dict[str, Any]) -> None:
+    """Set settings of a base that was loaded by its name, and note how to take them back."""
+    config = model.generation_config
+    own = {name: getattr(config, name, None) for name in values}
+    config.update(**values)
+    model.control.loaded_settings |= {name: (getattr(config, name, None), own[name]) for name in values}
+    keep_savable(config)
+
+
 def _agree_on_settings(model: Any, saved: dict[str, Any] | None, named: bool) -> None:
     """Let `generate` choose tokens as it did."""
     here = settings(model)
@@ -74,8 +128,7 @@ def _agree_on_settings(model: Any, saved: dict[str, Any] | None, named: bool) ->
     gone = {name: getattr(defaults, name, None) for name in here.keys() - saved.keys()}
     other = {**gone, **{name: value for name, value in saved.items() if here.get(name) != value}}
     if named:
-        model.generation_config.update(**other)
-        keep_savable(model.generation_config)
+        _give(model, other)
         return
     warn(
         f"the model was saved with other settings of generation than this base has: {other}. "
@@ -90,8 +143,7 @@ def _agree_on_ends(model: Any, saved: list[int] | None, named: bool) -> None:
     if saved is None or set(saved) == set(here):
         return
     if named:
-        model.generation_config.eos_token_id = saved or None
-        keep_savable(model.generation_config)
+        _give(model, {"eos_token_id": saved or None})
         return
     warn(
         f"the model was saved with generation_config.eos_token_id={saved}, this base has {here}: generate stops at "

@@ -22,6 +22,7 @@ from ctrl.errors import ConfigError, warn
 from ctrl.expansion import deep_copy, take_off
 from ctrl.facts import note_merged
 from ctrl.gap import Batches, MergeGap, each, evaluating, merge_gap, readable, run
+from ctrl.generation import keep_settings
 from ctrl.interpolation import INTERPOLATIONS
 from ctrl.layer import ADDED, ExpandedLayer, expanded_layers
 from ctrl.numerics import widen
@@ -87,6 +88,7 @@ def merge_back(
         if layer.kind == "concat":
             _set_weights(layer, mixed_weights(layer, layer_alpha))
     stacked = {layer.index: layer.expanded for layer in layers_of_kind(plain, "stack")}
+    keep_settings(plain)
     take_off(plain)
     insert(plain, stacked, sources)
     note_own_head(plain)

@@ -16,6 +16,7 @@ from ctrl.errors import ConfigError
 from ctrl.expansion import deep_copy, take_off
 from ctrl.facts import note_merged
 from ctrl.gap import Batches, MergeGap, merge_gap, readable
+from ctrl.generation import keep_settings
 from ctrl.layer import ADDED, ExpandedLayer
 from ctrl.merge import Alphas, as_numbers, check_mergeable, layer_alphas, mixed_weights
 from ctrl.numerics import widen
@@ -69,6 +70,7 @@ def merge_models(
             before = widen(start[name])
             totals[name] = totals.get(name, before) + factor * (mixed.to(before.device) - before)
     plain = deep_copy(expanded[0])
+    keep_settings(plain)
     take_off(plain)
     for name, tensor in (*plain.named_parameters(), *plain.named_buffers()):
         if name in totals:

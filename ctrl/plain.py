@@ -18,6 +18,7 @@ from ctrl.control_model import ControlModel
 from ctrl.copies import original_class
 from ctrl.errors import ConfigError
 from ctrl.expansion import become
+from ctrl.generation import config_of
 from ctrl.indices import indexed, refuse_counted_layers
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
@@ -49,7 +50,7 @@ def whole_model(model: Any) -> Any:
         if layer.interpolation is not None and original.interpolation is not None:
             layer.interpolation.fixed_alpha = original.interpolation.fixed_alpha
     if hasattr(model, "generation_config"):  # a classifier has none
-        gathered.generation_config = copy.deepcopy(model.generation_config)
+        gathered.generation_config = copy.deepcopy(config_of(model))
     return gathered.train(model.training)
 
 

@@ -23,6 +23,7 @@ from ctrl.checkpoint import read_tensors, refuse_base
 from ctrl.config import ControlConfig
 from ctrl.control_model import ControlModel, bare_expanded
 from ctrl.errors import CheckpointError, ConfigError
+from ctrl.generation import config_of
 from ctrl.layer import class_before, expanded_layers
 from ctrl.model import expand
 from ctrl.offloaded import in_memory
@@ -140,8 +141,8 @@ def export_published(model: nn.Module, folder: str | os.PathLike[str], max_shard
         try:
             save_torch_state_dict(state, part, max_shard_size=max_shard_size, shared_tensors_to_discard=tied)
             (part / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-            if getattr(expanded, "generation_config", None) is not None:
-                expanded.generation_config.to_json_file(part / GENERATION_FILE)
+            if (settings := config_of(expanded)) is not None:
+                settings.to_json_file(part / GENERATION_FILE)
             _replace_export(folder, part)
         finally:
             shutil.rmtree(part, ignore_errors=True)

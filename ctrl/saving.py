@@ -73,7 +73,7 @@ def load(
         Its dtype is the one in training by default.
 
     A base given by name generates with the saved model's settings (generation_config): where replies end, and those
-    that are not transformers' defaults.
+    that are not transformers' defaults. Its own come back in `pretrained`, `unload`, `swap` and `reference`.
 
     If the base has the dtype of the base in training, every tensor gets the dtype in which it was saved. Otherwise it
     gets the dtype of this base, with a warning if that rounds. Raises CheckpointError, and leaves the base unchanged,

@@ -30,7 +30,8 @@ from ctrl.sums import Sums, exact_sums, other_rows
 def unload(model: nn.Module) -> PreTrainedModel:
     """Remove the copies and return the base, the same object and bit for bit; all its weights train again.
 
-    Weights of the base that you unfroze and trained stay as trained. What was not saved is lost: `swap` keeps it.
+    Weights of the base that you unfroze and trained stay as trained, and so do settings of generation that you or a
+    trainer set; those that `ctrl.load` brought go. What was not saved is lost: `swap` keeps it.
     Raises ConfigError for a sharded model, and inside `ctrl.diagnostics` or `ctrl.collect_divergence`.
     """
     plain: Any = _changeable(model)

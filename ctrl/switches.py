@@ -17,6 +17,7 @@ from ctrl.adapters import active_adapter
 from ctrl.changes import warn_if_changed
 from ctrl.control_model import require_expanded
 from ctrl.errors import ConfigError
+from ctrl.generation import to_base, to_expansion
 from ctrl.interpolation import Interpolation
 from ctrl.layer import expanded_layers
 
@@ -27,11 +28,13 @@ _LOCK = threading.Lock()
 def pretrained(model: nn.Module) -> Iterator[nn.Module]:
     """Turn the model into the base model, bit for bit, inside the block: no copy runs, no divergence is added.
 
-    Weights of the base that you unfroze and trained stay as trained. The block counts for all threads. A pass inside it
-    keeps its meaning in a backward pass after the block, with transformers' gradient checkpointing too; but a
-    checkpoint of your own around several layers runs them again as the model is then. Warns of an active PEFT adapter
-    on top, which stays on, and of frozen weights that are no longer as they were (looked for in the first block and in
-    those of a model in eval mode). A copy made inside the block stays switched off, with a warning.
+    Weights of the base that you unfroze and trained stay as trained. `generate` follows the base's own settings, not
+    those that `ctrl.load` brought; what you or a trainer set on the model counts in the block too. The block counts for
+    all threads. A pass inside it keeps its meaning in a backward pass after the block, with transformers' gradient
+    checkpointing too; but a checkpoint of your own around several layers runs them again as the model is then. Warns of
+    an active PEFT adapter on top, which stays on, and of frozen weights that are no longer as they were (looked for in
+    the first block and in those of a model in eval mode). A copy made inside the block stays switched off, with a
+    warning.
     """
     expanded = require_expanded(model)
     control = expanded.control
@@ -47,12 +50,16 @@ def pretrained(model: nn.Module) -> Iterator[nn.Module]:
     with _LOCK:
         control.off += 1
         control.enabled = False
+        if control.off == 1:
+            to_base(expanded)
     try:
         yield model
     finally:
         with _LOCK:
             control.off -= 1
             control.enabled = not control.off
+            if control.enabled and getattr(expanded, "control", None) is control:  # ctrl.swap may have taken it off
+                to_expansion(expanded)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -117,3 +120,64 @@ def test_replies_end_where_those_of_the_saved_model_did(tmp_path: Path) -> None:
         ctrl.load(base, folder)
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "ends"}))
     assert ctrl.load(base, folder).generation_config.eos_token_id == plain.eos_token_id  # a folder from before
+
+
+def test_the_base_generates_with_its_own_settings(tmp_path: Path) -> None:
+    """pretrained, unload and reference promise the base; a merged model and another save are of the expansion."""
+    base, folder, again = tmp_path / "base", tmp_path / "trained", tmp_path / "again"
+    plain: Any = tiny()
+    plain.generation_config.update(eos_token_id=[7], repetition_penalty=1.1, no_repeat_ngram_size=3)
+    plain.save_pretrained(base)
+    model = disturbed()
+    model.generation_config.update(**SET, eos_token_id=[7, 9])  # type: ignore[union-attr]
+    ctrl.save(model, folder)
+    loaded, own = ctrl.load(base, folder), (settings(plain), ends(plain))
+    saved = (settings(loaded), ends(loaded))
+    assert seen(loaded) == saved != own
+    loaded.generation_config.max_new_tokens = 20  # type: ignore[union-attr]
+    saved[0]["max_new_tokens"] = own[0]["max_new_tokens"] = 20  # the user's stays everywhere
+    with ctrl.pretrained(loaded):
+        assert seen(loaded) == own
+        with ctrl.pretrained(loaded):
+            pass
+        assert seen(loaded) == own
+        assert seen(ctrl.merge_back(loaded)) == saved
+        ctrl.save(loaded, again)
+        with pytest.warns(UserWarning, match="copied inside ctrl.pretrained"):
+            off = copy.deepcopy(loaded)
+    assert seen(off) == own
+    assert seen(loaded) == seen(pickle.loads(pickle.dumps(loaded))) == seen(ctrl.load(base, again)) == saved
+    assert seen(ctrl.merge_back(loaded)) == saved
+    assert seen(ctrl.reference(loaded)) == own
+    with ctrl.pretrained(loaded):
+        former: Any = ctrl.swap(loaded, ctrl.swap(loaded, folder))  # type: ignore[arg-type]
+        assert former is not None
+        assert seen(loaded) == own
+    assert seen(loaded) == saved
+    loaded.generation_config.temperature = 0.9  # type: ignore[union-attr]
+    unloaded = ctrl.unload(loaded)
+    assert seen(unloaded) == ({**own[0], "temperature": 0.9}, own[1])
+    unloaded.save_pretrained(tmp_path / "plain")
+
+
+def test_an_expansion_takes_its_settings_along_when_it_is_swapped(tmp_path: Path) -> None:
+    base, folder = tmp_path / "base", tmp_path / "trained"
+    tiny().save_pretrained(base)
+    model = disturbed()
+    model.generation_config.update(**SET)  # type: ignore[union-attr]
+    ctrl.save(model, folder)
+    other = disturbed(seed=6)
+    ctrl.save(other, tmp_path / "other")
+    loaded = ctrl.load(base, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        waiting: Any = ctrl.swap(loaded, tmp_path / "other")
+        assert settings(loaded) == {}
+        ctrl.swap(loaded, waiting)
+    assert settings(loaded) == SET
+
+
+def seen(model: Any) -> tuple[dict[str, Any], list[int]]:
+    """The settings that `generate` of this model follows now."""
+    bare: Any = SimpleNamespace(generation_config=model.generation_config)
+    return settings(bare), ends(bare)
