@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 
 from ctrl.errors import warn
 
-# tokens, which trainers set (`ends` has those at which replies end), and what a pass returns
-OTHERS = re.compile(r"_.*|.*token_id|transformers_version|use_cache|output_.*|return_dict.*")
+# tokens that trainers set (`ends` has those at which replies end), and what a pass returns
+OTHERS = re.compile(r"_.*|(pad|bos|eos|decoder_start)_token_id|transformers_version|use_cache|output_.*|return_dict.*")
+FORCED = re.compile(r"forced_.*token_id")  # folders of earlier versions lack them
 
 Exchange: TypeAlias = dict[str, tuple[Any, Any]]  # a value of now and another one, by the name of a setting
 
@@ -122,11 +123,14 @@ def _give(model: Any, values: dict[str, Any]) -> None:
 def _agree_on_settings(model: Any, saved: dict[str, Any] | None, named: bool) -> None:
     """Let `generate` choose tokens as it did."""
     here = settings(model)
-    if saved is None or here == saved:
+    if saved is None:
         return
     defaults = type(model.generation_config)()
-    gone = {name: getattr(defaults, name, None) for name in here.keys() - saved.keys()}
+    lacking = {name for name in here.keys() - saved.keys() if not FORCED.fullmatch(name)}
+    gone = {name: getattr(defaults, name, None) for name in lacking}
     other = {**gone, **{name: value for name, value in saved.items() if here.get(name) != value}}
+    if not other:
+        return
     if named:
         _give(model, other)
         return

@@ -18,6 +18,7 @@ from ctrl.generation import ends, padding, settings
 from tests.helpers.tiny_llama import IDS, disturbed, tiny
 
 SET = {"do_sample": True, "temperature": 0.5, "repetition_penalty": 1.5, "max_new_tokens": 7}
+SET |= {"forced_eos_token_id": 5, "forced_bos_token_id": 4}
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, []), (3, [3]), ([3, 5], [3, 5]), ((5,), [5])])
@@ -51,15 +52,16 @@ def test_settings_of_generation_travel_with_the_copies(tmp_path: Path) -> None:
     assert "temperature" not in str(seen[0].message)
     held = tiny()
     held.generation_config.update(**SET)
+    held.generation_config.update(forced_eos_token_id=6, forced_bos_token_id=None)
     held.save_pretrained(base)
     ctrl.save(disturbed(), folder)
-    assert settings(ctrl.load(base, folder)) == {}
+    assert settings(ctrl.load(base, folder)) == {"forced_eos_token_id": 6}  # earlier versions have not saved it
     file = folder / "control_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "generation": "cold"}))
     with pytest.raises(ctrl.CheckpointError, match="not a control config"):
         ctrl.load(base, folder)
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "generation"}))
-    assert settings(ctrl.load(base, folder)) == SET  # a folder from before
+    assert settings(ctrl.load(base, folder)) == settings(held)  # a folder from before
 
 
 def test_settings_that_transformers_calls_invalid_can_be_saved_again(tmp_path: Path) -> None:
