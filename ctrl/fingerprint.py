@@ -153,5 +153,6 @@ def same_base(saved: dict[str, Any], here: dict[str, Any]) -> bool | None:
 def holds_more(model: Any, dtype: str) -> bool:
     """Whether the base has values that this type (`torch.bfloat16`) rounds, as far as a sample shows."""
     narrow: Any = getattr(torch, dtype.removeprefix("torch."))
-    values = (some_of(p) for n, p in model.named_parameters() if not is_added(n))
-    return any(not torch.equal(v.to(narrow).to(v.dtype), v) for v in values if v.is_floating_point() and not v.is_meta)
+    base = (p for n, p in model.named_parameters() if not is_added(n) and not is_quantised(p))
+    values = (some_of(p) for p in base)
+    return any(not torch.equal(v.to(narrow).to(v.dtype), v) for v in values if not v.is_meta)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctrl.layer import is_added
-from ctrl.quantised import has_quantised
+from ctrl.quantised import has_quantised, is_quantised
 from ctrl.sharded import is_sharded
 from ctrl.structure import head_parameters
 
@@ -21,8 +21,8 @@ def exact_sums(model: Any, whole: bool = True) -> Sums:
     """Add up the bytes of all values of the base, eight at a time: name -> type and sum.
 
     It reads all of them: the 16 GB of an 8B model in bf16 take half a second on one core of a CPU (31 GB/s).
-    Of a quantised base embeddings and head alone. whole=False: of any base these and its saved buffers, as is fast
-    enough for each `ctrl.pretrained`.
+    Of a quantised base embeddings and head alone, unless they are quantised too. whole=False: of any base these and its
+    saved buffers, as is fast enough for each `ctrl.pretrained`.
     """
     heads = [get() for get in (model.get_input_embeddings, model.get_output_embeddings)]
     found = {id(p) for head in heads if isinstance(head, nn.Module) for p in head.parameters(recurse=False)}
@@ -30,7 +30,7 @@ def exact_sums(model: Any, whole: bool = True) -> Sums:
     every, trained = whole and not quantised, head_parameters(model)
     wanted = {n: p for n, p in model.named_parameters() if (every or id(p) in found) and n not in trained}
     base = {n: p for n, p in wanted.items() if not is_added(n)}
-    named = {n: p for n, p in base.items() if is_held(p) and p.dtype in FLOATS}
+    named = {n: p for n, p in base.items() if is_held(p) and not is_quantised(p) and p.dtype in FLOATS}
     named |= {} if quantised else _saved_buffers(model)
     return {n: (str(p.dtype), byte_sum(p)) for n, p in named.items()}
 

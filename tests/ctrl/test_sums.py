@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import ctrl
 from ctrl.changes import changed
-from ctrl.fingerprint import fingerprint
+from ctrl.fingerprint import fingerprint, holds_more
 from ctrl.sums import exact_sums, other_rows
 from tests.helpers.architectures import build
 from tests.helpers.families import perturb
@@ -122,3 +123,38 @@ def test_buffers_of_copies_are_merged() -> None:
     torch.testing.assert_close(ctrl.merge_models([model, other], [1.0, 0.0], 1.0).eval()(IDS).logits, expected)
     plain = build("deepseek_v3")
     assert torch.equal(ctrl.merge_back(model, alpha=0.0).eval()(IDS).logits, plain(IDS).logits)
+
+
+class Packed(torch.Tensor):
+    """As torchao's weights: floats to the outside, whose values cannot be laid out anew."""
+
+    def __new__(cls, values: torch.Tensor) -> Any:
+        return torch.Tensor._make_subclass(cls, values)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("flatten", "view", "reshape", "__getitem__"):
+            raise NotImplementedError(f"Packed: {func.__name__}")
+        made = super().__torch_function__(func, types, args, kwargs or {})
+        return made.as_subclass(torch.Tensor) if func is nn.functional.linear else made
+
+
+@pytest.mark.parametrize("low_rank", [False, True])
+def test_a_head_that_is_quantised_after_the_expansion_is_left_out(low_rank: bool, tmp_path: Path) -> None:
+    """The way out that errors of quantised layers name: expand first, then quantise the frozen matrices."""
+    config = ctrl.ControlConfig(layers=2, expanded="lora" if low_rank else "full")
+    model: Any = ctrl.expand(tiny().eval(), config)
+    perturb(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".expanded." not in name:
+            module.weight = nn.Parameter(Packed(module.weight.detach()), requires_grad=False)
+    assert not isinstance(model.model.embed_tokens.weight, Packed)
+    assert list(exact_sums(model)) == ["model.embed_tokens.weight"]
+    assert holds_more(model, "torch.bfloat16")
+    with ctrl.pretrained(model):
+        own = model(IDS).logits
+    ctrl.save(model, tmp_path)
+    with pytest.warns(UserWarning, match="the base in training was quantised"):
+        loaded = ctrl.load(tiny().eval(), tmp_path)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert torch.equal(ctrl.unload(model)(IDS).logits, own)
