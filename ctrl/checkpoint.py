@@ -26,7 +26,7 @@ from ctrl.facts import description
 from ctrl.fingerprint import rest_print
 from ctrl.generation import ends, padding, settings
 from ctrl.layer import ADDED, expanded_layers
-from ctrl.mark import MARK, marked, read_mark
+from ctrl.mark import MARK, mark_of, marked
 from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
@@ -89,13 +89,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read `base` (facts of the base model), `control` (the config), `ends`, `generation` and `pad` (see
     `ctrl.generation`; None in older folders).
 
-    Raises CheckpointError if that fails.
+    Without a config it is read from the mark of the weights: Trainer uploads the latter alone in the middle of a
+    training. Raises CheckpointError if that fails.
     """
     path = folder / CONFIG_FILE
-    if not path.is_file():
+    mark = None if path.is_file() else mark_of(folder / WEIGHTS_FILE)
+    if mark is None and not path.is_file():
         raise CheckpointError(f"{folder} has no {CONFIG_FILE}: it is not a folder written by ctrl.save")
     try:
-        meta = json.loads(path.read_text())
+        meta = json.loads(path.read_text()) if mark is None else mark
         if meta["format"] != FORMAT:
             raise CheckpointError(f"{path} has format {meta['format']}, this version reads {FORMAT}: update ctrl")
         base = meta["base"]
@@ -137,10 +139,8 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
     Warns if the tensors are not those that were saved: bits of a file may change, and nothing else would show it.
     meta: of `read_config`. Fields that only one of them has are of an earlier version; the base may have been renamed.
     """
-    with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        if MARK not in file.keys():  # noqa: SIM118 (not a dict)
-            return
-        noted = read_mark(file.get_tensor(MARK))
+    if (noted := mark_of(folder / WEIGHTS_FILE)) is None:
+        return
     lost = dict.fromkeys(noted["control"].keys() - meta["control"].keys())  # a default would take its place
     frozen = [facts["base"].get("frozen") for facts in (meta, noted)]  # a save notes it in both files, or in none
     if frozen[0] != frozen[1]:

@@ -8,11 +8,15 @@ dict in memory, or of torch.save, has no mark: it holds the settings that shape 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ctrl.computes import differences
@@ -47,6 +51,15 @@ def read_mark(mark: Tensor) -> dict[str, Any]:
             f"{error}): copy the file again, or save it again"
         ) from error
     return dict(noted)
+
+
+def mark_of(path: Path) -> dict[str, Any] | None:
+    """Read the mark in a file of weights; None if it has none, or cannot be read."""
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return None
+    with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as file:
+        return read_mark(file.get_tensor(MARK)) if MARK in file.keys() else None  # noqa: SIM118 (not a dict)
+    return None
 
 
 def marked_again(mark: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:

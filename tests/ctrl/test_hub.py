@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import RepositoryNotFoundError
+from transformers import Trainer, TrainingArguments
 
 import ctrl
 from ctrl import hub
 from ctrl.checkpoint import FILES
-from tests.helpers.tiny_llama import IDS, disturbed, tiny
+from tests.helpers.tiny_llama import IDS, disturbed, sequences, tiny
 
 
 class FakeHub:
@@ -148,3 +150,31 @@ def test_what_an_expansion_cannot_do_is_refused(given: dict[str, Any], tmp_path:
         disturbed().save_pretrained(tmp_path, **given)
     assert not list(tmp_path.iterdir())
     disturbed().save_pretrained(tmp_path, variant=None, max_shard_size="1MB", save_original_format=True)
+
+
+@pytest.mark.parametrize("strategy", ["every_save", "checkpoint", "all_checkpoints"])
+def test_what_trainer_uploads_in_the_middle_of_a_training_loads(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It uploads the weights and config.json of a checkpoint, but no file that it does not know."""
+    uploads: list[Path] = []
+
+    def upload(_: Any, folder_path: Path, **kwargs: Any) -> Any:
+        uploads.append(tmp_path / f"upload-{len(uploads)}")
+        shutil.copytree(folder_path, uploads[-1], ignore=shutil.ignore_patterns("checkpoint-*", "last-checkpoint"))
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: type("Url", (), {"repo_id": "me/math"}))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    model = ctrl.expand(tiny(), ctrl.ControlConfig(layers=2))
+    arguments = TrainingArguments(
+        str(tmp_path / "out"), max_steps=2, save_steps=2, learning_rate=1e-2, push_to_hub=True, hub_model_id="me/math",
+        hub_strategy=strategy, report_to=[], use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=sequences()).train()  # type: ignore[arg-type]
+    assert not (uploads[0] / "control_config.json").exists()  # a checkpoint as it is may follow
+    loaded = ctrl.load(tiny().eval(), uploads[0])
+    assert torch.equal(loaded.eval()(IDS).logits, model.eval()(IDS).logits)
+    assert not torch.equal(loaded(IDS).logits, tiny().eval()(IDS).logits)
