@@ -53,8 +53,8 @@ def changed(model: Any, whole: bool = True, sums: Sums | None = None) -> list[Te
 
 
 def _own_name(name: str) -> str:
-    """Return the name that a tensor has without PEFT's adapters on top."""
-    return name.replace(".base_layer", "").replace(".original_module", "")
+    """Return the name that a tensor has without PEFT's adapters on top, and without torch.compile."""
+    return name.replace(".base_layer", "").replace(".original_module", "").replace("._orig_mod", "")
 
 
 def repacked(model: Any) -> list[str]:

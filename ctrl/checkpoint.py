@@ -26,7 +26,7 @@ from ctrl.facts import description
 from ctrl.fingerprint import rest_print
 from ctrl.generation import ends, padding, settings
 from ctrl.layer import ADDED, expanded_layers
-from ctrl.mark import MARK, mark_of, marked
+from ctrl.mark import COMPILED, MARK, mark_of, marked, uncompiled
 from ctrl.offloaded import in_memory
 from ctrl.quantised import refuse_quantised_copies
 from ctrl.sharded import write_once
@@ -43,7 +43,13 @@ REFUSAL |= dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers", "tex
 
 def write_checkpoint(model: Any, folder: str | os.PathLike[str], state_dict: dict[str, Tensor] | None = None) -> Path:
     """Write the folder of an expanded model that is in no wrapper; see `ctrl.save`."""
-    folder = Path(folder)
+    if state_dict is not None:
+        state_dict = {name.replace(f".{COMPILED}.", "."): tensor for name, tensor in state_dict.items()}
+    with uncompiled(model):
+        return _write_checkpoint(model, Path(folder), state_dict)
+
+
+def _write_checkpoint(model: Any, folder: Path, state_dict: dict[str, Tensor] | None) -> Path:
     refuse_base(folder, model.config._name_or_path)
     copies = [layer.expanded for layer in expanded_layers(model)]
     refuse_computed_weights(copies, "ctrl.save")

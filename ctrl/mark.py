@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ctrl.facts import description
 from ctrl.fingerprint import holds_more, rest_print, same_base
 from ctrl.sums import byte_sum, other_rows
 
+COMPILED = "_orig_mod"  # what torch.compile calls the module that it wraps
 MARK = "control.description"  # the tensor's name
 SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  # what the same tensors compute
 # facts of the base that are compared in other ways
@@ -62,6 +63,28 @@ def mark_of(path: Path) -> dict[str, Any] | None:
     return None
 
 
+@contextlib.contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Put parts that were compiled as they were inside the block: torch.compile gives their tensors other names."""
+    places = [(parent, name, part) for parent in model.modules() for name, part in parent._modules.items()]
+    compiled = [(parent, name, part) for parent, name, part in places if COMPILED in getattr(part, "_modules", ())]
+    for parent, name, part in compiled:
+        parent._modules[name] = getattr(part, COMPILED)
+    try:
+        yield
+    finally:
+        for parent, name, part in compiled:
+            parent._modules[name] = part
+
+
+def _name_as_here(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Give tensors of a save, in place, the names that they have in a model with parts that were compiled."""
+    for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        plain = name.replace(f"{COMPILED}.", "")
+        if plain != name and prefix + plain in state_dict:
+            state_dict[prefix + name] = state_dict.pop(prefix + plain)
+
+
 def marked_again(mark: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """Return the mark of a file some of whose tensors were replaced by these, by name: with their sums."""
     noted = read_mark(mark)
@@ -97,6 +120,7 @@ class Marked(nn.Module):
             here = description(self)
             here["base"]["rest"] = rest_print(self.control.samples, [name.removeprefix(prefix) for name in state_dict])
             check_mark(mark, here)
+        _name_as_here(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 import ctrl
 from ctrl.mark import MARK
 from tests.helpers.families import build
-from tests.helpers.tiny_llama import IDS, expanded, sequences, tiny
+from tests.helpers.tiny_llama import IDS, disturbed, expanded, sequences, tiny
 
 
 def changed(seed: int = 0, eps: float = 1e-6, dtype: torch.dtype = torch.float32, **config: Any) -> PreTrainedModel:
@@ -151,3 +151,34 @@ def test_frequencies_of_positions_that_were_rounded_are_said(dtype: torch.dtype,
         warnings.simplefilter("error")
         same = ctrl.load(made(), tmp_path / "saved").eval()
     assert torch.equal(same(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("part", ["decoder", "layer"])
+def test_a_part_that_was_compiled_is_saved_as_the_plain_one(part: str, tmp_path: Path) -> None:
+    """torch.compile puts a module around it, which has another name for each tensor."""
+    model: Any = disturbed()
+    names = list(model.state_dict())
+    want = model(IDS).logits
+    if part == "decoder":
+        model.model = torch.compile(model.model, backend="eager")
+    else:
+        model.model.layers[3] = torch.compile(model.model.layers[3], backend="eager")
+    ctrl.save(model, tmp_path)
+    assert list(model.state_dict()) != names  # still compiled
+    assert torch.equal(ctrl.load(tiny().eval(), tmp_path)(IDS).logits, want)
+    model.save_pretrained(tmp_path / "again", state_dict=model.state_dict())
+    assert torch.equal(ctrl.load(tiny().eval(), tmp_path / "again")(IDS).logits, want)
+    state = load_file(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".expanded." in name:
+                parameter.zero_()
+    lacking, unknown = model.load_state_dict(state, strict=False)  # as Trainer resumes
+    assert not unknown
+    assert not [name for name in lacking if ".expanded." in name]
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, want)
+        model.lm_head.weight[3] += 1
+        model.get_input_embeddings().weight[3] += 1
+    with pytest.warns(UserWarning, match="2 frozen parameters have changed"), ctrl.pretrained(model):
+        pass
