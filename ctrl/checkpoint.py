@@ -24,7 +24,7 @@ from ctrl.changes import changed, repacked
 from ctrl.errors import CheckpointError, warn
 from ctrl.facts import description
 from ctrl.fingerprint import rest_print
-from ctrl.generation import ends, padding, settings
+from ctrl.generation import ends, labels, padding, settings
 from ctrl.layer import ADDED, expanded_layers
 from ctrl.mark import COMPILED, MARK, mark_of, marked, uncompiled
 from ctrl.offloaded import in_memory
@@ -66,7 +66,7 @@ def _write_checkpoint(model: Any, folder: Path, state_dict: dict[str, Tensor] | 
         )
     state = model.state_dict() if state_dict is None else state_dict
     meta = {"format": FORMAT, **description(model, sums)}
-    meta |= {"ends": ends(model), "generation": settings(model), "pad": padding(model)}
+    meta |= {"ends": ends(model), "generation": settings(model), "pad": padding(model), "labels": labels(model)}
     # not of what is saved whole: new rows of embeddings that trained may start with other values in each process
     meta["base"]["sums"] = {name: total for name, total in meta["base"]["sums"].items() if name not in names}
     meta["base"] |= {"rest": rest_print(model.control.samples, names), "own_head": own_head(model) is not None}
@@ -92,7 +92,7 @@ def refuse_base(folder: Path, base: str) -> None:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `base` (facts of the base model), `control` (the config), `ends`, `generation` and `pad` (see
+    """Read `base` (facts of the base model), `control` (the config), `ends`, `generation`, `pad` and `labels` (see
     `ctrl.generation`; None in older folders).
 
     Without a config it is read from the mark of the weights: Trainer uploads the latter alone in the middle of a
@@ -117,6 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         given = None if meta.get("generation") is None else {**meta["generation"]}
         return {
             "base": base, "control": meta["control"], "ends": known, "generation": given, "pad": meta.get("pad"),
+            "labels": meta.get("labels"),
         }  # fmt: skip
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a control config ({error!r}): save the model again") from error
@@ -157,7 +158,7 @@ def check_one_save(folder: Path, meta: dict[str, Any], tensors: Mapping[str, Ten
     stops, others = meta["ends"], noted.get("ends")
     if stops is not None and others is not None and set(stops) != set(others):
         _refuse_two_saves(folder, "ends", stops, others)
-    for field in ("generation", "pad"):
+    for field in ("generation", "pad", "labels"):
         if None not in (meta[field], noted.get(field)) and meta[field] != noted[field]:
             _refuse_two_saves(folder, field, meta[field], noted[field])
     sums = noted.get("tensors", {})  # earlier versions noted none

@@ -9,7 +9,7 @@ from torch import nn
 
 from ctrl.computes import computes
 from ctrl.fingerprint import packed_print
-from ctrl.generation import ends, padding, settings
+from ctrl.generation import ends, labels, padding, settings
 from ctrl.precision import HALF
 from ctrl.quantised import kinds
 from ctrl.sums import Sums, exact_sums
@@ -71,7 +71,7 @@ def _unsaved(module: nn.Module) -> set[str]:
 def base_as_it_runs(model: Any) -> dict[str, Any]:
     """Describe what of a base changes outputs and may be otherwise at each load of the same weights."""
     facts = {"dtype": str(model.dtype), "buffers": buffer_types(model), "rounded": rounded_buffers(model)}
-    chosen = {"pad": padding(model), "ends": ends(model), "generation": settings(model)}
+    chosen = {"pad": padding(model), "labels": labels(model), "ends": ends(model), "generation": settings(model)}
     return {**facts, "quantised": kinds(model), **chosen}
 
 

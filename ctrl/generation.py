@@ -1,5 +1,5 @@
 """Save with an expansion what trainers and users set in memory, and bring it back: settings of generation, and the
-padding of a classifier.
+padding and classes of a classifier.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ def padding(model: Any) -> int | None:
     return model.config.get_text_config().pad_token_id if pooled else None
 
 
+def labels(model: Any) -> dict[str, str] | None:
+    """Return the names of a classifier's classes by their index; None of other models, and of names not given."""
+    if not type(model).__name__.endswith("Classification"):
+        return None
+    names = {str(i): str(name) for i, name in (model.config.id2label or {}).items()}
+    return names if any(name != f"LABEL_{i}" for i, name in names.items()) else None
+
+
 def agree(model: Any, saved: dict[str, Any], named: bool) -> None:
     """Let the model do what the saved one did. saved: of `read_config`; None of what an earlier version did not note.
 
@@ -94,6 +102,12 @@ def agree(model: Any, saved: dict[str, Any], named: bool) -> None:
         warn(
             f"the model was saved with config.pad_token_id={pad}, this base has {here}: it reads the last token that "
             f"is no padding, so it answers otherwise for padded rows. Set model.config.pad_token_id = {pad}",
+            stacklevel=3,
+        )
+    if saved["labels"] is not None and saved["labels"] != labels(model):
+        warn(
+            f"the model was saved with the classes {saved['labels']}, this base has {model.config.id2label}: the same "
+            "answer has another name. Set model.config.id2label and label2id",
             stacklevel=3,
         )
     if getattr(model, "generation_config", None) is not None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, LlamaForSequenceClassification
 
 import ctrl
@@ -99,6 +100,34 @@ def test_a_classifier_s_padding_is_that_of_the_save_or_it_is_said(pad: int | Non
     assert any("model.config.pad_token_id = 7" in str(w.message) for w in seen) == (pad != 7)
     loaded.config.pad_token_id = 7
     assert (loaded.eval()(IDS).logits - model.eval()(IDS).logits).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("saved", "here", "said"),
+    [
+        ({0: "toxic", 1: "fine"}, {0: "fine", 1: "toxic"}, True),
+        ({0: "toxic", 1: "fine"}, {0: "LABEL_0", 1: "LABEL_1"}, True),
+        ({0: "toxic", 1: "fine"}, {0: "toxic", 1: "fine"}, False),
+        ({0: "LABEL_0", 1: "LABEL_1"}, {0: "toxic", 1: "fine"}, False),  # no names were given
+    ],
+)
+def test_a_classifier_s_classes_are_those_of_the_save_or_it_is_said(
+    saved: dict[int, str], here: dict[int, str], said: bool, tmp_path: Path
+) -> None:
+    """The trained head gives an index, and the base at hand its name: "fine" for what is toxic."""
+
+    def made(names: dict[int, str]) -> Any:
+        config = tiny().config
+        config.id2label, config.label2id = names, {name: i for i, name in names.items()}
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return LlamaForSequenceClassification(config)
+
+    ctrl.save(ctrl.expand(made(saved), ctrl.ControlConfig(layers=1)), tmp_path)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ctrl.load(made(here), tmp_path)
+    assert any("answer has another name" in str(w.message) for w in seen) == said
 
 
 def test_replies_end_where_those_of_the_saved_model_did(tmp_path: Path) -> None:
