@@ -111,11 +111,13 @@ def attach(trainer: AnyTrainer) -> AnyTrainer:
         trainer.train()
 
     Needed only where the model warns: a trainer that uses the model's own loss has the divergence already, and
-    `attach` leaves its losses as they are (of a `compute_loss` that multiplies the model's loss, the divergence keeps
-    its own weight). The divergence is scaled as the trainer's own loss: over gradient
-    accumulation and processes it is that of one large batch. Raises ConfigError for a trainer of a plain model, one
-    without `compute_loss`, nn.DataParallel, TRL's `sync_ref_model` and `use_vllm`; in the first step for one that does
-    not call its `compute_loss` (TRL's OnlineDPOTrainer).
+    `attach` leaves its losses as they are (of a `compute_loss` that multiplies the model's loss, the divergence
+    keeps its own weight). The divergence is scaled as the trainer's own loss: over gradient accumulation and
+    processes it is that of one large batch if the trainer divides by the tokens of the whole batch, as SFTTrainer
+    does. Otherwise (DPO, classifiers) each micro-batch has a mean of its own, and rows of unlike length other
+    weights. Raises ConfigError for a trainer of a plain model, one without `compute_loss`, nn.DataParallel, TRL's
+    `sync_ref_model` and `use_vllm`; in the first step for one that does not call its `compute_loss` (TRL's
+    OnlineDPOTrainer).
     """
     changed: Any = trainer
     expanded = require_expanded(getattr(changed, "model", changed))

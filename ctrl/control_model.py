@@ -169,7 +169,9 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
             given = {name: kwargs[name] for name in UPLOAD if kwargs.get(name) is not None}
             upload(folder, **{"repo_id": folder.absolute().name, **given})
 
-    def push_to_hub(self, repo_id: str, *, tags: Sequence[str] = (), max_shard_size: Any = None, **kwargs: Any) -> Any:
+    def push_to_hub(
+        self, repo_id: str, *, tags: str | Sequence[str] = (), max_shard_size: Any = None, **kwargs: Any
+    ) -> Any:
         """Upload the folder of `ctrl.save` with its model card. max_shard_size has no effect.
 
         tags: for the card, next to those of `add_model_tags`. kwargs: token, private, commit_message,
@@ -177,10 +179,9 @@ class ControlModel(CopiedAlone, HoldsAdapters, Marked):
         """
         with tempfile.TemporaryDirectory() as name:
             folder = write_checkpoint(bare_expanded(self), name)
-            meta = read_config(folder)
-            (folder / CARD_FILE).write_text(
-                card(meta["base"], meta["control"], [*model_tags(self), *(tags or ())]), encoding="utf-8"
-            )
+            meta, more = read_config(folder), [tags] if isinstance(tags, str) else tags or ()
+            text = card(meta["base"], meta["control"], [*model_tags(self), *more])
+            (folder / CARD_FILE).write_text(text, encoding="utf-8")
             return upload(folder, repo_id, **kwargs)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from ctrl.control_model import require_expanded
 from ctrl.layer import expanded_layers
+from ctrl.quantised import weights_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ def describe(model: nn.Module) -> Description:
     rows.trainable = sum(p.numel() for p in expanded.parameters() if p.requires_grad)
     lora = expanded.control.config.expanded == "lora"  # offloading makes two of each weight that these copies share
     names = expanded.named_parameters()
-    rows.parameters = sum(p.numel() for n, p in names if p.requires_grad or not (lora and ".expanded." in n))
+    rows.parameters = sum(weights_in(p) for n, p in names if p.requires_grad or not (lora and ".expanded." in n))
     for layer in expanded_layers(expanded):
         mix, alpha, gated = layer.interpolation, None, False
         if mix is not None:

@@ -7,6 +7,7 @@ compute with. They are read by running the module on the identity, so no library
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -22,6 +23,12 @@ PACKED = (
 )  # torch's own: no tensor of theirs is a parameter or buffer
 BLOCK = 1024  # rows of the identity that run at once
 WAY_OUT = "use expanded='lora', or expand the model first and then quantise its frozen linear modules"
+
+
+def weights_in(parameter: Tensor) -> int:
+    """Return how many weights a parameter holds: in 4 bits bitsandbytes packs two into one value."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return parameter.numel() if shape is None else math.prod(shape)
 
 
 def is_quantised(tensor: Tensor) -> bool:

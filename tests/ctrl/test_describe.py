@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from peft import PeftModel
 
 import ctrl
@@ -57,3 +59,14 @@ class _Counted:
     def __init__(self, model: Any) -> None:
         self.named_parameters = model.named_parameters
         self.base_model = model
+
+
+def test_weights_that_are_packed_in_pairs_count_as_two() -> None:
+    """As `num_parameters` of transformers counts them: "all params" of a base in nf4 was half as large."""
+    model: Any = ctrl.expand(tiny(), ctrl.ControlConfig(layers=2))
+    whole = ctrl.describe(model).parameters
+    linear = model.model.layers[0].mlp.up_proj
+    shape, half = linear.weight.shape, linear.weight.numel() // 2
+    linear.weight = torch.nn.Parameter(torch.zeros(half, 1, dtype=torch.uint8), requires_grad=False)
+    linear.weight.quant_state = SimpleNamespace(shape=shape)
+    assert ctrl.describe(model).parameters == whole

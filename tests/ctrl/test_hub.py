@@ -94,8 +94,9 @@ def test_push_to_hub_uploads_the_expansion_and_keeps_a_card_that_is_there(reposi
     ]
     written = repositories.root / "me" / "mine" / "README.md"
     assert ModelCard.load(written).data.tags == ["control-llm", "trl", "math"]
-    disturbed(structure="stack").push_to_hub("me/mine")  # our own card names what is there now
+    disturbed(structure="stack").push_to_hub("me/mine", tags="sums")  # our own card names what is there now
     assert "| structure | stack |" in written.read_text()
+    assert ModelCard.load(written).data.tags == ["control-llm", "sums"], "a text is one tag, not one for each letter"
     written.write_text("my own")
     model.push_to_hub("me/mine")
     assert written.read_text() == "my own"
