@@ -11,7 +11,7 @@ from ctrl.computes import computes
 from ctrl.fingerprint import packed_print
 from ctrl.generation import ends, labels, padding, settings
 from ctrl.precision import HALF
-from ctrl.quantised import kinds
+from ctrl.quantised import kinds, settings_of
 from ctrl.sums import Sums, exact_sums
 
 MERGED = ", merged with copies"  # after the name of a base that is no longer the one of this name
@@ -25,6 +25,7 @@ def description(model: Any, sums: Sums | None = None) -> dict[str, Any]:
     base |= {"part_prints": control.part_prints, "expanded_layers": control.layers, "buffers": buffer_types(model)}
     base["class"] = class_name(model)
     base |= {"rounded": rounded_buffers(model), "quantised": kinds(model), "packed": packed_print(control.packed)}
+    base["quantisation"] = settings_of(model)
     base["sums"] = {name: list(found) for name, found in (exact_sums(model) if sums is None else sums).items()}
     return {"control": control.config.to_dict(), "base": base}
 
@@ -72,7 +73,7 @@ def base_as_it_runs(model: Any) -> dict[str, Any]:
     """Describe what of a base changes outputs and may be otherwise at each load of the same weights."""
     facts = {"dtype": str(model.dtype), "buffers": buffer_types(model), "rounded": rounded_buffers(model)}
     chosen = {"pad": padding(model), "labels": labels(model), "ends": ends(model), "generation": settings(model)}
-    return {**facts, "quantised": kinds(model), **chosen}
+    return {**facts, "quantised": kinds(model), "quantisation": settings_of(model), **chosen}
 
 
 def buffer_types(model: nn.Module) -> list[str]:

@@ -31,7 +31,7 @@ SHAPING = ("structure", "interpolation", "expanded", "lora_rank", "norm_mix")  #
 # facts of the base that are compared in other ways
 NOTED = (
     "name", "dtype", "fingerprint", "fingerprint_dtype", "part_prints", "computes", "frozen", "buffers", "sums",
-    "own_head", "rest", "quantised", "packed", "rounded", "class",
+    "own_head", "rest", "quantised", "quantisation", "packed", "rounded", "class",
 )  # fmt: skip
 
 
@@ -206,6 +206,9 @@ def other_kinds(there: dict[str, Any], here: dict[str, Any]) -> str:
             f"the base in training was {shown[0]}, this one is {shown[1]}, so its outputs are others than those of the "
             "copies' training: measure the model as it is now"
         )
+    settings: list[Any] = [facts.get("quantisation") for facts in (there, here)]
+    if None not in settings and (other := differences(*settings)):
+        return f"the base in training was quantised with other settings, so its outputs are others: {other}"
     if None in prints or prints[0] == prints[1]:
         return ""
     return (

@@ -7,7 +7,9 @@ compute with. They are read by running the module on the identity, so no library
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,6 +25,7 @@ PACKED = (
 )  # torch's own: no tensor of theirs is a parameter or buffer
 BLOCK = 1024  # rows of the identity that run at once
 WAY_OUT = "use expanded='lora', or expand the model first and then quantise its frozen linear modules"
+WHERE = re.compile(r"_.*|.*skip_modules|modules_to_not_convert|.*offload|.*storage")  # settings of where, not of how
 
 
 def weights_in(parameter: Tensor) -> int:
@@ -53,6 +56,19 @@ def kinds(model: nn.Module) -> list[str]:
     """Name the classes of the quantised matrices and of their weights; empty for a model in floats."""
     found = filter(is_quantised_linear, model.modules())
     return sorted({f"{type(m).__name__} ({type(getattr(m, 'weight', None)).__name__})" for m in found})
+
+
+def settings_of(model: nn.Module) -> dict[str, Any] | None:
+    """Return the settings with which transformers quantised a model, as JSON has them; None of others.
+
+    Those of the 4 bits' dtype of computing, of a threshold or of activations are in no packed byte, and change outputs.
+    """
+    given: Any = getattr(model.config, "quantization_config", None)
+    if given is None or not has_quantised(model):
+        return None
+    values = given if isinstance(given, dict) else given.to_dict()
+    kept = {name: value for name, value in values.items() if not WHERE.fullmatch(name)}
+    return dict(json.loads(json.dumps(kept, default=str)))
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ from ctrl.generation import agree
 from ctrl.hub import local_folder
 from ctrl.mark import NOTED, other_buffers, other_kinds, other_type
 from ctrl.model import expand
-from ctrl.quantised import kinds
+from ctrl.quantised import kinds, settings_of
 from ctrl.structure import give_own_head
 from ctrl.sums import exact_sums, other_rows
 
@@ -177,7 +177,7 @@ def _check_base(
             "allow_other_base=True puts the copies onto this one"
         )
     rows = "" if allow_other else other_rows(saved, here)
-    now = {**here, "buffers": buffer_types(model), "quantised": kinds(model)}
+    now = {**here, "buffers": buffer_types(model), "quantised": kinds(model), "quantisation": settings_of(model)}
     now |= {"packed": packed_print(packed_samples(model)), "rounded": rounded_buffers(model)}
     for other in filter(None, (rows, other_buffers(saved, now), other_kinds(saved, now))):
         warn(f"{folder}: {other}", stacklevel=3)

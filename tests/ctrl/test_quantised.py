@@ -139,6 +139,34 @@ def test_bf16_copies_are_fp32_and_compute_in_bf16() -> None:
     assert model(IDS).logits.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, False),
+        ({"bnb_4bit_compute_dtype": "bfloat16"}, True),
+        ({"llm_int8_threshold": 0.0}, True),
+        ({"llm_int8_skip_modules": ["lm_head"], "_load_in_4bit": True}, False),  # where, not how
+        (None, False),  # quantised by hand: not known
+    ],
+)
+def test_other_settings_of_quantisation_are_said(changes: dict[str, Any] | None, said: bool, tmp_path: Path) -> None:
+    """The packed weights are the same, and the outputs are not."""
+    own = {"quant_method": "bitsandbytes", "bnb_4bit_compute_dtype": "float32", "llm_int8_threshold": 6.0}
+
+    def base(settings: dict[str, Any] | None) -> Any:
+        model: Any = quantised("fake int8")
+        if settings is not None:
+            model.config.quantization_config = settings
+        return model
+
+    model = ctrl.expand(base(own), ctrl.ControlConfig(layers=2, expanded="lora"))
+    ctrl.save(model, tmp_path)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ctrl.load(base(None if changes is None else own | changes), tmp_path)
+    assert any("was quantised with other settings" in str(one.message) for one in seen) == said
+
+
 def test_a_bias_is_copied_once() -> None:
     base = build("qwen2")
     replace_linears(base.model, FakeInt8)
