@@ -97,10 +97,6 @@ def check_arm(operation: str, arm: Path, alpha: float | None) -> None:
     if operation in ("wise", "lines") and alpha is None:
         whose = "tuned model's" if operation == "wise" else "first layer's"
         raise ConfigError(f"{operation} needs the {whose} shares: --alphas 0.25 0.5 0.75")
-    if operation in DIALS and alpha is not None and not (arm / "trained").is_dir():
-        raise ConfigError(
-            f"{operation} changes trained weights, and arm {arm.name!r} has none here: copy its folder trained"
-        )
     if operation in DIALS and (alpha is None or not expanded):
         raise ConfigError(
             f"{operation} needs an expanded arm and shares of its copies: --alphas 0.25 0.5 0.75 (arm {arm.name!r})"
