@@ -98,8 +98,8 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     """Average the values of S seeds, with an interval of their questions and of how much the seeds differ.
 
     From the mean, each end is sqrt(h^2 + (t s / sqrt(S))^2) away: h to the mean of the seeds' ends, s the standard
-    deviation of their values, t of Student's distribution with S - 1 degrees of freedom. It needs no item records;
-    `over_seeds`, which has them, is narrower. An end that one of the seeds lacks is None.
+    deviation of their values, t of Student's distribution with S - 1 degrees of freedom. It needs no item records,
+    which `over_seeds` resamples. An end that one of the seeds lacks is None.
     """
     values = [one.value for one in estimates]
     value = math.fsum(values) / len(values)

@@ -176,7 +176,7 @@ def test_intervals_of_seeds_on_the_same_questions_cover(
 @pytest.mark.parametrize("count", [2, 3, 5])
 @pytest.mark.parametrize("apart", [0.0, 1.0, 5.0])
 def test_means_over_seeds_without_their_items_cover(apart: float, count: int) -> None:
-    """Ends were means too: of equal arms of 3 seeds 27 of 100 pairs had intervals that did not overlap.
+    """Ends were means too, so equal arms of seeds that differ had intervals that often did not overlap.
 
     apart: the standard deviation between seeds, in those of the questions, which all seeds share.
     """
